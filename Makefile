@@ -1,0 +1,43 @@
+# Every target works on a bare machine with Python 3.11: it builds what it needs first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# mypy must see the folders under their import name; the tree holds links only.
+TYPES := build/types/fedprofile
+PACKAGES := common client server simulations
+
+.PHONY: install simulate test lint types unit clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make simulate   train a shared encoder over simulated devices, with user-level DP"
+	@echo "make test       lint, types and tests"
+	@echo "make install    virtual environment in $(VENV), command $(BIN)/fedprofile"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	touch $@
+
+simulate: install
+	$(BIN)/fedprofile simulate
+
+test: lint types unit
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	rm -rf build/types && mkdir -p $(TYPES)
+	for package in $(PACKAGES); do ln -s $(CURDIR)/$$package $(TYPES)/$$package; done
+	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml --namespace-packages -p fedprofile
+
+unit: install
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+clean:
+	rm -rf $(VENV) build *.egg-info

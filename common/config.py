@@ -1,0 +1,220 @@
+"""The configuration of a run: TOML in, one validated object out, unknown keys refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ColumnMapping(_Section):
+    """Which column of the files holds what; names a preset leaves open."""
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    event: str | None = None
+    value: str | None = None
+    session: str | None = None
+    text: str | None = None
+    category: str | None = None
+    price: str | None = None
+
+
+class DataConfig(_Section):
+    """Where interactions come from and how they are cleaned."""
+
+    path: str = Field("synthetic", description="'synthetic', a file, or a folder of files")
+    preset: str = Field("auto", description="layout or domain; 'auto' tells the layout by columns")
+    items: str | None = Field(None, description="item table file: item_id,text,category,price,…")
+    columns: ColumnMapping = ColumnMapping()
+    event_weights: dict[str, float] = Field(
+        default_factory=dict, description="event type → weight; ≤ 0 drops the event"
+    )
+    minimum_user_events: int = Field(2, ge=1)
+    minimum_item_events: int = Field(1, ge=1)
+    session_gap_minutes: float = Field(
+        30.0, gt=0, description="a longer pause starts a new session where none is given"
+    )
+    synthetic_users: int = Field(4_000, ge=1)
+    synthetic_items: int = Field(1_500, ge=2)
+    synthetic_seed: int = 0
+
+
+class ItemsConfig(_Section):
+    """How public item vectors are made from catalogue content."""
+
+    text_encoder: Literal["tfidf", "hashed", "sentence"] = "tfidf"
+    dimension: int = Field(128, ge=4, description="columns of the text block")
+    sentence_model: str = Field(
+        "all-MiniLM-L6-v2", description="name or folder, for text_encoder = 'sentence'"
+    )
+
+
+class ModelConfig(_Section):
+    """The shared encoder."""
+
+    encoder: Literal["transformer", "gru", "mean"] = "transformer"
+    width: int = Field(32, ge=4)
+    layers: int = Field(1, ge=1)
+    heads: int = Field(2, ge=1)
+    window: int = Field(32, ge=2, description="recent events the encoder reads")
+    half_lives_days: tuple[float, ...] = Field(
+        (2.0, 30.0, 365.0), description="time scales of the decayed interest sums"
+    )
+    item_ids: bool = Field(False, description="add a trainable vector per item")
+    item_id_dimension: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if not self.half_lives_days or min(self.half_lives_days) <= 0:
+            raise ValueError("half_lives_days needs at least one positive number")
+        return self
+
+
+class TrainingConfig(_Section):
+    """Rounds, what a device does in one, and the server's step."""
+
+    rounds: int = Field(30, ge=0)
+    local_steps: int = Field(2, ge=1)
+    local_learning_rate: float = Field(0.1, gt=0)
+    negatives: int = Field(128, ge=1, description="random items shared by the cohort, per step")
+    targets: Literal["new", "all"] = Field(
+        "new", description="learn to predict first encounters only, or every event"
+    )
+    server_optimizer: Literal["fedadam", "fedavg"] = "fedadam"
+    server_learning_rate: float = Field(0.02, gt=0)
+    sampling_probability: float | None = Field(
+        None, gt=0, le=1, description="Poisson rate q; unset: min(1, cohort / population)"
+    )
+    cohort: int = Field(5_000, ge=1, description="expected devices a round, where q is unset")
+    averaging: float = Field(
+        0.5, ge=0, lt=1, description="share of the last rounds whose models are averaged"
+    )
+
+
+class PrivacyConfig(_Section):
+    """User-level central DP."""
+
+    enabled: bool = True
+    epsilon: float = Field(8.0, gt=0)
+    delta: float | None = Field(None, gt=0, lt=1, description="unset: population^-1.1")
+    clip_norm: float = Field(0.5, gt=0)
+    noise_multiplier: float | None = Field(
+        None, gt=0, description="unset: calibrated so that all rounds fit into epsilon"
+    )
+    statistics_share: float = Field(
+        0.3, ge=0, lt=1, description="share of μ² (Gaussian DP) for the one-shot statistics"
+    )
+
+
+class EvaluationConfig(_Section):
+    """Split and metrics."""
+
+    split: Literal["global-time", "leave-one-out", "none"] = "global-time"
+    validation_from: dt.date | None = None
+    test_from: dt.date | None = None
+    validation_quantile: float = Field(0.8, gt=0, lt=1)
+    test_quantile: float = Field(0.9, gt=0, lt=1)
+    k: int = Field(10, ge=1)
+    bootstrap_samples: int = Field(1_000, ge=0)
+    baselines: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationConfig:
+        if (self.validation_from is None) != (self.test_from is None):
+            raise ValueError("validation_from and test_from go together: give both or none")
+        if (
+            self.validation_from is not None
+            and self.test_from is not None
+            and self.validation_from >= self.test_from
+        ):
+            raise ValueError("validation_from must be before test_from")
+        if self.validation_quantile >= self.test_quantile:
+            raise ValueError("validation_quantile must be below test_quantile")
+        return self
+
+
+class EngineConfig(_Section):
+    """How devices are simulated; changes speed, never results."""
+
+    kind: Literal["local", "ray"] = "local"
+    devices_per_host: int = Field(1_024, ge=1)
+    threads: int = Field(0, ge=0, description="0: as many as cores")
+    compile: bool = Field(False, description="torch.compile the training step; needs g++")
+
+
+class RunConfig(_Section):
+    """Everything that defines a run."""
+
+    seed: int | None = Field(
+        None, ge=0, description="makes the run repeatable; noise is then not secret"
+    )
+    data: DataConfig = DataConfig()
+    items: ItemsConfig = ItemsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+
+    def digest(self) -> str:
+        """SHA-256 of what decides the result: all sections but ``engine``."""
+        content = self.model_dump(mode="json", exclude={"engine"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The complete configuration as TOML; unset values are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_config(path: Path | None, overrides: dict[str, dict[str, Any]] | None = None) -> RunConfig:
+    """Read ``path`` (defaults where None) and lay command-line ``overrides`` over it.
+
+    Args:
+        path: a TOML file with the sections of :class:`RunConfig`.
+        overrides: section → key → value; the section ``""`` is the top level; None values are unset.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is out of range.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: can't read the configuration ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid TOML ({error})") from error
+    for section, values in (overrides or {}).items():
+        target = content if section == "" else content.setdefault(section, {})
+        if isinstance(target, dict):
+            target.update({key: value for key, value in values.items() if value is not None})
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        where = f"{path}: " if path is not None else ""
+        raise ConfigError(where + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{key}'; see docs/configuration.md for the keys"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
+    return f"{key}: {message}{shown}" if key else message + shown

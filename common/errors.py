@@ -1,0 +1,65 @@
+"""Every error that fedprofile raises on purpose.
+
+FedprofileError                    exit code 2: what was wrong, where, what to do
+├── ConfigError                    a key, value or option
+├── DataError                      a file, column or row
+├── RunFolderError                 a run folder that exists, is missing or belongs to another run
+├── LedgerError                    a ledger that can't be read or doesn't hold together
+├── MessageError                   a message outside the wire format
+│   └── ReplyRejected              a reply refused before aggregation, with its reason
+└── BudgetError                    exit code 3: a release would exceed the privacy budget
+"""
+
+from __future__ import annotations
+
+
+class FedprofileError(Exception):
+    """Root of the tree; the message is one line for the user."""
+
+    exit_code = 2
+
+
+class ConfigError(FedprofileError):
+    """A configuration key, value or option is unknown or out of range."""
+
+
+class DataError(FedprofileError):
+    """An input file can't be used; the message names file, column or row."""
+
+
+class RunFolderError(FedprofileError):
+    """A run folder exists already, is missing, or belongs to another configuration."""
+
+
+class LedgerError(FedprofileError):
+    """A ledger can't be read, or its chain or pairing doesn't hold."""
+
+
+class MessageError(FedprofileError):
+    """A message is outside the wire format."""
+
+
+class ReplyRejected(MessageError):
+    """A reply is refused before aggregation.
+
+    Attributes:
+        reason: one short word from a fixed set, used to count rejections.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class BudgetError(FedprofileError):
+    """A release would exceed the privacy budget.
+
+    Attributes:
+        epsilon_reached: the ε that the release would have led to.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, epsilon_reached: float) -> None:
+        super().__init__(message)
+        self.epsilon_reached = epsilon_reached

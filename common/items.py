@@ -1,0 +1,88 @@
+"""The public item table: frozen vectors that every device downloads whole.
+
+A device that holds the whole table asks nobody about the items it looked at. The table is data for
+encoder and scoring alike, so it is plain numpy and is named by the hash of its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .errors import DataError
+from .files import write_atomically
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTable:
+    """Frozen item vectors and what can be said about an item.
+
+    Attributes:
+        vectors: float32 [n_items, dimension]; each block is L2-normalised per item, times its weight.
+        ids: original item ids, n_items of them.
+        tags: interest tags of each item (category values and the like), perhaps none.
+        blocks: name → (start, stop) column range of each feature block.
+    """
+
+    vectors: NDArray[np.float32]
+    ids: tuple[str, ...]
+    tags: tuple[tuple[str, ...], ...]
+    blocks: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.ids)
+
+    @property
+    def dimension(self) -> int:
+        """Length of an item vector."""
+        return int(self.vectors.shape[1])
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over vectors, ids, tags and blocks; the same table has the same name anywhere."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.vectors, dtype="<f4").tobytes())
+        digest.update(self._description().encode())
+        return digest.hexdigest()
+
+    def _description(self) -> str:
+        description = {"ids": self.ids, "tags": self.tags, "blocks": self.blocks}
+        return json.dumps(description, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+    def save(self, path: Path) -> None:
+        """Write the table as safetensors, with its content hash in the header."""
+        metadata = {"content_hash": self.content_hash, "description": self._description()}
+        write_atomically(path, save({"vectors": np.ascontiguousarray(self.vectors)}, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> ItemTable:
+        """Read a table written by :meth:`save`.
+
+        Raises:
+            DataError: the file is missing, damaged, or its content doesn't match its hash.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata()
+                vectors = file.get_tensor("vectors")
+            description = json.loads(metadata["description"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not an item table ({error}); build it again") from error
+        table = cls(
+            vectors=vectors,
+            ids=tuple(description["ids"]),
+            tags=tuple(tuple(tags) for tags in description["tags"]),
+            blocks={name: (a, b) for name, (a, b) in description["blocks"].items()},
+        )
+        if table.content_hash != metadata["content_hash"]:
+            raise DataError(f"{path}: content doesn't match its hash; build it again")
+        return table

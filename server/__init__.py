@@ -1,0 +1,1 @@
+"""Everything that runs where updates are aggregated: cohorts, validation, private step, strategy."""

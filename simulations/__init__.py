@@ -1,0 +1,1 @@
+"""Many devices on one machine or a Ray cluster: data, baselines, evaluation, the run folder."""
