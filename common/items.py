@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class ItemTable:
     """Frozen item vectors and what can be said about an item.
 
     Attributes:
-        vectors: float32 [n_items, dimension]; each block is L2-normalised per item, times its weight.
+        vectors: float32 [n_items, dimension]; rows in blocks of columns, see ``blocks``.
         ids: original item ids, n_items of them.
         tags: interest tags of each item (category values and the like), perhaps none.
         blocks: name → (start, stop) column range of each feature block.
@@ -46,6 +46,35 @@ class ItemTable:
     def dimension(self) -> int:
         """Length of an item vector."""
         return int(self.vectors.shape[1])
+
+    def with_block(self, name: str, columns: NDArray[np.float32]) -> ItemTable:
+        """This table with one more feature block, such as a released statistic or image vectors.
+
+        Args:
+            name: a name that no block has yet.
+            columns: [n_items, c], finite; taken as they are, neither normalised nor weighted.
+
+        Raises:
+            DataError: the name is taken, or the columns don't fit the table or aren't finite.
+        """
+        if name in self.blocks:
+            raise DataError(f"item table: block {name!r} exists already; choose another name")
+        if columns.ndim != 2 or len(columns) != self.n_items:
+            raise DataError(
+                f"item table: block {name!r} has shape {columns.shape}; "
+                f"it needs one row for each of the {self.n_items} items"
+            )
+        if not np.isfinite(columns).all():
+            row = int(np.flatnonzero(~np.isfinite(columns).all(axis=1))[0])
+            raise DataError(
+                f"item table: block {name!r} isn't finite for item {self.ids[row]!r}; "
+                "put zeros where a value is unknown"
+            )
+        return replace(
+            self,
+            vectors=np.hstack([self.vectors, columns]).astype(np.float32),
+            blocks={**self.blocks, name: (self.dimension, self.dimension + columns.shape[1])},
+        )
 
     @cached_property
     def content_hash(self) -> str:
