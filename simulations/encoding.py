@@ -1,0 +1,193 @@
+"""Cleaned rows as an interaction log: catalogue, users, and histories in index form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from ..common.errors import DataError
+from ..common.histories import Histories
+from .dataset import InteractionLog, QualityReport, Rule
+
+SMALLEST_WEIGHT = 1e-3
+"""A value next to zero still is an event, and weights are positive."""
+
+_ATTRIBUTE = "user:"
+
+
+def build_catalogue(rows: pl.DataFrame, item_table: pl.DataFrame | None) -> pl.DataFrame:
+    """What is known of each item of ``rows``, ascending by ``item_id``.
+
+    From the rows comes the most frequent text, category and tags of an item (the first in the
+    alphabet of equals) and its median price; an item table goes before them.
+    """
+    columns = {"item": "item_id"}
+    catalogue = rows.select("item").unique().sort("item")
+    for name in ("text", "category", "tags"):
+        if name in rows.columns:
+            catalogue = catalogue.join(most_frequent(rows, "item", name), on="item", how="left")
+    if "price" in rows.columns:
+        prices = rows.group_by("item").agg(pl.col("price").median())
+        catalogue = catalogue.join(prices, on="item", how="left")
+    catalogue = catalogue.rename(columns)
+    if item_table is not None:
+        catalogue = catalogue.join(item_table, on="item_id", how="left", suffix=":table")
+        catalogue = catalogue.with_columns(
+            pl.coalesce(f"{name}:table", name).alias(name)
+            for name in item_table.columns
+            if f"{name}:table" in catalogue.columns
+        )
+    known = ("item_id", "text", "category", "price", "tags")
+    return catalogue.select(name for name in known if name in catalogue.columns).sort("item_id")
+
+
+def build_users(rows: pl.DataFrame, user_table: pl.DataFrame | None) -> pl.DataFrame:
+    """``user_id``, ascending, and the most frequent value of each attribute."""
+    users = rows.select("user").unique()
+    for name in rows.columns:
+        if name.startswith(_ATTRIBUTE):
+            users = users.join(most_frequent(rows, "user", name), on="user", how="left")
+    users = users.rename(lambda name: name.removeprefix(_ATTRIBUTE)).rename({"user": "user_id"})
+    if user_table is not None:
+        users = users.join(user_table, on="user_id", how="left")
+    return users.sort("user_id")
+
+
+def most_frequent(rows: pl.DataFrame, key: str, name: str) -> pl.DataFrame:
+    """The value that each ``key`` has most often in column ``name``; the smallest of equals."""
+    return (
+        rows.filter(pl.col(name).is_not_null())
+        .group_by(key, name)
+        .len()
+        .sort("len", name, descending=[True, False])
+        .group_by(key, maintain_order=True)
+        .agg(pl.col(name).first())
+    )
+
+
+def encode_events(
+    events: pl.DataFrame,
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+    event_types: Sequence[str],
+    weights: Mapping[str, float],
+) -> tuple[Histories, Rule]:
+    """Merged events as histories, and the rule that counts times moved to keep their order.
+
+    The weight of an event is its event type's weight × log1p(value), over the median log1p(value) of
+    that type: a median event weighs what its type weighs, and a bulk order doesn't weigh hundreds.
+
+    Args:
+        events: user, item, event, time, value, basket, start; one row per event.
+        user_ids: ascending; device index = position.
+        item_ids: ascending; item index = position.
+        event_types: names of the types, in index order.
+        weights: event type → weight; 1 where absent.
+    """
+    if len(event_types) > np.iinfo(np.int16).max:
+        raise DataError(
+            f"{len(event_types)} event types: this column names no types; set data.columns.event"
+        )
+    strength = pl.col("value").log1p()
+    codes = events.select(
+        device=pl.col("user").replace_strict(
+            user_ids, np.arange(len(user_ids)), return_dtype=pl.Int64
+        ),
+        item=pl.col("item").replace_strict(
+            item_ids, np.arange(len(item_ids)), return_dtype=pl.Int32
+        ),
+        type=pl.col("event").replace_strict(
+            list(event_types), list(range(len(event_types))), return_dtype=pl.Int16
+        ),
+        weight=(
+            pl.col("event").replace_strict(
+                list(event_types),
+                [weights.get(event, 1.0) for event in event_types],
+                return_dtype=pl.Float64,
+            )
+            * strength
+            / strength.median().over("event")
+        ).clip(lower_bound=SMALLEST_WEIGHT),
+        time="time",
+        basket="basket",
+    ).sort("basket", "time", "item", "type")
+    # Sessions that overlap in time: each stays whole, so an event may move up to its predecessor.
+    ordered = codes.with_columns(
+        session=(pl.col("basket").rank("dense").over("device") - 1).cast(pl.Int32),
+        ordered=pl.col("time").cum_max().over("device"),
+    )
+    moved = int((ordered["ordered"] != ordered["time"]).sum())
+    histories = Histories(
+        offsets=np.searchsorted(ordered["device"], np.arange(len(user_ids) + 1)).astype(np.int64),
+        items=ordered["item"].to_numpy(),
+        times=ordered["ordered"].to_numpy(),
+        sessions=ordered["session"].to_numpy(),
+        weights=ordered["weight"].cast(pl.Float32).to_numpy(),
+        types=ordered["type"].to_numpy(),
+    )
+    rule = Rule(
+        "overlapping sessions",
+        "events moved to the time of the one before, so that sessions stay whole",
+        changed=moved,
+    )
+    return histories, rule
+
+
+def require_population(
+    source: str, events: pl.DataFrame, rules: Sequence[Rule], rows_read: int
+) -> None:
+    """Refuse what nothing can be learned from.
+
+    Raises:
+        DataError: no event is left, or fewer than two users or two items.
+    """
+    if events.is_empty():
+        worst = max(rules, key=lambda rule: rule.removed)
+        raise DataError(
+            f"{source}: no events left of {rows_read} rows; most were removed by '{worst.name}' "
+            f"({worst.removed}: {worst.explanation}); check data.preset, data.columns and data.minimum_*"
+        )
+    for role in ("user", "item"):
+        ids = events[role].unique()
+        if len(ids) < 2:
+            raise DataError(
+                f"{source}: only one {role} left ({ids[0]!r}); at least two are needed, so check "
+                f"data.columns.{role} and data.minimum_{role}_events, or add data"
+            )
+
+
+def assemble(
+    histories: Histories,
+    catalogue: pl.DataFrame,
+    users: pl.DataFrame,
+    event_types: Sequence[str],
+    *,
+    source: str,
+    preset: str,
+    rows_per_file: Sequence[tuple[str, int]],
+    rules: Sequence[Rule],
+) -> InteractionLog:
+    """The log with its quality report, whose figures are counted from the histories."""
+    starts = np.ones(histories.n_events, dtype=bool)
+    starts[1:] = (np.diff(histories.sessions) != 0) | (np.diff(histories.devices) != 0)
+    return InteractionLog(
+        user_ids=tuple(users["user_id"]),
+        catalogue=catalogue,
+        histories=histories,
+        event_types=tuple(event_types),
+        users=users,
+        quality=QualityReport(
+            source=source,
+            preset=preset,
+            rows_per_file=tuple(rows_per_file),
+            rules=tuple(rules),
+            rows_kept=histories.n_events,
+            users=histories.n_devices,
+            items=catalogue.height,
+            sessions=int(starts.sum()),
+            first_time=int(histories.times.min()),
+            last_time=int(histories.times.max()),
+        ),
+    )

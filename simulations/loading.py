@@ -1,0 +1,133 @@
+"""One call from configuration to interaction log: the built-in population, or files of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from ..common.config import DataConfig
+from ..common.errors import DataError
+from .cleaning import (
+    Cleaner,
+    add_sessions,
+    event_weights,
+    interpret,
+    merge_baskets,
+    remove_rare,
+    remove_repeats,
+    remove_unusable,
+    stack,
+    usable_price,
+)
+from .dataset import InteractionLog
+from .encoding import assemble, build_catalogue, build_users, encode_events, require_population
+from .parsing import as_text, parse_description
+from .presets import Preset, find_preset
+from .sources import Table, list_files, read_tables
+from .synthetic import synthesise
+
+SYNTHETIC = "synthetic"
+"""The ``data.path`` of the built-in population."""
+
+
+def load_log(config: DataConfig) -> InteractionLog:
+    """Read, clean, normalise and encode the interactions that ``config`` names.
+
+    Raises:
+        ConfigError: an unknown preset.
+        DataError: a file can't be used, or too little is left of it.
+    """
+    if config.path == SYNTHETIC:
+        return synthesise(config.synthetic_users, config.synthetic_items, config.synthetic_seed)
+    path = Path(config.path)
+    files = list_files(path)
+    items_path = Path(config.items) if config.items is not None else None
+    if items_path is not None and path.is_dir():
+        files = [file for file in files if file.resolve() != items_path.resolve()]
+    preset = find_preset(config.preset, files, config.columns)
+    tables = _read_interactions(config, files, preset)
+    if items_path is None:
+        items_path = preset.companion(path, preset.item_tables)
+    item_table = _read_items(items_path, config, preset) if items_path is not None else None
+    users_path = preset.companion(path, preset.user_tables)
+    user_table = _read_users(users_path, preset) if users_path is not None else None
+    cleaner = Cleaner(stack(tables))
+    remove_repeats(cleaner)
+    columns = cleaner.rows.columns
+    roles = preset.resolve(config.columns, columns, config.path)
+    names = [table.name for table in tables]
+    interpret(cleaner, roles, preset.resolve_attributes(columns), preset.event, names)
+    remove_unusable(cleaner, preset, config)
+    known = cleaner.rows
+    add_sessions(cleaner, config.session_gap_minutes)
+    merge_baskets(cleaner)
+    remove_rare(cleaner, config.minimum_user_events, config.minimum_item_events)
+    rows_per_file = [(table.name, table.frame.height) for table in tables]
+    events = cleaner.rows
+    require_population(config.path, events, cleaner.rules, sum(n for _, n in rows_per_file))
+
+    known = known.join(events.select("user").unique(), on="user", how="semi")
+    known = known.join(events.select("item").unique(), on="item", how="semi")
+    catalogue = build_catalogue(known, item_table)
+    users = build_users(known, user_table)
+    event_types = sorted(events["event"].unique())
+    histories, moved = encode_events(
+        events,
+        users["user_id"],
+        catalogue["item_id"],
+        event_types,
+        event_weights(preset, config),
+    )
+    return assemble(
+        histories,
+        catalogue,
+        users,
+        event_types,
+        source=config.path,
+        preset=preset.name,
+        rows_per_file=rows_per_file,
+        rules=(*cleaner.rules, moved),
+    )
+
+
+def _read_interactions(config: DataConfig, files: Sequence[Path], preset: Preset) -> list[Table]:
+    chosen = preset.interaction_files(files)
+    if not chosen:
+        raise DataError(
+            f"{config.path}: preset {preset.name} needs {' or '.join(preset.interactions)}; "
+            f"found: {', '.join(file.name for file in files) or 'no table'}"
+        )
+    tables = [
+        table
+        for file in chosen
+        for table in read_tables(file, preset.header(file), preset.fallback_encoding)
+    ]
+    for table in tables:
+        preset.resolve(config.columns, table.frame.columns, table.name)
+    return tables
+
+
+def _read_items(path: Path, config: DataConfig, preset: Preset) -> pl.DataFrame:
+    """``item_id`` (unique) and what the table says about it; the first line of an item counts."""
+    rows = stack(read_tables(path, preset.header(path), preset.fallback_encoding))
+    roles = preset.resolve_items(config.columns, rows.columns, path.name)
+    ids = as_text(rows[roles["item"]]).alias("item_id")
+    if preset.product_code:
+        ids = ids.str.to_uppercase()
+    table = pl.DataFrame([ids, *parse_description(rows, roles)])
+    if "price" in table.columns:
+        table = table.with_columns(usable_price())
+    return table.filter(pl.col("item_id").is_not_null()).unique(
+        "item_id", keep="first", maintain_order=True
+    )
+
+
+def _read_users(path: Path, preset: Preset) -> pl.DataFrame:
+    """``user_id`` (unique) and attributes of the users."""
+    rows = stack(read_tables(path, preset.header(path), preset.fallback_encoding))
+    attributes = preset.resolve_attributes(rows.columns)
+    columns = {"user_id": "user_id", **attributes}
+    table = pl.DataFrame([as_text(rows[column]).alias(name) for name, column in columns.items()])
+    return table.unique("user_id", keep="first", maintain_order=True)
