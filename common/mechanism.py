@@ -64,7 +64,7 @@ class Mechanism:
             )
         if not isinstance(self.population_size, int) or self.population_size < 1:
             raise ConfigError(
-                f"population_size must be a whole number of 1 or more, got {self.population_size}"
+                f"population_size must be a whole number of 1 or more, got {self.population_size!r}"
             )
         if self.sampler not in get_args(Sampler):
             raise ConfigError(

@@ -2,8 +2,8 @@
 
 To Opacus a stack of client updates is what per-sample gradients are: ``p.grad_sample`` holds
 w_global − w_client of each client, so that descent along the mean applies the mean update. Clipping
-runs where the updates are (a device host), noise and step where the sums meet (the server). Opacus's
-own generator is no CSPRNG without torchcsprng, which no current Python has, hence the one override.
+runs where the updates are (a device host), noise and step where the sums meet (the server). Opacus
+draws secure noise only with torchcsprng, which no current Python has, hence the one override.
 """
 
 from __future__ import annotations
