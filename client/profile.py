@@ -1,0 +1,337 @@
+"""The profile of one user, kept on the device and brought up to date event by event.
+
+A profile has no serialiser to the wire: it can be shown to its owner, and that is all. Everything
+in it follows from the events, so a device stores those and can build the profile anew at any time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.decay import Scale, decayed_sums, decayed_weights, event_factors
+from ..common.errors import ConfigError, DataError
+from ..common.histories import Histories
+from ..common.items import ItemTable
+
+CONTENT_TEMPERATURE = 10.0  # cosine 1 ↔ score 10, as in an untrained encoder
+HABITS = Scale("days", 180.0)
+"""How fast tags and frequencies fade: slowly, for a habit comes back after months."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One interaction.
+
+    Attributes:
+        item: index into the item table.
+        time: seconds since 1970-01-01 UTC.
+        weight: strength of the event, > 0.
+        type: index into the event-type names.
+    """
+
+    item: int
+    time: int
+    weight: float = 1.0
+    type: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What a device knows of its owner, as of the newest event.
+
+    Attributes:
+        scales: time scales of the interest sums.
+        habits: time scale of tags and frequencies.
+        sums: float32 [n_scales, k], decayed interest sums.
+        vector: float32 [k], profile vector U in the space of the item vectors.
+        tags: interest tag → decayed weight.
+        items: int32 [seen], items of all events, ascending.
+        frequencies: float32 [seen], decayed weight of the events of each of ``items``.
+        window: the most recent events, oldest first.
+        window_size: events that ``window`` holds at most.
+        before_window: time of the newest event too old for ``window``; None while there is none.
+        n_events: events so far.
+        updated_at: time of the newest event; None before the first.
+        declared: basic data the owner stated, such as language or age band.
+    """
+
+    scales: tuple[Scale, ...]
+    habits: Scale
+    sums: NDArray[np.float32]
+    vector: NDArray[np.float32]
+    tags: Mapping[str, float]
+    items: NDArray[np.int32]
+    frequencies: NDArray[np.float32]
+    window: tuple[Event, ...]
+    window_size: int
+    before_window: int | None = None
+    n_events: int = 0
+    updated_at: int | None = None
+    declared: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def repeat_rate(self) -> float:
+        """ρ, the share of events that repeat an earlier item; see :func:`repeat_rate`."""
+        return float(repeat_rate(np.array(self.n_events), np.array(len(self.items))))
+
+    def to_dict(self, table: ItemTable) -> dict[str, Any]:
+        """The whole profile as JSON-ready values with original item ids, for its owner's eyes."""
+        return {
+            "declared": dict(self.declared),
+            "events": self.n_events,
+            "updated_at": self.updated_at,
+            "repeat_rate": self.repeat_rate,
+            "tags": dict(sorted(self.tags.items(), key=lambda tag: (-tag[1], tag[0]))),
+            "frequencies": {
+                table.ids[item]: float(weight)
+                for item, weight in zip(self.items, self.frequencies, strict=True)
+            },
+            "recent": [
+                {"item": table.ids[e.item], "time": e.time, "weight": e.weight, "type": e.type}
+                for e in self.window
+            ],
+            "interests": [
+                {"clock": scale.clock, "half_life": scale.half_life, "sum": total.tolist()}
+                for scale, total in zip(self.scales, self.sums, strict=True)
+            ],
+            "vector": self.vector.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far a vector moved.
+
+    Attributes:
+        norm: Euclidean norm of the difference.
+        cosine: between old and new; 0 where either is zero.
+    """
+
+    norm: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class ProfileChange:
+    """What one event did to a profile: Δu.
+
+    Attributes:
+        vector: shift of the profile vector U.
+        sums: shift of the decayed interest sum of each scale.
+        tags_gained: tag → weight won.
+        tags_lost: tag → weight lost by ageing, positive.
+        entered: events that came into the window: the event, or none where it is too old.
+        left: events that fell out of the window.
+    """
+
+    vector: Shift
+    sums: tuple[Shift, ...]
+    tags_gained: dict[str, float]
+    tags_lost: dict[str, float]
+    entered: tuple[Event, ...]
+    left: tuple[Event, ...]
+
+
+Encode = Callable[[Profile], NDArray[np.float32]]
+"""From sums and window of a profile to its profile vector U, float32 [k]."""
+
+
+def content_vector(profile: Profile) -> NDArray[np.float32]:
+    """U of an untrained encoder, the content cosine: the mean over scales of 10·D_s/‖D_s‖."""
+    norms = np.linalg.norm(profile.sums, axis=1, keepdims=True)
+    directions = profile.sums / np.maximum(norms, 1e-6)
+    vector: NDArray[np.float32] = CONTENT_TEMPERATURE * directions.mean(axis=0)
+    return vector.astype(np.float32)
+
+
+def repeat_rate(n_events: NDArray[np.int64], n_items: NDArray[np.int64]) -> NDArray[np.float64]:
+    """ρ, the share of events that repeat an earlier item, under a uniform Beta(1, 1) prior.
+
+    Args:
+        n_events: events of each user.
+        n_items: different items among them; every other event is a repeat.
+    """
+    rate: NDArray[np.float64] = (n_events - n_items + 1) / (n_events + 2)
+    return rate
+
+
+def empty_profile(
+    table: ItemTable,
+    *,
+    scales: tuple[Scale, ...],
+    window_size: int,
+    habits: Scale = HABITS,
+    declared: Mapping[str, str] | None = None,
+    encode: Encode = content_vector,
+) -> Profile:
+    """The profile of someone who has done nothing yet.
+
+    Raises:
+        ConfigError: the window holds no event.
+    """
+    if window_size < 1:
+        raise ConfigError(f"profile: window of {window_size} events; it must hold at least one")
+    profile = Profile(
+        scales=scales,
+        habits=habits,
+        sums=np.zeros((len(scales), table.dimension), dtype=np.float32),
+        vector=np.zeros(table.dimension, dtype=np.float32),
+        tags={},
+        items=np.zeros(0, dtype=np.int32),
+        frequencies=np.zeros(0, dtype=np.float32),
+        window=(),
+        window_size=window_size,
+        declared=dict(declared or {}),
+    )
+    return replace(profile, vector=encode(profile))
+
+
+def update(
+    profile: Profile, event: Event, *, table: ItemTable, encode: Encode = content_vector
+) -> tuple[Profile, ProfileChange]:
+    """The profile after one more event, and what it changed; O(k) for the sums.
+
+    An event older than the newest one comes in aged. On the ``events`` clock its age counts the
+    later times in the window only, and what came before it doesn't age by it: a profile that took
+    late events is approximate on that clock until it is built anew.
+
+    Raises:
+        DataError: the item is not in the table, the weight is not positive and finite, or the
+            profile belongs to another table.
+    """
+    _check(event.item, event.weight, table)
+    if profile.sums.shape[1] != table.dimension:
+        raise DataError(
+            f"profile: sums of {profile.sums.shape[1]} numbers, item vectors of {table.dimension}; "
+            "build the profile anew with the current item table"
+        )
+    newest = event.time if profile.updated_at is None else profile.updated_at
+    seconds = event.time - newest
+    steps = int(seconds > 0) or len({e.time for e in profile.window if e.time > event.time})
+    held, added = event_factors((*profile.scales, profile.habits), seconds, steps)
+    held_habits, gain = float(held[-1]), event.weight * float(added[-1])
+
+    sums = profile.sums * held[:-1, None]
+    sums += event.weight * added[:-1, None] * table.vectors[event.item]
+    tags = {tag: weight * held_habits for tag, weight in profile.tags.items()}
+    for tag in table.tags[event.item]:
+        tags[tag] = tags.get(tag, 0.0) + gain
+    items, frequencies = profile.items, profile.frequencies * np.float32(held_habits)
+    place = int(np.searchsorted(items, event.item))
+    if place == len(items) or items[place] != event.item:
+        items = np.insert(items, place, event.item)
+        frequencies = np.insert(frequencies, place, 0.0)
+    frequencies[place] += gain
+    position = bisect_right(profile.window, event.time, key=lambda e: e.time)
+    events = (*profile.window[:position], event, *profile.window[position:])
+    dropped = events[: max(0, len(events) - profile.window_size)]
+    older = [e.time for e in dropped]
+    if profile.before_window is not None:
+        older.append(profile.before_window)
+
+    after = replace(
+        profile,
+        sums=sums,
+        tags=tags,
+        items=items,
+        frequencies=frequencies,
+        window=events[len(dropped) :],
+        before_window=max(older, default=None),
+        n_events=profile.n_events + 1,
+        updated_at=max(newest, event.time),
+    )
+    after = replace(after, vector=encode(after))
+    return after, _change(profile, after, event, dropped)
+
+
+def build(
+    history: Histories,
+    *,
+    table: ItemTable,
+    scales: tuple[Scale, ...],
+    window_size: int,
+    habits: Scale = HABITS,
+    declared: Mapping[str, str] | None = None,
+    encode: Encode = content_vector,
+) -> Profile:
+    """The profile of one device's history: the same as updating event by event, at once.
+
+    Args:
+        history: one device.
+
+    Raises:
+        ConfigError: the window holds no event.
+        DataError: an item is not in the table, or a weight is not positive and finite.
+    """
+    profile = empty_profile(
+        table,
+        scales=scales,
+        window_size=window_size,
+        habits=habits,
+        declared=declared,
+        encode=encode,
+    )
+    if not history.n_events:
+        return profile
+    for item, weight in zip(history.items.tolist(), history.weights.tolist(), strict=True):
+        _check(item, weight, table)
+    now = int(history.times[-1])
+    aged = decayed_weights(history, now, [habits])[0]
+    tags: dict[str, float] = {}
+    for item, weight in zip(history.items.tolist(), aged.tolist(), strict=True):
+        for tag in table.tags[item]:
+            tags[tag] = tags.get(tag, 0.0) + weight
+    items, place = np.unique(history.items, return_inverse=True)
+    columns = (history.items, history.times, history.weights, history.types)
+    recent = (column[-window_size:].tolist() for column in columns)
+    profile = replace(
+        profile,
+        sums=decayed_sums(history, table.vectors, now, scales)[0],
+        tags=tags,
+        items=items,
+        frequencies=np.bincount(place, weights=aged).astype(np.float32),
+        window=tuple(Event(*values) for values in zip(*recent, strict=True)),
+        before_window=(
+            int(history.times[-window_size - 1]) if history.n_events > window_size else None
+        ),
+        n_events=history.n_events,
+        updated_at=now,
+    )
+    return replace(profile, vector=encode(profile))
+
+
+def _check(item: int, weight: float, table: ItemTable) -> None:
+    if not 0 <= item < table.n_items:
+        raise DataError(
+            f"event: item index {item} is not in the table of {table.n_items} items; "
+            "fetch the current item table"
+        )
+    if not 0 < weight < float("inf"):
+        raise DataError(f"event: weight {weight} of item {table.ids[item]!r} must be positive")
+
+
+def _change(
+    before: Profile, after: Profile, event: Event, dropped: tuple[Event, ...]
+) -> ProfileChange:
+    moved = {tag: weight - before.tags.get(tag, 0.0) for tag, weight in after.tags.items()}
+    kept = not any(e is event for e in dropped)
+    return ProfileChange(
+        vector=_shift(before.vector, after.vector),
+        sums=tuple(_shift(a, b) for a, b in zip(before.sums, after.sums, strict=True)),
+        tags_gained={tag: by for tag, by in moved.items() if by > 0},
+        tags_lost={tag: -by for tag, by in moved.items() if by < 0},
+        entered=(event,) if kept else (),
+        left=tuple(e for e in dropped if e is not event),
+    )
+
+
+def _shift(before: NDArray[np.float32], after: NDArray[np.float32]) -> Shift:
+    norms = float(np.linalg.norm(before)) * float(np.linalg.norm(after))
+    cosine = float(before @ after) / norms if norms > 0 else 0.0
+    return Shift(norm=float(np.linalg.norm(after - before)), cosine=cosine)

@@ -1,0 +1,229 @@
+"""Candidates scored against the profile, on the device and with numpy alone.
+
+The score of an item is ⟨U, v⟩, one inner product in the space of the item vectors. Where items are
+taken again and again (groceries, songs), scores become the probabilities of a mixture:
+
+    p(j) = ρ · f_j / Σ f  +  (1 − ρ) · softmax(⟨U, v⟩)_j
+
+with f the user's own decayed frequencies and ρ the user's own repeat rate. Both are fitted on the
+device and never leave it, so the mixture costs no privacy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.decay import SECONDS_PER_DAY, Scale, decay, decayed_weights
+from ..common.errors import ConfigError, DataError
+from ..common.histories import Histories
+from ..common.items import ItemTable
+from .profile import HABITS, Event, Profile, repeat_rate
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Items, best first; equal scores by ascending item index.
+
+    Attributes:
+        items: int32 [n], indices into the item table.
+        scores: float32 [n].
+        ids: original item ids.
+    """
+
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What in a profile speaks for an item.
+
+    Attributes:
+        events: recent events and their parts of the cosine between interests and item (mean over
+            the time scales), largest first; the parts of all events of a history add up to it.
+        tags: tags of the item that the profile holds, and their share of all tag weight, largest
+            first.
+    """
+
+    events: tuple[tuple[Event, float], ...]
+    tags: tuple[tuple[str, float], ...]
+
+
+def score(
+    profile: Profile, table: ItemTable, candidates: NDArray[np.int32] | None = None
+) -> NDArray[np.float32]:
+    """⟨U, v_j⟩ of every candidate, in the order given; of all items where ``candidates`` is None.
+
+    Returns:
+        float32 [n_candidates].
+
+    Raises:
+        DataError: a candidate is not in the table, or profile and table differ in dimension.
+    """
+    if len(profile.vector) != table.dimension:
+        raise DataError(
+            f"profile vector has {len(profile.vector)} numbers, item vectors {table.dimension}; "
+            "use the item table that the profile was built with"
+        )
+    if candidates is None:
+        return table.vectors @ profile.vector
+    _check_candidates(candidates, table)
+    return table.vectors[candidates] @ profile.vector
+
+
+def _check_candidates(candidates: NDArray[np.int32], table: ItemTable) -> None:
+    outside = (candidates < 0) | (candidates >= table.n_items)
+    if outside.any():
+        raise DataError(
+            f"candidate {int(candidates[outside][0])} is not in the table of "
+            f"{table.n_items} items; fetch the current item table"
+        )
+
+
+def top_k(
+    profile: Profile,
+    table: ItemTable,
+    k: int,
+    *,
+    candidates: NDArray[np.int32] | None = None,
+    include_seen: bool = False,
+) -> Ranking:
+    """The k best candidates, fewer where there are fewer.
+
+    Args:
+        profile: the user.
+        table: item table that the profile was built with.
+        k: length of the list, ≥ 1.
+        candidates: item indices; None: all items.
+        include_seen: rank seen items too, by the mixture over the candidates; else leave them out
+            and rank by ⟨U, v⟩.
+
+    Raises:
+        ConfigError: k < 1.
+        DataError: as in :func:`score`.
+    """
+    if k < 1:
+        raise ConfigError(f"top-k: k = {k}; ask for at least one item")
+    items, scores = _choices(profile, table, candidates, include_seen)
+    if k < len(items):
+        # Everything that ties with the k-th stays in until the index decides.
+        best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        items, scores = items[best], scores[best]
+    return _ranking(items, scores, table, k)
+
+
+def above_threshold(
+    profile: Profile,
+    table: ItemTable,
+    threshold: float,
+    *,
+    candidates: NDArray[np.int32] | None = None,
+    include_seen: bool = False,
+) -> Ranking:
+    """All candidates that score at least ``threshold``; otherwise as :func:`top_k`."""
+    items, scores = _choices(profile, table, candidates, include_seen)
+    best = scores >= threshold
+    return _ranking(items[best], scores[best], table, len(items))
+
+
+def _choices(
+    profile: Profile,
+    table: ItemTable,
+    candidates: NDArray[np.int32] | None,
+    include_seen: bool,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    if candidates is None:
+        items = np.arange(table.n_items, dtype=np.int32)
+    else:
+        _check_candidates(candidates, table)
+        items = np.unique(candidates).astype(np.int32)
+    if not include_seen:
+        seen = np.zeros(table.n_items, dtype=bool)
+        seen[profile.items] = True
+        items = items[~seen[items]]
+        return items, score(profile, table, items)
+    frequencies = np.zeros(table.n_items, dtype=np.float32)
+    frequencies[profile.items] = profile.frequencies
+    rates = np.array([profile.repeat_rate])
+    return items, _mixture(score(profile, table, items)[None], frequencies[None, items], rates)[0]
+
+
+def _ranking(
+    items: NDArray[np.int32], scores: NDArray[np.float32], table: ItemTable, k: int
+) -> Ranking:
+    order = np.lexsort((items, -scores))[:k]
+    return Ranking(items[order], scores[order], tuple(table.ids[item] for item in items[order]))
+
+
+def score_matrix(vectors: NDArray[np.float32], table: ItemTable) -> NDArray[np.float32]:
+    """⟨U, v_j⟩ of many users ([m, k]) and all items: float32 [m, n_items]."""
+    return vectors @ table.vectors.T
+
+
+def mix_repeats(
+    logits: NDArray[np.float32], histories: Histories, *, habits: Scale = HABITS
+) -> NDArray[np.float32]:
+    """The mixture with repeats for many users: the same as ``top_k`` of each with ``include_seen``.
+
+    Args:
+        logits: float32 [m, n_items], scores of :func:`score_matrix`.
+        histories: the m users.
+        habits: time scale of the frequencies, as in the profiles. Only their proportions count,
+            which the time of asking doesn't change.
+
+    Returns:
+        float32 [m, n_items], probabilities: each row adds up to 1.
+    """
+    devices = histories.devices
+    frequencies = np.zeros(logits.shape, dtype=np.float32)
+    # Time 0 lies before every event: ages count from each user's newest one.
+    np.add.at(frequencies, (devices, histories.items), decayed_weights(histories, 0, [habits])[0])
+    pairs = np.unique(devices * logits.shape[1] + histories.items)
+    n_items = np.bincount(pairs // logits.shape[1], minlength=histories.n_devices)
+    return _mixture(logits, frequencies, repeat_rate(histories.lengths, n_items))
+
+
+def _mixture(
+    logits: NDArray[np.float32], frequencies: NDArray[np.float32], rates: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """p [m, n] of logits [m, n], frequencies [m, n] and repeat rates [m]."""
+    if not logits.shape[1]:
+        return logits
+    mixed = np.exp(logits - logits.max(axis=1, keepdims=True))
+    mixed /= mixed.sum(axis=1, keepdims=True)
+    total = frequencies.sum(axis=1, keepdims=True)
+    # Nothing to repeat among the candidates: the softmax alone.
+    rate = np.where(total > 0, rates[:, None], 0.0).astype(np.float32)
+    mixed *= 1 - rate
+    mixed += frequencies * (rate / np.where(total > 0, total, 1))
+    return mixed
+
+
+def why(profile: Profile, table: ItemTable, item: int, *, top: int = 3) -> Reasons:
+    """The recent events and the tags that speak most for ``item``.
+
+    Raises:
+        DataError: the item is not in the table.
+    """
+    _check_candidates(np.array([item], dtype=np.int32), table)
+    window = profile.window
+    times = np.array([event.time for event in window], dtype=np.int64)
+    days = ((profile.updated_at or 0) - times) / SECONDS_PER_DAY
+    steps = np.array([len(set(times[times > time])) for time in times], dtype=np.int64)
+    norms = np.maximum(np.linalg.norm(profile.sums, axis=1), 1e-6)
+    parts = (decay(profile.scales, days, steps) / norms[:, None]).mean(axis=0)
+    parts *= np.array([event.weight for event in window])
+    vector = table.vectors[item]
+    likeness = table.vectors[[event.item for event in window]] @ vector
+    parts *= likeness / max(float(np.linalg.norm(vector)), 1e-6)
+    events = [(window[row], float(parts[row])) for row in np.argsort(-parts, kind="stable")]
+    total = sum(profile.tags.values())
+    tags = [(tag, profile.tags[tag] / total) for tag in table.tags[item] if tag in profile.tags]
+    return Reasons(
+        events=tuple(pair for pair in events[:top] if pair[1] > 0),
+        tags=tuple(sorted(tags, key=lambda tag: (-tag[1], tag[0]))[:top]),
+    )

@@ -1,0 +1,209 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedprofile.client.profile import build, empty_profile
+from fedprofile.client.scoring import (
+    above_threshold,
+    mix_repeats,
+    score,
+    score_matrix,
+    top_k,
+    why,
+)
+from fedprofile.common.decay import Scale
+from fedprofile.common.errors import ConfigError, DataError
+from fedprofile.common.histories import Histories
+from fedprofile.common.items import ItemTable
+
+DAY = 86_400
+SCALES = (Scale("days", 2.0), Scale("events", 3.0))
+N_ITEMS = 40
+
+
+def make_table(vectors):
+    tags = tuple((("cup", "red"), ("茶",), ())[item % 3] for item in range(len(vectors)))
+    return ItemTable(vectors, tuple(f"商品{item}" for item in range(len(vectors))), tags)
+
+
+TABLE = make_table(np.random.default_rng(1).standard_normal((N_ITEMS, 6)).astype(np.float32))
+
+
+def make_histories(lengths, seed=0):
+    generator = np.random.default_rng(seed)
+    n = sum(lengths)
+    times = [np.sort(generator.integers(0, 300, length)) * DAY for length in lengths]
+    return Histories(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=generator.integers(0, 15, n).astype(np.int32),
+        times=np.concatenate(times).astype(np.int64),
+        sessions=np.zeros(n, dtype=np.int32),
+        weights=generator.choice([0.5, 1.0, 3.0], n).astype(np.float32),
+        types=np.zeros(n, dtype=np.int16),
+    )
+
+
+def make_profile(length=20, table=TABLE):
+    return build(make_histories([length]), table=table, scales=SCALES, window_size=50)
+
+
+def test_scores_are_inner_products():
+    profile = make_profile()
+    candidates = np.array([7, 3, 3, 39], dtype=np.int32)
+    expected = TABLE.vectors[candidates].astype(float) @ profile.vector.astype(float)
+    np.testing.assert_allclose(score(profile, TABLE, candidates), expected, rtol=1e-4)
+    assert score(profile, TABLE).shape == (N_ITEMS,)
+    assert score(profile, TABLE).dtype == np.float32
+
+
+def test_seen_items_are_left_out_unless_asked_for():
+    profile = make_profile()
+    fresh = top_k(profile, TABLE, N_ITEMS)
+    assert not set(fresh.items) & set(profile.items)
+    assert len(fresh.items) == N_ITEMS - len(profile.items)
+    everything = top_k(profile, TABLE, N_ITEMS, include_seen=True)
+    assert sorted(everything.items) == list(range(N_ITEMS))
+    assert everything.scores.sum() == pytest.approx(1, abs=1e-5)
+    assert everything.ids[0] == TABLE.ids[everything.items[0]]
+
+
+def test_the_mixture_follows_its_formula():
+    profile = make_profile()
+    ranking = top_k(profile, TABLE, N_ITEMS, include_seen=True)
+    logits = TABLE.vectors.astype(float) @ profile.vector.astype(float)
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    rho = (profile.n_events - len(profile.items) + 1) / (profile.n_events + 2)
+    expected = (1 - rho) * softmax
+    expected[profile.items] += rho * profile.frequencies / profile.frequencies.sum()
+    np.testing.assert_allclose(ranking.scores, expected[ranking.items], rtol=1e-4)
+    assert ranking.items.tolist() == np.lexsort((np.arange(N_ITEMS), -expected)).tolist()
+
+
+def test_among_unseen_candidates_nothing_is_repeated():
+    profile = make_profile()
+    unseen = np.setdiff1d(np.arange(N_ITEMS, dtype=np.int32), profile.items)
+    mixed = top_k(profile, TABLE, 99, candidates=unseen, include_seen=True)
+    assert mixed.scores.sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_array_equal(mixed.items, top_k(profile, TABLE, 99).items)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float32, (30, 2), elements=st.sampled_from([-1.0, 0.0, 1.0])),
+    st.integers(1, 35),
+)
+def test_ties_go_to_the_lower_index(vectors, k):
+    table = make_table(vectors)
+    profile = build(make_histories([8]), table=table, scales=SCALES, window_size=50)
+    scores = score(profile, table)
+    allowed = np.setdiff1d(np.arange(30), profile.items)
+    expected = sorted(allowed, key=lambda item: (-scores[item], item))[:k]
+    assert top_k(profile, table, k).items.tolist() == expected
+
+
+def test_candidates_are_ranked_once_each():
+    profile = empty_profile(TABLE, scales=SCALES, window_size=5)
+    ranking = top_k(profile, TABLE, 5, candidates=np.array([9, 2, 9], dtype=np.int32))
+    assert ranking.items.tolist() == [2, 9]
+    assert ranking.ids == ("商品2", "商品9")
+    assert ranking.items.dtype == np.int32
+    assert ranking.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("include_seen", [False, True])
+def test_the_threshold_cuts_the_same_ranking(include_seen):
+    profile = make_profile()
+    whole = top_k(profile, TABLE, N_ITEMS, include_seen=include_seen)
+    threshold = float(whole.scores[4])
+    cut = above_threshold(profile, TABLE, threshold, include_seen=include_seen)
+    assert cut.items.tolist() == whole.items[:5].tolist()
+    assert len(above_threshold(profile, TABLE, 1e9).items) == 0
+
+
+@pytest.mark.parametrize("include_seen", [False, True])
+def test_no_candidates_no_ranking(include_seen):
+    nothing = np.zeros(0, dtype=np.int32)
+    ranking = top_k(make_profile(), TABLE, 3, candidates=nothing, include_seen=include_seen)
+    assert ranking.ids == ()
+
+
+def test_many_users_score_as_one_does():
+    histories = make_histories([20, 0, 1, 35, 7])
+    profiles = [build(h, table=TABLE, scales=SCALES, window_size=50) for h in histories]
+    logits = score_matrix(np.stack([p.vector for p in profiles]), TABLE)
+    mixed = mix_repeats(logits, histories)
+    np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
+    for user, profile in enumerate(profiles):
+        np.testing.assert_allclose(logits[user], score(profile, TABLE), rtol=1e-4, atol=1e-5)
+        one = top_k(profile, TABLE, N_ITEMS, include_seen=True)
+        np.testing.assert_allclose(mixed[user][one.items], one.scores, rtol=1e-4)
+
+
+def test_mixing_leaves_the_logits_alone():
+    logits = np.zeros((1, N_ITEMS), np.float32)
+    mix_repeats(logits, make_histories([5]))
+    assert not logits.any()
+
+
+def test_large_scores_stay_finite():
+    logits = np.full((1, N_ITEMS), 1e4, np.float32)
+    logits[0, 3] = -1e4
+    assert np.isfinite(mix_repeats(logits, make_histories([5]))).all()
+
+
+def test_the_parts_of_the_events_add_up_to_the_cosine():
+    # Nothing speaks against an item where all numbers are positive, so no part is left out.
+    table = make_table(np.abs(TABLE.vectors))
+    profile = make_profile(length=12, table=table)
+    for item, vector in enumerate(table.vectors):
+        cosines = profile.sums @ vector / np.linalg.norm(vector)
+        expected = float((cosines / np.linalg.norm(profile.sums, axis=1)).mean())
+        parts = [part for _, part in why(profile, table, item, top=99).events]
+        assert sum(parts) == pytest.approx(expected, rel=1e-4)
+        assert parts == sorted(parts, reverse=True)
+
+
+def test_reasons_name_the_like_event_and_the_shared_tag():
+    vectors = np.eye(6, dtype=np.float32)
+    vectors[4] = vectors[0]
+    table = ItemTable(vectors, tuple("abcdef"), (("cup", "tea"), (), ("x",), (), ("tea",), ()))
+    history = Histories(
+        offsets=np.array([0, 3], dtype=np.int64),
+        items=np.array([1, 0, 2], dtype=np.int32),
+        times=np.array([0, DAY, 2 * DAY], dtype=np.int64),
+        sessions=np.arange(3, dtype=np.int32),
+        weights=np.ones(3, dtype=np.float32),
+        types=np.zeros(3, dtype=np.int16),
+    )
+    profile = build(history, table=table, scales=SCALES, window_size=5)
+    reasons = why(profile, table, 4)
+    ((event, part),) = reasons.events
+    assert event.item == 0
+    cosine = (profile.sums @ vectors[4] / np.linalg.norm(profile.sums, axis=1)).mean()
+    assert part == pytest.approx(float(cosine), rel=1e-5)
+    ((tag, share),) = reasons.tags
+    assert tag == "tea"
+    assert 0 < share < 0.5
+    assert why(profile, table, 3) == type(reasons)((), ())
+
+
+def test_nothing_known_nothing_explained():
+    reasons = why(empty_profile(TABLE, scales=SCALES, window_size=5), TABLE, 0)
+    assert (reasons.events, reasons.tags) == ((), ())
+
+
+def test_bad_questions_are_refused():
+    profile = make_profile()
+    with pytest.raises(ConfigError, match="k = 0"):
+        top_k(profile, TABLE, 0)
+    with pytest.raises(DataError, match="candidate 40 is not in the table of 40 items"):
+        top_k(profile, TABLE, 3, candidates=np.array([40], dtype=np.int32))
+    with pytest.raises(DataError, match="candidate -1"):
+        score(profile, TABLE, np.array([-1], dtype=np.int32))
+    with pytest.raises(DataError, match="candidate 40"):
+        why(profile, TABLE, 40)
+    longer = TABLE.with_block("popularity", np.ones((N_ITEMS, 1), np.float32))
+    with pytest.raises(DataError, match="profile vector has 6 numbers, item vectors 7"):
+        score(profile, longer)
