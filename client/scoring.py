@@ -137,19 +137,17 @@ def _choices(
     include_seen: bool,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     if candidates is None:
-        items = np.arange(table.n_items, dtype=np.int32)
+        items, scores = np.arange(table.n_items, dtype=np.int32), score(profile, table)
     else:
-        _check_candidates(candidates, table)
         items = np.unique(candidates).astype(np.int32)
+        scores = score(profile, table, items)
     if not include_seen:
-        seen = np.zeros(table.n_items, dtype=bool)
-        seen[profile.items] = True
-        items = items[~seen[items]]
-        return items, score(profile, table, items)
+        unseen = np.isin(items, profile.items, invert=True)
+        return items[unseen], scores[unseen]
     frequencies = np.zeros(table.n_items, dtype=np.float32)
     frequencies[profile.items] = profile.frequencies
     rates = np.array([profile.repeat_rate])
-    return items, _mixture(score(profile, table, items)[None], frequencies[None, items], rates)[0]
+    return items, _mixture(scores[None], frequencies[None, items], rates)[0]
 
 
 def _ranking(
@@ -161,7 +159,8 @@ def _ranking(
 
 def score_matrix(vectors: NDArray[np.float32], table: ItemTable) -> NDArray[np.float32]:
     """⟨U, v_j⟩ of many users ([m, k]) and all items: float32 [m, n_items]."""
-    return vectors @ table.vectors.T
+    scores: NDArray[np.float32] = vectors @ table.vectors.T
+    return scores
 
 
 def mix_repeats(
@@ -193,7 +192,7 @@ def _mixture(
     """p [m, n] of logits [m, n], frequencies [m, n] and repeat rates [m]."""
     if not logits.shape[1]:
         return logits
-    mixed = np.exp(logits - logits.max(axis=1, keepdims=True))
+    mixed: NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
     mixed /= mixed.sum(axis=1, keepdims=True)
     total = frequencies.sum(axis=1, keepdims=True)
     # Nothing to repeat among the candidates: the softmax alone.

@@ -37,6 +37,7 @@ BLOCK_WEIGHTS = {"text": 1.0, "id": 1.0, "category": 0.5, "price": 0.3}
 
 _CATEGORY_COLUMNS = 64
 _PRICE_KNOTS = 8
+_PRICE_RESOLUTION = 1e-6
 _HASHED_FEATURES = 1 << 14
 _MAX_TERMS = 1 << 16
 _TERMS_AS_TAGS = 3
@@ -244,7 +245,8 @@ def _category_block(values: list[list[str]]) -> NDArray[np.float64]:
     rows = [sorted(row - common) for row in sets]
     distinct = sorted(set().union(*rows))
     if len(distinct) > _CATEGORY_COLUMNS:
-        return FeatureHasher(_CATEGORY_COLUMNS, input_type="string").transform(rows).toarray()
+        hasher = FeatureHasher(_CATEGORY_COLUMNS, input_type="string")
+        return np.asarray(hasher.transform(rows).toarray())
     column = {value: index for index, value in enumerate(distinct)}
     block = np.zeros((len(rows), len(distinct)))
     for index, row in enumerate(rows):
@@ -255,7 +257,7 @@ def _category_block(values: list[list[str]]) -> NDArray[np.float64]:
 def _price_block(items: pl.DataFrame) -> NDArray[np.float64]:
     """Standardised log price, and hat functions on its quantiles: near prices are alike.
 
-    Prices that are unknown, negative or not finite give zeros; fewer than two different prices
+    Prices that are unknown, negative or not finite give zeros; prices that are all the same
     give no block.
     """
     if "price" not in items.columns:
@@ -263,10 +265,11 @@ def _price_block(items: pl.DataFrame) -> NDArray[np.float64]:
     price = items["price"].cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
     known = np.isfinite(price) & (price >= 0)
     log_price = np.log1p(np.where(known, price, 0.0))
-    if len(np.unique(log_price[known])) < 2:
+    if not known.any() or np.ptp(log_price[known]) < _PRICE_RESOLUTION:
         return np.zeros((items.height, 0))
     knots = np.unique(np.quantile(log_price[known], np.linspace(0, 1, _PRICE_KNOTS)))
     center, spread = log_price[known].mean(), log_price[known].std()
     standardised = np.clip((log_price - center) / (2 * spread), -1, 1)
     hats = np.stack([np.interp(log_price, knots, hat) for hat in np.eye(len(knots))], axis=1)
-    return np.column_stack([standardised, hats]) * known[:, None]
+    block: NDArray[np.float64] = np.column_stack([standardised, hats]) * known[:, None]
+    return block

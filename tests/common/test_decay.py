@@ -146,4 +146,3 @@ def test_a_cohort_of_a_thousand_is_quick():
         decayed_sums(histories, vectors, 99 * DAY, SCALES)
         durations.append(time.perf_counter() - start)
     assert min(durations) < 0.25, f"{min(durations):.3f} s; a loop over devices takes longer"
-    print(f"{min(durations) * 1e3:.1f} ms")

@@ -83,6 +83,11 @@ def test_near_prices_are_alike():
     assert cosine(table, 0, 49, "price") < 0
 
 
+def test_prices_too_close_to_tell_apart_give_no_block():
+    table = build_item_table(catalogue(price=[0.0, 1e-320, None]), SMALL)
+    assert list(table.blocks) == ["id"]
+
+
 def test_an_item_without_features_is_zero():
     table = build_item_table(
         catalogue(
