@@ -110,12 +110,12 @@ def diversity(lists: NDArray[np.int32], vectors: NDArray[np.floating]) -> NDArra
     return np.where(pairs > 0, 1.0 - total / np.maximum(pairs, 1), 0.0).astype(np.float64)
 
 
-def novelty(lists: NDArray[np.int32], popularity: NDArray[np.integer]) -> NDArray[np.float64]:
+def novelty(lists: NDArray[np.int32], popularity: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean self-information of the list in bits, float64 [p] (Vargas & Castells 2011, §4.1).
 
     Args:
         lists: int32 [p, k], -1 where a list ends early.
-        popularity: int [n_items], distinct users of each item in training; items that nobody took
+        popularity: float [n_items], distinct users of each item in training; items that nobody took
             count as taken once.
     """
     taken = np.maximum(popularity, 1)
