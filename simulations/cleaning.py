@@ -46,11 +46,27 @@ class Cleaner:
 
 
 def stack(tables: Sequence[Table]) -> pl.DataFrame:
-    """All rows below each other, columns by name, with :data:`TABLE` and :data:`ROW` added."""
+    """All rows below each other, columns by name, with :data:`TABLE` and :data:`ROW` added.
+
+    A column that is a number here and text there becomes text.
+    """
+    kinds: dict[str, set[pl.DataType]] = {}
+    for table in tables:
+        for name, kind in table.frame.schema.items():
+            kinds.setdefault(name, set()).add(kind)
+    mixed = {
+        name
+        for name, found in kinds.items()
+        if len(found) > 1
+        and not all(kind.is_numeric() for kind in found)
+        and not all(kind.is_temporal() for kind in found)
+    }
     frames = [
-        table.frame.with_row_index(ROW, offset=1).with_columns(
-            pl.lit(index, dtype=pl.Int32).alias(TABLE)
+        table.frame.with_columns(
+            as_text(column) for column in table.frame.iter_columns() if column.name in mixed
         )
+        .with_row_index(ROW, offset=1)
+        .with_columns(pl.lit(index, dtype=pl.Int32).alias(TABLE))
         for index, table in enumerate(tables)
     ]
     return pl.concat(frames, how="diagonal_relaxed")

@@ -1,4 +1,4 @@
-"""The one interaction schema that every source is brought to, and the account of how it got there."""
+"""The one interaction schema that every source is brought to, and the account of the way there."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class InteractionLog:
 
     Attributes:
         user_ids: original id of user index u, ascending.
-        catalogue: row i describes item index i, ascending by ``item_id`` (String); then, where known,
-            ``text`` (String), ``category`` (String), ``price`` (Float64), ``tags`` (List[String]).
+        catalogue: row i describes item index i, ascending by ``item_id`` (String); then, where
+            known, ``text`` and ``category`` (String), ``price`` (Float64), ``tags`` (List[String]).
         histories: events of the users, device index = user index.
         event_types: names that ``histories.types`` counts into.
         users: row u describes user index u: ``user_id`` and attributes where the data has them.

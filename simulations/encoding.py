@@ -76,8 +76,8 @@ def encode_events(
 ) -> tuple[Histories, Rule]:
     """Merged events as histories, and the rule that counts times moved to keep their order.
 
-    The weight of an event is its event type's weight × log1p(value), over the median log1p(value) of
-    that type: a median event weighs what its type weighs, and a bulk order doesn't weigh hundreds.
+    An event weighs its event type's weight × log1p(value) / median log1p(value) of that type: the
+    median event weighs what its type weighs, and a bulk order doesn't weigh hundreds.
 
     Args:
         events: user, item, event, time, value, basket, start; one row per event.
@@ -121,11 +121,11 @@ def encode_events(
     moved = int((ordered["ordered"] != ordered["time"]).sum())
     histories = Histories(
         offsets=np.searchsorted(ordered["device"], np.arange(len(user_ids) + 1)).astype(np.int64),
-        items=ordered["item"].to_numpy(),
-        times=ordered["ordered"].to_numpy(),
-        sessions=ordered["session"].to_numpy(),
-        weights=ordered["weight"].cast(pl.Float32).to_numpy(),
-        types=ordered["type"].to_numpy(),
+        items=ordered["item"].to_numpy(writable=True),
+        times=ordered["ordered"].to_numpy(writable=True),
+        sessions=ordered["session"].to_numpy(writable=True),
+        weights=ordered["weight"].cast(pl.Float32).to_numpy(writable=True),
+        types=ordered["type"].to_numpy(writable=True),
     )
     rule = Rule(
         "overlapping sessions",
@@ -135,9 +135,7 @@ def encode_events(
     return histories, rule
 
 
-def require_population(
-    source: str, events: pl.DataFrame, rules: Sequence[Rule], rows_read: int
-) -> None:
+def require_population(source: str, events: pl.DataFrame, rules: Sequence[Rule]) -> None:
     """Refuse what nothing can be learned from.
 
     Raises:
@@ -146,8 +144,8 @@ def require_population(
     if events.is_empty():
         worst = max(rules, key=lambda rule: rule.removed)
         raise DataError(
-            f"{source}: no events left of {rows_read} rows; most were removed by '{worst.name}' "
-            f"({worst.removed}: {worst.explanation}); check data.preset, data.columns and data.minimum_*"
+            f"{source}: no events left; most rows were removed by '{worst.name}' "
+            f"({worst.removed}: {worst.explanation}); check data.preset and data.columns"
         )
     for role in ("user", "item"):
         ids = events[role].unique()
@@ -170,8 +168,7 @@ def assemble(
     rules: Sequence[Rule],
 ) -> InteractionLog:
     """The log with its quality report, whose figures are counted from the histories."""
-    starts = np.ones(histories.n_events, dtype=bool)
-    starts[1:] = (np.diff(histories.sessions) != 0) | (np.diff(histories.devices) != 0)
+    last_events = histories.offsets[1:][histories.lengths > 0] - 1
     return InteractionLog(
         user_ids=tuple(users["user_id"]),
         catalogue=catalogue,
@@ -186,7 +183,7 @@ def assemble(
             rows_kept=histories.n_events,
             users=histories.n_devices,
             items=catalogue.height,
-            sessions=int(starts.sum()),
+            sessions=int((histories.sessions[last_events] + 1).sum()),
             first_time=int(histories.times.min()),
             last_time=int(histories.times.max()),
         ),

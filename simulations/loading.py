@@ -47,31 +47,26 @@ def load_log(config: DataConfig) -> InteractionLog:
     if items_path is not None and path.is_dir():
         files = [file for file in files if file.resolve() != items_path.resolve()]
     preset = find_preset(config.preset, files, config.columns)
-    tables = _read_interactions(config, files, preset)
     if items_path is None:
         items_path = preset.companion(path, preset.item_tables)
     item_table = _read_items(items_path, config, preset) if items_path is not None else None
     users_path = preset.companion(path, preset.user_tables)
     user_table = _read_users(users_path, preset) if users_path is not None else None
-    cleaner = Cleaner(stack(tables))
-    remove_repeats(cleaner)
-    columns = cleaner.rows.columns
-    roles = preset.resolve(config.columns, columns, config.path)
-    names = [table.name for table in tables]
-    interpret(cleaner, roles, preset.resolve_attributes(columns), preset.event, names)
-    remove_unusable(cleaner, preset, config)
-    known = cleaner.rows
-    add_sessions(cleaner, config.session_gap_minutes)
-    merge_baskets(cleaner)
-    remove_rare(cleaner, config.minimum_user_events, config.minimum_item_events)
-    rows_per_file = [(table.name, table.frame.height) for table in tables]
+    tables = _read_interactions(config, files, preset, item_table is not None)
+    cleaner, described = _clean(tables, config, preset, item_table is not None)
     events = cleaner.rows
-    require_population(config.path, events, cleaner.rules, sum(n for _, n in rows_per_file))
-
-    known = known.join(events.select("user").unique(), on="user", how="semi")
-    known = known.join(events.select("item").unique(), on="item", how="semi")
-    catalogue = build_catalogue(known, item_table)
-    users = build_users(known, user_table)
+    require_population(config.path, events, cleaner.rules)
+    described = described.filter(
+        pl.col("user").is_in(events["user"].implode())
+        & pl.col("item").is_in(events["item"].implode())
+    )
+    if item_table is not None and not events["item"].is_in(item_table["item_id"].implode()).any():
+        raise DataError(
+            f"{items_path}: none of its item ids ({item_table['item_id'].first()!r}, …) occurs in "
+            f"the interactions ({events['item'].first()!r}, …); check data.columns.item"
+        )
+    catalogue = build_catalogue(described, item_table)
+    users = build_users(described, user_table)
     event_types = sorted(events["event"].unique())
     histories, moved = encode_events(
         events,
@@ -87,12 +82,32 @@ def load_log(config: DataConfig) -> InteractionLog:
         event_types,
         source=config.path,
         preset=preset.name,
-        rows_per_file=rows_per_file,
+        rows_per_file=[(table.name, table.frame.height) for table in tables],
         rules=(*cleaner.rules, moved),
     )
 
 
-def _read_interactions(config: DataConfig, files: Sequence[Path], preset: Preset) -> list[Table]:
+def _clean(
+    tables: Sequence[Table], config: DataConfig, preset: Preset, has_item_table: bool
+) -> tuple[Cleaner, pl.DataFrame]:
+    """Apply all rules; besides the merged events, the rows before merging, which describe items."""
+    cleaner = Cleaner(stack(tables))
+    remove_repeats(cleaner)
+    columns = cleaner.rows.columns
+    roles = preset.resolve(config.columns, columns, config.path, has_item_table)
+    names = [table.name for table in tables]
+    interpret(cleaner, roles, preset.resolve_attributes(columns), preset.event, names)
+    remove_unusable(cleaner, preset, config)
+    described = cleaner.rows
+    add_sessions(cleaner, config.session_gap_minutes)
+    merge_baskets(cleaner)
+    remove_rare(cleaner, config.minimum_user_events, config.minimum_item_events)
+    return cleaner, described
+
+
+def _read_interactions(
+    config: DataConfig, files: Sequence[Path], preset: Preset, has_item_table: bool
+) -> list[Table]:
     chosen = preset.interaction_files(files)
     if not chosen:
         raise DataError(
@@ -105,7 +120,7 @@ def _read_interactions(config: DataConfig, files: Sequence[Path], preset: Preset
         for table in read_tables(file, preset.header(file), preset.fallback_encoding)
     ]
     for table in tables:
-        preset.resolve(config.columns, table.frame.columns, table.name)
+        preset.resolve(config.columns, table.frame.columns, table.name, has_item_table)
     return tables
 
 
@@ -119,15 +134,13 @@ def _read_items(path: Path, config: DataConfig, preset: Preset) -> pl.DataFrame:
     table = pl.DataFrame([ids, *parse_description(rows, roles)])
     if "price" in table.columns:
         table = table.with_columns(usable_price())
-    return table.filter(pl.col("item_id").is_not_null()).unique(
-        "item_id", keep="first", maintain_order=True
-    )
+    return table.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
 
 
 def _read_users(path: Path, preset: Preset) -> pl.DataFrame:
     """``user_id`` (unique) and attributes of the users."""
     rows = stack(read_tables(path, preset.header(path), preset.fallback_encoding))
     attributes = preset.resolve_attributes(rows.columns)
-    columns = {"user_id": "user_id", **attributes}
+    columns = {"user_id": preset.columns["user"][0], **attributes}
     table = pl.DataFrame([as_text(rows[column]).alias(name) for name, column in columns.items()])
     return table.unique("user_id", keep="first", maintain_order=True)

@@ -43,8 +43,8 @@ def as_number(column: pl.Series) -> pl.Series:
 def as_seconds(column: pl.Series) -> pl.Series:
     """Int64, seconds since 1970-01-01 UTC; null where the cell holds nothing or no time.
 
-    Takes dates, datetimes (UTC unless they carry a zone), ISO 8601 text, 20240531, and epochs in seconds,
-    milli-, micro- or nanoseconds, told by the median of the column.
+    Takes dates, datetimes (UTC unless they carry a zone), ISO 8601 text, 20240531, and epochs in
+    seconds, milli-, micro- or nanoseconds, told by the median of the column.
     """
     if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
         return column.cast(pl.Datetime("us")).dt.epoch("s")
@@ -98,21 +98,21 @@ def parse_times(column: pl.Series, rows: pl.Series, tables: pl.Series) -> pl.Ser
         first = int(wrong[0])
         raise DataError(
             f"{tables[first]}: column '{column.name}' has {len(wrong)} unreadable times, first "
-            f"{column[first]!r} in row {rows[first]}; write ISO 8601 (2024-05-31 17:05:00) or epoch "
-            "seconds"
+            f"{column[first]!r} in row {rows[first]}; write ISO 8601 (2024-05-31 17:05:00) or "
+            "epoch seconds"
         )
     return seconds
 
 
 def _from_epoch(number: pl.Series) -> pl.Series:
     number = number.set(~number.is_finite(), None)
-    median = number.abs().median()
-    if isinstance(median, float) and 19000101 <= median <= 21001231:  # 20240531, no epoch of 1970
+    typical = number.abs().quantile(0.5, "lower")
+    if typical is None:
+        return number.cast(pl.Int64)
+    if 19000101 <= typical <= 21001231:  # 20240531, no epoch of 1970
         return _from_iso(number.cast(pl.Int64).cast(pl.String))
-    scale = 1
     # Seconds stay below 1e11 until the year 5138; each finer unit is a thousand times larger.
-    while isinstance(median, float) and median / scale > 1e11:
-        scale *= 1_000
+    scale = next((s for s in (1, 1e3, 1e6) if typical / s < 1e11), 1e9)
     seconds = (number / scale).floor()
     return seconds.set(seconds.abs() > _LAST_SECOND, None).cast(pl.Int64)
 

@@ -13,6 +13,9 @@ from .sources import column_names
 REQUIRED = ("user", "item", "time")
 """Roles that no log can do without."""
 
+DESCRIPTIVE = ("text", "category", "price", "tags")
+"""Roles that say what an item is."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -49,8 +52,16 @@ class Preset:
     product_code: str | None = None
     zero_price_is_no_sale: bool = False
 
-    def resolve(self, mapping: ColumnMapping, found: Sequence[str], table: str) -> dict[str, str]:
+    def resolve(
+        self,
+        mapping: ColumnMapping,
+        found: Sequence[str],
+        table: str,
+        has_item_table: bool = False,
+    ) -> dict[str, str]:
         """Role → column of ``table``; ``data.columns`` goes before the preset, "" unsets a role.
+
+        With an item table, a text, category or price column may be there instead.
 
         Raises:
             DataError: a required column is missing, or one named in ``data.columns``.
@@ -63,7 +74,7 @@ class Preset:
             column = next((c for c in accepted if c in found), None)
             if column is not None:
                 roles[role] = column
-            elif name or role in REQUIRED:
+            elif role in REQUIRED or (name and not (has_item_table and role in DESCRIPTIVE)):
                 looked = f"looked for {' or '.join(map(repr, accepted)) or 'none'}"
                 raise DataError(
                     f"{table}: no {role} column ({looked}); set data.columns.{role} "
@@ -81,7 +92,7 @@ class Preset:
         """
         chosen = mapping.model_dump()
         roles: dict[str, str] = {}
-        for role in ("item", "text", "category", "price", "tags"):
+        for role in ("item", *DESCRIPTIVE):
             accepted = (
                 chosen.get(role),
                 *self.columns.get(role, ()),
@@ -92,7 +103,7 @@ class Preset:
                 roles[role] = column
         if "item" not in roles or len(roles) == 1:
             raise DataError(
-                f"{table}: an item table needs item_id and one of text, category, price, tags "
+                f"{table}: an item table needs item_id and one of {', '.join(DESCRIPTIVE)} "
                 f"(or their names in data.columns); found: {', '.join(found)}"
             )
         return roles
@@ -154,12 +165,12 @@ ONLINE_RETAIL = Preset(
     zero_price_is_no_sale=True,
 )
 
-_RATINGS = ("user_id", "item_id", "rating", "timestamp")
+_RATINGS = ("userId", "movieId", "rating", "timestamp")
 MOVIELENS = Preset(
     name="movielens",
     columns={
-        "user": ("userId", "user_id"),
-        "item": ("movieId", "item_id"),
+        "user": ("userId",),
+        "item": ("movieId",),
         "time": ("timestamp",),
         "value": ("rating",),
         "text": ("title",),
@@ -169,8 +180,8 @@ MOVIELENS = Preset(
     user_attributes={name: (name,) for name in ("gender", "age", "occupation")},
     headers={
         "ratings.dat": _RATINGS,
-        "movies.dat": ("item_id", "title", "genres"),
-        "users.dat": ("user_id", "gender", "age", "occupation", "zip"),
+        "movies.dat": ("movieId", "title", "genres"),
+        "users.dat": ("userId", "gender", "age", "occupation", "zip"),
         "u.data": _RATINGS,
     },
     interactions=("ratings.dat", "ratings.csv", "u.data"),
@@ -200,7 +211,9 @@ GENERIC = Preset(
 
 def _domain(name: str, events_by_weight: Mapping[float, str]) -> Preset:
     weights = {
-        event: weight for weight, events in events_by_weight.items() for event in events.split()
+        event: float(weight)
+        for weight, events in events_by_weight.items()
+        for event in events.split()
     }
     return replace(GENERIC, name=name, event_weights=weights)
 
@@ -294,8 +307,8 @@ PRESETS: Mapping[str, Preset] = {
 def find_preset(name: str, files: Sequence[Path], mapping: ColumnMapping) -> Preset:
     """The preset called ``name``; ``auto`` takes the layout whose columns ``files`` have.
 
-    Domain presets share their columns with ``generic`` and are never guessed. Where no layout fits it
-    is ``generic``, whose message names the columns found.
+    Domain presets share their columns with ``generic`` and are never guessed. Where no layout fits
+    it is ``generic``, whose message names the columns found.
 
     Raises:
         ConfigError: no preset has this name.
@@ -303,11 +316,9 @@ def find_preset(name: str, files: Sequence[Path], mapping: ColumnMapping) -> Pre
     """
     if name == "auto":
         for preset in (MOVIELENS, ONLINE_RETAIL):
-            first = next(iter(preset.interaction_files(files)), None)
-            if first is not None and preset.fits(
-                mapping, column_names(first, preset.header(first))
-            ):
-                return preset
+            for file in preset.interaction_files(files)[:1]:
+                if preset.fits(mapping, column_names(file, preset.header(file))):
+                    return preset
         return GENERIC
     if name not in PRESETS:
         raise ConfigError(

@@ -129,6 +129,8 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
             column = column.cast(pl.String)
         elif isinstance(kind, pl.Datetime):
             column = column.cast(pl.Datetime("us", kind.time_zone))
+            if kind.time_zone is not None:
+                column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         expressions.append(column)
     return frame.select(expressions)
 
@@ -139,7 +141,7 @@ def _checked(name: str, columns: list[str]) -> list[str]:
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         raise DataError(
-            f"{name}: column {', '.join(map(repr, twice))} appears more than once; rename or drop one"
+            f"{name}: column {', '.join(map(repr, twice))} appears more than once; rename one"
         )
     return columns
 
@@ -168,7 +170,7 @@ def _first_line(path: Path) -> str:
 
 
 def _separator(path: Path, first_line: str) -> str:
-    """The suffix decides; for ``.csv`` and ``.dat`` the most frequent candidate of the first line."""
+    """By suffix; for ``.csv`` and ``.dat`` the most frequent candidate in the first line."""
     known = _SEPARATORS.get(path.suffix.lower())
     if known is not None:
         return known

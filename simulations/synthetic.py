@@ -2,21 +2,22 @@
 
 What can be learned from it, besides what is popular and which names resemble each other:
 
-- *successors*: after topic A a user's next basket turns to a fixed other topic, whose names share no
-  word with A's (cradles after wedding gifts);
+- *successors*: after topic A a user's next basket turns to a fixed other topic, whose names share
+  no word with A's (cradles after wedding gifts);
 - *partners*: within a basket, a topic draws items of another fixed topic (napkins with candles);
 - *appeal of words and prices*: styles and kinds of thing sell differently, cheap sells more;
 - *fads and launches*: a style is in fashion for some weeks, new items sell best when new;
 - *people*: a few home topics that drift over a user's life, favourite styles, a price level, a
   habit of buying again; topics are liked differently from country to country.
 
-Tastes stay on the users' side: the catalogue holds name, department, style and price of an item, and the
-transitions are nowhere written down. Item ids are shuffled and say nothing.
+Tastes stay on the users' side: the catalogue holds name, department, style and price of an item,
+and the transitions are nowhere written down. Item ids are shuffled and say nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -88,8 +89,10 @@ _COUNTRY_SHARES = (0.7, 0.15, 0.1, 0.05)
 _START = 1_672_617_600  # 2023-01-02 00:00 UTC
 _DAYS = 548
 _CANDIDATES = 12
-_BLOCK = 16_384  # users made at a time: memory beyond the histories doesn't grow with the population
-_HOMES = 3
+_BLOCK = (
+    16_384  # users made at a time: memory beyond the histories doesn't grow with the population
+)
+_HOMES = 2
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
@@ -102,9 +105,8 @@ class _World:
     Attributes:
         topic: [items] ascending; style: [items]; price: [items]; price_level: [items], standardised
             log price within the topic; launch: [items], day.
-        appeal: [items + 1], cumulative appeal from 0.
-        bounds: [topics + 1], items of topic t are ``bounds[t]:bounds[t + 1]``, the first of them is
-            on sale from day 0.
+        shelf: [topics, places], an item of the topic at each place; appeal takes more places.
+        classic: [topics], an item of the topic that is on sale from day 0.
         successor: [topics], the topic of a next basket; partner: [topics], the topic beside.
         season: [months, topics], cumulative shares of undirected purchases.
         fashion: [days, styles], log of how much a style is in fashion.
@@ -116,8 +118,8 @@ class _World:
     price: _Floats
     price_level: _Floats
     launch: _Ints
-    appeal: _Floats
-    bounds: _Ints
+    shelf: _Ints
+    classic: _Ints
     successor: _Ints
     partner: _Ints
     season: _Floats
@@ -126,7 +128,7 @@ class _World:
 
 
 def synthesise(users: int, items: int, seed: int) -> InteractionLog:
-    """A population of ``users`` with 15–60 events each over ``items``; the same seed, the same log.
+    """A population with some 15–60 events a user; the same numbers and seed give the same log.
 
     Args:
         users: number of users, at least 1.
@@ -185,7 +187,7 @@ def _make_world(items: int, rng: np.random.Generator) -> _World:
     launch[bounds[:-1]] = 0
     log_appeal = (
         rng.normal(scale=0.5, size=len(_STYLES))[style]
-        + rng.normal(scale=0.6, size=items)
+        + rng.normal(scale=0.9, size=items)
         - 0.5 * price_level
     )
     shares = _zipf(topics)[rng.permutation(topics)]
@@ -207,11 +209,11 @@ def _make_world(items: int, rng: np.random.Generator) -> _World:
     return _World(
         topic=topic,
         style=style,
-        price=np.round(price, 2),
+        price=price.round(2),
         price_level=price_level,
         launch=launch,
-        appeal=np.concatenate([[0.0], np.cumsum(np.exp(log_appeal))]),
-        bounds=bounds,
+        shelf=_fill_shelves(np.exp(log_appeal), bounds),
+        classic=bounds[:-1],
         successor=cycle[(place + 1) % topics],
         partner=cycle[(place + topics // 3 + 1) % topics],
         season=np.cumsum(season / season.sum(axis=1, keepdims=True), axis=1),
@@ -220,28 +222,40 @@ def _make_world(items: int, rng: np.random.Generator) -> _World:
     )
 
 
+def _fill_shelves(appeal: _Floats, bounds: _Ints) -> _Ints:
+    """Places instead of a search in cumulative shares: drawing a candidate is one look-up."""
+    places = 64 * int(np.diff(bounds).max())
+    grid = (np.arange(places) + 0.5) / places
+    shelves = []
+    for start, stop in pairwise(bounds):
+        share = np.cumsum(appeal[start:stop])
+        shelves.append(start + np.searchsorted(share / share[-1], grid))
+    return np.stack(shelves)
+
+
 def _zipf(count: int) -> _Floats:
-    shares = 1.0 / (np.arange(count) + 4.0)
+    shares = 1.0 / (np.arange(count) + 8.0)
     return np.asarray(shares / shares.sum())
 
 
 def _pick(cumulative: _Floats, rng: np.random.Generator) -> _Ints:
     """One draw per row of cumulative shares [rows, choices]."""
     draws = rng.random((len(cumulative), 1)) * cumulative[:, -1:]
-    return np.minimum((draws > cumulative).sum(axis=1), cumulative.shape[1] - 1)
+    choice: _Ints = np.minimum((draws > cumulative).sum(axis=1), cumulative.shape[1] - 1)
+    return choice
 
 
 def _make_block(
     world: _World, users: int, rng: np.random.Generator
 ) -> tuple[Histories, NDArray[np.int64]]:
-    """Histories of ``users`` over items in topic order, quantities as weights; and their countries."""
+    """Histories over items in topic order, with quantities as weights; and the users' countries."""
     country = rng.choice(len(_COUNTRIES), size=users, p=_COUNTRY_SHARES)
-    lengths = np.clip(rng.lognormal(np.log(27.0), 0.4, size=users), 16, 60).astype(np.int64)
+    lengths = np.clip(rng.lognormal(np.log(28.0), 0.4, size=users), 17, 60).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     user = np.repeat(np.arange(users), lengths)
     first = np.zeros(len(user), dtype=bool)
     first[offsets[:-1]] = True
-    opens = first | (rng.random(len(user)) < 0.35)
+    opens = first | (rng.random(len(user)) < 0.3)
     basket = np.cumsum(opens) - 1
     basket_user = user[opens]
     time = _basket_times(basket_user, users, rng)
@@ -251,7 +265,7 @@ def _make_block(
     kind = rng.random(len(user))
     anything = _pick(world.season[day // 30], rng)
     own = main[basket]
-    topic = np.where(kind < 0.62, own, np.where(kind < 0.84, world.partner[own], anything))
+    topic = np.where(kind < 0.68, own, np.where(kind < 0.9, world.partner[own], anything))
     item = _choose_items(world, topic, day, user, users, rng)
     item = _buy_again(item, user, basket, offsets, rng)
 
@@ -286,17 +300,17 @@ def _basket_times(basket_user: _Ints, users: int, rng: np.random.Generator) -> _
 def _main_topics(
     world: _World, basket_user: _Ints, country: _Ints, rng: np.random.Generator
 ) -> _Ints:
-    """The topic of each basket: a successor of the user's last one, or a home topic of the moment."""
+    """The topic of each basket: the successor of the user's last one, or a home topic."""
     users = len(country)
     counts = np.bincount(basket_user, minlength=users)
     starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
     homes = np.stack([_pick(world.homes[country], rng) for _ in range(_HOMES)], axis=1)
     life = (np.arange(len(basket_user)) - starts[basket_user]) / counts[basket_user]
-    # Interest wanders from the first home topic over the second to the last.
+    # Interest wanders from the first home topic to the last.
     centre = np.arange(_HOMES) / (_HOMES - 1)
-    closeness = np.exp(-(((life[:, None] - centre) / 0.4) ** 2))
+    closeness = np.exp(-(((life[:, None] - centre) / 0.5) ** 2))
     home = homes[basket_user, _pick(np.cumsum(closeness, axis=1), rng)]
-    follows = rng.random(len(basket_user)) < 0.45
+    follows = rng.random(len(basket_user)) < 0.4
     main = home.copy()
     for step in range(1, int(counts.max())):
         now = (starts + step)[counts > step]
@@ -313,11 +327,10 @@ def _choose_items(
     rng: np.random.Generator,
 ) -> _Ints:
     """One item per event: of some candidates, drawn by appeal, the one that suits user and day."""
-    low, high = world.appeal[world.bounds[topic]], world.appeal[world.bounds[topic + 1]]
-    draws = low[:, None] + (high - low)[:, None] * rng.random((len(topic), _CANDIDATES))
-    candidates = np.searchsorted(world.appeal, draws, side="right") - 1
-    candidates[:, 0] = world.bounds[topic]  # always on sale
-    liking = rng.normal(scale=0.9, size=(users, len(_STYLES))).astype(np.float32)
+    place = rng.integers(world.shelf.shape[1], size=(len(topic), _CANDIDATES))
+    candidates = world.shelf[topic[:, None], place]
+    candidates[:, 0] = world.classic[topic]
+    liking = rng.normal(scale=1.3, size=(users, len(_STYLES))).astype(np.float32)
     level = rng.normal(scale=0.8, size=users)
     style = world.style[candidates]
     age = day[:, None] - world.launch[candidates]
@@ -330,13 +343,14 @@ def _choose_items(
     )
     fit[:, 0] -= 2.0  # stands in for want of others, not for its appeal
     fit[age < 0] = -np.inf
-    return candidates[np.arange(len(topic)), fit.argmax(axis=1)]
+    chosen: _Ints = candidates[np.arange(len(topic)), fit.argmax(axis=1)]
+    return chosen
 
 
 def _buy_again(
     item: _Ints, user: _Ints, basket: _Ints, offsets: _Ints, rng: np.random.Generator
 ) -> _Ints:
-    """Some events become one of an earlier basket of the same user, as often as the user's habit."""
+    """Some events repeat one of the user's earlier baskets, as often as is the user's habit."""
     habit = rng.beta(1.5, 6.0, size=len(offsets) - 1)[user]
     opening = np.searchsorted(basket, basket)  # first event of the event's basket
     before = opening - offsets[:-1][user]

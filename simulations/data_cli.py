@@ -1,0 +1,85 @@
+"""``fedprofile data``: what is in an interaction log, before anything is trained on it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..common.config import load_config
+from ..common.errors import FedprofileError
+from .dataset import InteractionLog
+from .loading import load_log
+
+app = typer.Typer(help="Look at interaction data.", no_args_is_help=True)
+
+
+@app.callback()
+def data() -> None:
+    """Look at interaction data."""
+
+
+@app.command()
+def describe(
+    path: Annotated[str, typer.Argument(help="a file, a folder of files, or 'synthetic'")],
+    preset: Annotated[str | None, typer.Option(help="layout or domain; told by columns")] = None,
+    items: Annotated[str | None, typer.Option(help="item table file")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a [data] section")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Clean the data and account for every row."""
+    overrides = {"data": {"path": path, "preset": preset, "items": items}}
+    try:
+        log = load_log(load_config(config, overrides).data)
+    except FedprofileError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    if as_json:
+        typer.echo(json.dumps(log.quality.to_dict(), ensure_ascii=False))
+    else:
+        _show(log, Console())
+
+
+def _show(log: InteractionLog, console: Console) -> None:
+    report = log.quality
+    rows = Table("rows", "count", "", title=f"{report.source} ({report.preset})")
+    rows.columns[1].justify = "right"
+    for name, count in report.rows_per_file:
+        rows.add_row(name, f"{count:,}", "read")
+    rows.add_section()
+    for rule in report.rules:
+        changed = f"; {rule.changed:,} changed" if rule.changed else ""
+        rows.add_row(rule.name, f"{-rule.removed:,}", rule.explanation + changed)
+    rows.add_section()
+    rows.add_row("kept", f"{report.rows_kept:,}", f"of {report.rows_read:,} read")
+    console.print(rows)
+
+    lengths = log.histories.lengths
+    span = " to ".join(
+        dt.datetime.fromtimestamp(time, dt.UTC).strftime("%Y-%m-%d")
+        for time in (report.first_time, report.last_time)
+    )
+    types = np.bincount(log.histories.types, minlength=len(log.event_types))
+    known = [name for name in log.catalogue.columns if name != "item_id"]
+    facts = {
+        "users": f"{report.users:,}",
+        "items": f"{report.items:,} ({', '.join(known) or 'ids only'})",
+        "events": f"{report.rows_kept:,}",
+        "sessions": f"{report.sessions:,}",
+        "time": span,
+        "events a user": f"median {np.median(lengths):.0f}, {lengths.min()} to {lengths.max()}",
+        "event types": ", ".join(
+            f"{name} {count:,}" for name, count in zip(log.event_types, types, strict=True)
+        ),
+        "user attributes": ", ".join(log.users.columns[1:]) or "none",
+    }
+    summary = Table("log", "", show_header=False)
+    for name, fact in facts.items():
+        summary.add_row(name, fact)
+    console.print(summary)

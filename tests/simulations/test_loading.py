@@ -1,0 +1,265 @@
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import xlsxwriter
+
+from fedprofile.common.config import ColumnMapping, DataConfig
+from fedprofile.common.errors import DataError
+from fedprofile.simulations.loading import load_log
+
+RETAIL = Path(__file__).parents[3] / "shared" / "data" / "online-retail-ii"
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def events(log):
+    """(user, item, time, session, event type) of every event, in original ids."""
+    h = log.histories
+    return [
+        (log.user_ids[u], log.item_ids[i], int(t), int(s), log.event_types[k])
+        for u, i, t, s, k in zip(h.devices, h.items, h.times, h.sessions, h.types, strict=True)
+    ]
+
+
+def test_generic_log_with_item_table(tmp_path):
+    log_path = write(
+        tmp_path / "log.csv",
+        "user_id,item_id,timestamp,event,value,session_id\n"
+        'b,"tea, green",20,buy,1,s2\n'
+        '"李 ""A""",緑茶,10,view,,s1\n'
+        '"李 ""A""","tea, green",11,buy,3,s1\n'
+        "b,緑茶,21,view,,s2\n",
+    )
+    items_path = write(
+        tmp_path / "items.csv",
+        'item_id,text,category,price,tags\n緑茶,上等な緑茶,茶,9.5,"a|b"\n"tea, green",Tea,tea,x,\n',
+    )
+    log = load_log(DataConfig(path=log_path, items=items_path))
+    assert events(log) == [
+        ("b", "tea, green", 20, 0, "buy"),
+        ("b", "緑茶", 21, 0, "view"),
+        ('李 "A"', "緑茶", 10, 0, "view"),
+        ('李 "A"', "tea, green", 11, 0, "buy"),
+    ]
+    assert log.catalogue.to_dicts() == [
+        {"item_id": "tea, green", "text": "Tea", "category": "tea", "price": None, "tags": None},
+        {
+            "item_id": "緑茶",
+            "text": "上等な緑茶",
+            "category": "茶",
+            "price": 9.5,
+            "tags": ["a", "b"],
+        },
+    ]
+
+
+def test_values_become_weights_with_a_median_of_one_a_type(tmp_path):
+    rows = "".join(
+        f"{u},{i},{n},{event},{10 ** (n % 3)}\n"
+        for n, (u, i, event) in enumerate(
+            (u, i, event) for event in ("play", "like") for u in "ab" for i in "xyz"
+        )
+    )
+    path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,event,value\n" + rows)
+    log = load_log(DataConfig(path=path, preset="music"))
+    h = log.histories
+    medians = {n: np.median(h.weights[h.types == k]) for k, n in enumerate(log.event_types)}
+    assert medians == pytest.approx({"play": 1.0, "like": 3.0})
+    assert h.weights.max() == pytest.approx(3.0 * np.log1p(100) / np.log1p(10))
+
+
+def test_lines_of_one_basket_add_up_before_the_logarithm(tmp_path):
+    path = write(
+        tmp_path / "log.csv",
+        "user_id,item_id,timestamp,value,session_id\n"
+        "a,x,1,2,s\na,x,2,3,s\na,y,3,5,s\nb,x,1,5,s\nb,y,1,5,s\n",
+    )
+    log = load_log(DataConfig(path=path))
+    assert log.histories.weights.tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert log.histories.times.tolist()[:2] == [1, 3]
+
+
+def test_the_order_of_lines_and_files_changes_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pl.DataFrame(
+        {
+            "user_id": rng.integers(5, size=200),
+            "item_id": rng.integers(9, size=200),
+            "timestamp": rng.integers(1_000, size=200) * 600,
+            "text": rng.choice(["red", "blue", "green"], size=200),
+            "country": rng.choice(["FR", "JP"], size=200),
+        }
+    )
+    logs = []
+    for name, frame in (("one", table), ("two", table.sample(fraction=1, shuffle=True, seed=1))):
+        (tmp_path / name).mkdir()
+        frame[:90].write_parquet(tmp_path / name / "a.parquet")
+        frame[90:].write_csv(tmp_path / name / "b.csv")
+        logs.append(load_log(DataConfig(path=str(tmp_path / name))))
+    first, second = logs
+    assert events(first) == events(second)
+    assert first.catalogue.equals(second.catalogue)
+    assert first.users.equals(second.users)
+    assert first.user_ids == ("0", "1", "2", "3", "4")
+
+
+def test_the_most_frequent_description_stands(tmp_path):
+    path = write(
+        tmp_path / "log.csv",
+        "user_id,item_id,timestamp,text,price\n"
+        "a,x,1,damaged,1\na,x,9999,BOX,2\nb,x,1,BOX,30\nb,y,1,nan,\na,y,1,,\n",
+    )
+    log = load_log(DataConfig(path=path))
+    assert log.catalogue["text"].to_list() == ["BOX", None]
+    assert log.catalogue["price"].to_list() == [2.0, None]
+
+
+@pytest.mark.parametrize("layout", ["dat", "csv", "data"])
+def test_movielens(tmp_path, layout):
+    ratings = [(1, 10, 5, 978300760), (1, 20, 3, 978302109), (2, 10, 4, 978300000), (2, 20, 1, 1e9)]
+    ratings = [[str(int(cell)) for cell in row] for row in ratings]
+    if layout == "dat":
+        write(tmp_path / "ratings.dat", "\n".join("::".join(row) for row in ratings) + "\n")
+        (tmp_path / "movies.dat").write_bytes(
+            "10::Léon (1994)::Action|Crime\n20::Alien: Director's Cut::Horror\n".encode("latin-1")
+        )
+        write(tmp_path / "users.dat", "1::F::1::10::48067\n2::M::56::16::70072\n")
+    elif layout == "csv":
+        header = "userId,movieId,rating,timestamp\n"
+        write(tmp_path / "ratings.csv", header + "\n".join(",".join(row) for row in ratings))
+        write(
+            tmp_path / "movies.csv",
+            "movieId,title,genres\n10,Léon (1994),Action|Crime\n20,Alien: Director's Cut,Horror\n",
+        )
+        write(tmp_path / "links.csv", "movieId,imdbId\n10,1\n")
+    else:
+        write(tmp_path / "u.data", "\n".join("\t".join(row) for row in ratings))
+    log = load_log(DataConfig(path=str(tmp_path)))
+    assert log.quality.preset == "movielens"
+    assert (log.user_ids, log.item_ids) == (("1", "2"), ("10", "20"))
+    assert log.event_types == ("rating",)
+    if layout != "data":
+        assert log.catalogue.to_dicts() == [
+            {
+                "item_id": "10",
+                "text": "Léon (1994)",
+                "category": "Action",
+                "tags": ["Action", "Crime"],
+            },
+            {
+                "item_id": "20",
+                "text": "Alien: Director's Cut",
+                "category": "Horror",
+                "tags": ["Horror"],
+            },
+        ]
+    if layout == "dat":
+        assert log.users["gender"].to_list() == ["F", "M"]
+
+
+def test_workbook_with_overlapping_sheets(tmp_path):
+    path = tmp_path / "retail.xlsx"
+    header = ["Invoice", "StockCode", "Description", "Quantity", "InvoiceDate", "Price"]
+    header += ["Customer ID", "Country"]
+    rows = [
+        [1, 10001, "BOX", 2, "2010-12-01 10:00:00", 1.5, 7, "France"],
+        [1, "10002A", "CUP", 2, "2010-12-01 10:00:00", 1.5, 7, "France"],
+        [2, 10001, "BOX", 2, "2010-12-02 10:00:00", 1.5, 8, "France"],
+        [2, "10002A", "CUP", 2, "2010-12-02 10:00:00", 1.5, 8, "France"],
+        ["C3", 10001, "BOX", -2, "2010-12-02 10:00:00", 1.5, 8, "France"],
+        [4, 10001, "BOX", 2, "2010-12-02 10:00:00", 1.5, None, "France"],
+    ]
+    with xlsxwriter.Workbook(path) as book:
+        for name, part in (("2009", rows), ("2010", rows[:3])):
+            sheet = book.add_worksheet(name)
+            sheet.write_row(0, 0, header)
+            for number, row in enumerate(part, start=1):
+                sheet.write_row(number, 0, row)
+    log = load_log(DataConfig(path=str(path)))
+    removed = {rule.name: rule.removed for rule in log.quality.rules if rule.removed}
+    assert removed == {"overlapping files": 3, "missing user": 1, "cancelled sessions": 1}
+    assert log.item_ids == ("10001", "10002A")
+    assert log.user_ids == ("7", "8")
+    assert log.quality.rows_per_file == (("retail.xlsx:2009", 6), ("retail.xlsx:2010", 3))
+
+
+def test_columns_are_mapped_in_the_configuration(tmp_path):
+    path = write(tmp_path / "log.csv", "who;what;when\na;x;1\na;y;2\nb;x;1\nb;y;2\n")
+    columns = ColumnMapping(user="who", item="what", time="when")
+    assert load_log(DataConfig(path=path, columns=columns)).n_users == 2
+
+
+HEADER = "user_id,item_id,timestamp\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("who,item_id,timestamp\na,x,1\n", r"log\.csv: no user column.*data\.columns\.user"),
+        (HEADER + "a,x,1\na,y,soon\n", r"column 'timestamp' has 1 unreadable.*'soon' in row 2"),
+        (HEADER + "a,x,1\na,y,2\n", r"only one user left \('a'\).*data\.columns\.user"),
+        (HEADER + "a,x,1\na,x,9999\nb,x,1\nb,x,9999\n", r"only one item left \('x'\)"),
+        (HEADER + "a,x,1\nb,y,2\n", r"no events left.*'rare users'"),
+        (HEADER + ",x,1\n,y,2\n", r"no events left.*'missing user'"),
+        ("", "is empty"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(tmp_path, content, message):
+    path = write(tmp_path / "log.csv", content)
+    with pytest.raises(DataError, match=message) as raised:
+        load_log(DataConfig(path=path))
+    assert "\n" not in str(raised.value)
+    assert "log.csv" in str(raised.value)
+
+
+def test_an_item_table_of_other_items_is_refused(tmp_path):
+    path = write(tmp_path / "log.csv", HEADER + "a,x,1\na,y,2\nb,x,1\nb,y,2\n")
+    items = write(tmp_path / "items.csv", "item_id,text\n1,Tea\n")
+    with pytest.raises(DataError, match=r"items\.csv: none of its item ids"):
+        load_log(DataConfig(path=path, items=items))
+
+
+def test_a_folder_without_the_files_of_its_preset(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        write(tmp_path / name, HEADER + "a,x,1\n")
+    with pytest.raises(DataError, match=r"preset movielens needs ratings\.dat"):
+        load_log(DataConfig(path=str(tmp_path), preset="movielens"))
+
+
+def test_synthetic_is_the_default():
+    config = DataConfig(synthetic_users=20, synthetic_items=30)
+    log = load_log(config)
+    assert (log.n_users, log.n_items) == (20, 30)
+
+
+@pytest.mark.skipif(not RETAIL.is_dir(), reason="Online Retail II is not here")
+def test_online_retail_accounts_for_every_row():
+    log = load_log(DataConfig(path=str(RETAIL)))
+    report = log.quality
+    assert report.rows_read == 896_392 == report.rows_kept + report.rows_removed
+    removed = {rule.name: rule.removed for rule in report.rules}
+    # The first rules once more, by set arithmetic on the raw files.
+    first, second = (
+        pl.read_parquet(path).with_columns(pl.col("InvoiceDate").cast(pl.Datetime("us")))
+        for path in sorted(RETAIL.glob("*.parquet"))
+    )
+    assert removed["exact duplicates"] == sum(f.height - f.n_unique() for f in (first, second))
+    distinct = pl.concat([first, second]).unique()
+    assert removed["overlapping files"] == first.n_unique() + second.n_unique() - distinct.height
+    assert removed["missing user"] == distinct["Customer ID"].null_count()
+    known = distinct.drop_nulls("Customer ID")
+    assert removed["cancelled sessions"] == known["Invoice"].str.starts_with("C").sum()
+    sold = known.filter(~pl.col("Invoice").str.starts_with("C"), pl.col("Price") > 0)
+    assert removed["zero price"] == known.height - removed["cancelled sessions"] - sold.height
+    products = sold.filter(pl.col("StockCode").str.contains(r"^\d{5}[A-Za-z]{0,2}\s*$|^SP"))
+    assert removed["non-items"] == sold.height - products.height
+    baskets = products.n_unique(["Customer ID", "Invoice", "StockCode"])
+    assert removed["merged lines"] == products.height - baskets
+    assert report.rows_kept == baskets - removed["rare users"]
+    assert log.catalogue["text"].null_count() == 0
+    assert set(log.users.columns) == {"user_id", "country"}
