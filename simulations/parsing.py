@@ -19,14 +19,17 @@ _TIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d")
 def as_text(column: pl.Series) -> pl.Series:
     """String, trimmed and in Unicode's composed form; null where the cell holds nothing.
 
-    A whole number that a table keeps as a float (a column with gaps) loses its ``.0``.
+    Where a column with gaps was kept as floats, its whole numbers lose their ``.0``, in text too.
     """
     if column.dtype.is_float():
         whole = column.cast(pl.Int64, strict=False)
         if (whole == column).fill_null(True).all():
             column = whole
     text = column.cast(pl.String).str.strip_chars().str.normalize("NFC")
-    return text.set(text.is_in(MISSING), None)
+    text = text.set(text.is_in(MISSING), None)
+    if text.str.ends_with(".0").all() and text.str.contains(r"^\d+\.0$").all():
+        text = text.str.strip_suffix(".0")
+    return text
 
 
 def as_number(column: pl.Series) -> pl.Series:

@@ -53,6 +53,8 @@ def test_infinite_time_is_unreadable_and_nan_is_missing():
 
 def test_ids_lose_what_a_float_column_added():
     assert as_text(pl.Series([13085.0, None, float("nan")])).to_list() == ["13085", None, None]
+    assert as_text(pl.Series(["13085.0", "", "2.0"])).to_list() == ["13085", None, "2"]
+    assert as_text(pl.Series(["1.0", "1.5"])).to_list() == ["1.0", "1.5"]
     assert as_text(pl.Series([" 00123 ", "nan", "", "客户,甲"])).to_list() == [
         "00123",
         None,
