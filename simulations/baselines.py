@@ -28,7 +28,13 @@ from .splits import Split, Targets
 MAXIMUM_EASE_ITEMS = 10_000
 """EASE inverts an n_items × n_items matrix; larger catalogues go without it."""
 
-_PROFILE_SCALES = (None, Scale("days", 30.0), Scale("days", 90.0), Scale("events", 2.0))
+_PROFILE_SCALES = (
+    None,
+    Scale("days", 30.0),
+    Scale("days", 90.0),
+    Scale("events", 2.0),
+    Scale("events", 5.0),
+)
 _ITEMS_AT_ONCE = 512
 
 S = TypeVar("S", bound=Scorer)
