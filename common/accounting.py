@@ -32,7 +32,7 @@ from .mechanism import Mechanism
 _GRID = 1e-4  # dp_accounting's default step between privacy losses
 _COARSE_GRID = 1e-3  # ten times as fast; its ε is an upper bound of the fine one
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
-_LEAST_NOISE_MULTIPLIER = 2.0**-5  # ε is in the hundreds there, and the cost grows as 1/σ²
+_LEAST_NOISE_MULTIPLIER = 2.0**-4  # ε is in the hundreds there, and the cost grows as 1/σ²
 _MOST_NOISE_MULTIPLIER = 2.0**30
 
 

@@ -21,6 +21,10 @@ from .errors import ConfigError, MessageError, ReplyRejected
 from .mechanism import Mechanism
 from .randomness import NoiseSource
 
+_BLOCK = 4096
+"""Numbers whose norm Opacus takes at once. In a longer float32 row small numbers are lost next to a
+large one: a million of them slipped past the clip by 0.1 % of C, in blocks by less than 0.001 %."""
+
 
 class UserLevelDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
     """Opacus's ``DPOptimizer`` with noise from a :class:`NoiseSource` and a fixed divisor q·N.
@@ -138,27 +142,33 @@ def clip_and_sum(
         raise ConfigError(f"clip_norm must be above 0, got {clip_norm}")
     if len({len(stacked) for stacked in updates.values()}) != 1:
         raise ConfigError("stacked updates must have at least one parameter and equal first axes")
-    sums: dict[str, Any] = {
-        name: nn.Parameter(torch.zeros_like(stacked[:0].sum(dim=0)))
+    blocks = {
+        name: torch.split(stacked.detach().unsqueeze(-1).flatten(1), _BLOCK, dim=1)
         for name, stacked in updates.items()
     }
-    norms = torch.stack(
-        [stacked.detach().unsqueeze(-1).flatten(1).norm(dim=1) for stacked in updates.values()]
-    ).norm(dim=0)
+    columns = [block for split in blocks.values() for block in split]
+    norms = torch.stack([block.norm(dim=1) for block in columns]).norm(dim=0)
     broken = (~torch.isfinite(norms)).nonzero().flatten().tolist()
     if broken:
         raise ReplyRejected("non-finite", f"norm of client update {broken[0]} is not finite")
+    # Any: Opacus hangs grad_sample and summed_grad on its parameters.
+    parameters: list[Any] = [nn.Parameter(block.new_zeros(block.shape[1])) for block in columns]
     optimizer = DPOptimizer(
-        SGD(sums.values()),
+        SGD(parameters),
         noise_multiplier=0.0,
         max_grad_norm=clip_norm,
         expected_batch_size=None,
         loss_reduction="sum",
     )
-    for name, p in sums.items():
-        p.grad_sample = updates[name].detach()  # a fresh tensor: Opacus marks it as used
+    for p, block in zip(parameters, columns, strict=True):
+        p.grad_sample = block
     optimizer.clip_and_accumulate()
-    return {name: p.summed_grad for name, p in sums.items()}, norms
+    summed = iter(p.summed_grad for p in parameters)
+    sums = {
+        name: torch.cat([next(summed) for _ in split]).view(updates[name].shape[1:])
+        for name, split in blocks.items()
+    }
+    return sums, norms
 
 
 def release_sum(

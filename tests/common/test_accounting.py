@@ -1,0 +1,207 @@
+"""What releases cost, against other accountants, closed forms and values measured before."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+from dp_accounting import GaussianDpEvent, LaplaceDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from fedprofile.common.accounting import (
+    calibrate_noise_multiplier,
+    default_delta,
+    epsilon,
+    epsilon_prv,
+    epsilon_rdp,
+    fits,
+    gaussian_mu,
+)
+from fedprofile.common.errors import BudgetError, ConfigError
+
+DELTA_6K = 6_000**-1.1
+
+
+def sampled(noise_multiplier, sampling_probability):
+    return PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier))
+
+
+def gaussian_delta(epsilon, sigma):
+    """Balle & Wang 2018, theorem 8, at sensitivity 1."""
+    first = norm.cdf(0.5 / sigma - epsilon * sigma)
+    return first - math.exp(epsilon) * norm.cdf(-0.5 / sigma - epsilon * sigma)
+
+
+def test_three_accountants_give_their_published_values():
+    events = [sampled(1.0, 100 / 6_000)] * 100
+    assert epsilon(events, delta=DELTA_6K) == pytest.approx(0.949, abs=5e-4)
+    assert epsilon_prv(events, delta=DELTA_6K) == pytest.approx(0.959, abs=5e-4)
+    assert epsilon_rdp(events, delta=DELTA_6K) == pytest.approx(1.326, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("population", "cohort", "rounds", "published"),
+    [(6_000, 100, 2_000, 4.02), (50_000, 5_000, 100, 7.2)],
+)
+def test_epsilon_of_published_runs(population, cohort, rounds, published):
+    events = [sampled(1.0, cohort / population)] * rounds
+    assert epsilon(events, delta=population**-1.1) == pytest.approx(published, rel=6e-3)
+
+
+def test_figure_is_that_of_dp_accounting_where_a_coarse_grid_errs():
+    event, delta = sampled(1.0, 0.005), 1_000_000**-1.1
+    reference = PLDAccountant().compose(event, 2_000).get_epsilon(delta)
+    assert epsilon([event] * 2_000, delta=delta) == pytest.approx(reference, abs=1e-9)
+    coarse = PLDAccountant(value_discretization_interval=1e-3).compose(event, 2_000)
+    assert coarse.get_epsilon(delta) > reference + 1e-3
+
+
+@settings(max_examples=15, deadline=None)
+@given(sigma=st.floats(1, 50), delta=st.sampled_from([1e-3, 1e-5, 1e-8]))
+def test_gaussian_matches_its_closed_form(sigma, delta):
+    figure = epsilon([GaussianDpEvent(sigma)], delta=delta)
+    # The figure is an upper bound, and tight to the grid.
+    assert gaussian_delta(figure, sigma) <= delta * (1 + 1e-6)
+    assert figure < 2e-4 or gaussian_delta(figure - 2e-4, sigma) > delta
+
+
+def test_many_gaussians_are_one():
+    many = epsilon([GaussianDpEvent(10.0)] * 25, delta=1e-5)
+    assert many == pytest.approx(epsilon([GaussianDpEvent(2.0)], delta=1e-5), abs=1e-6)
+
+
+def test_rdp_matches_mironov():
+    # Mironov 2017: order α costs α/2σ² (corollary 3), converted by proposition 3 at the best α;
+    # the conversion in use today is somewhat tighter.
+    sigma, delta = 2.0, 1e-5
+    converted = 1 / (2 * sigma**2) + math.sqrt(2 * math.log(1 / delta)) / sigma
+    figure = epsilon_rdp([GaussianDpEvent(sigma)], delta=delta)
+    assert epsilon([GaussianDpEvent(sigma)], delta=delta) < figure < converted
+    assert figure > 0.85 * converted
+
+
+def test_cross_checks_bracket_a_mixed_composition():
+    events = [GaussianDpEvent(8.0)] + [sampled(1.0, 0.05)] * 40 + [sampled(1.5, 0.1)] * 10
+    figure = epsilon(events, delta=1e-5)
+    assert figure <= epsilon_prv(events, delta=1e-5) <= figure + 0.011
+    assert figure < epsilon_rdp(events, delta=1e-5) < 2 * figure
+
+
+def test_two_tasks_compose_jointly_below_their_sum():
+    task, delta = [sampled(1.0, 0.01)] * 2_000, 50_000**-1.1
+    assert epsilon(task, delta=delta) == pytest.approx(2.65, abs=5e-3)  # published
+    assert epsilon(task * 2, delta=delta) == pytest.approx(3.81, abs=5e-3)
+
+
+def test_order_of_events_changes_no_digit():
+    a, b = sampled(1.0, 0.05), GaussianDpEvent(5.0)
+    assert epsilon([a, b, a], delta=1e-5) == epsilon([a, a, b], delta=1e-5)
+
+
+def test_nothing_costs_nothing_and_an_open_release_everything():
+    assert epsilon([], delta=1e-5) == 0
+    assert epsilon([sampled(1.0, 0.1), NonPrivateDpEvent()], delta=1e-5) == math.inf
+    assert not fits([NonPrivateDpEvent()], delta=1e-5, target_epsilon=1e9)
+
+
+@pytest.mark.parametrize("rounds", [95, 99, 100, 101, 105])
+def test_fits_agrees_with_epsilon_close_to_the_target(rounds):
+    event = sampled(1.0, 100 / 6_000)
+    target = epsilon([event] * 100, delta=DELTA_6K)
+    assert fits([event] * rounds, delta=DELTA_6K, target_epsilon=target) == (rounds <= 100)
+
+
+def test_prv_refuses_what_it_cannot_express():
+    for events in ([], [LaplaceDpEvent(1.0)], [NonPrivateDpEvent()]):
+        with pytest.raises(ConfigError, match="PRV"):
+            epsilon_prv(events, delta=1e-5)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_delta_out_of_range_is_refused(delta):
+    for figure in (epsilon, epsilon_rdp, epsilon_prv):
+        with pytest.raises(ConfigError, match="delta"):
+            figure([GaussianDpEvent(1.0)], delta=delta)
+    with pytest.raises(ConfigError, match="delta"):
+        gaussian_mu(epsilon=1.0, delta=delta)
+
+
+def test_default_delta_is_below_one_in_the_population():
+    assert default_delta(6_000) == pytest.approx(6.98e-5, rel=1e-2)
+    assert all(default_delta(n) < 1 / n for n in (2, 100, 10**9))
+    with pytest.raises(ConfigError, match="population_size 1"):
+        default_delta(1)
+
+
+@pytest.mark.parametrize(
+    ("population", "cohort", "rounds", "target", "published"),
+    [
+        (6_000, 100, 100, 1, 0.98),
+        (6_000, 500, 500, 3, 2.48),
+        (6_000, 5_000, 100, 8, 4.6),
+    ],
+)
+def test_calibration_meets_the_target_tightly(population, cohort, rounds, target, published):
+    q, delta = cohort / population, population**-1.1
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=target, delta=delta, sampling_probability=q, rounds=rounds
+    )
+    assert sigma == pytest.approx(published, abs=0.05 if published > 3 else 0.006)
+    assert epsilon([sampled(sigma, q)] * rounds, delta=delta) <= target
+    assert epsilon([sampled(sigma * 0.999, q)] * rounds, delta=delta) > target
+
+
+def test_calibration_leaves_room_for_what_was_released_before():
+    prior = [GaussianDpEvent(2.0)]
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=3.0, delta=1e-5, sampling_probability=1.0, rounds=10, prior_events=prior
+    )
+    # All are Gaussian: μ² adds up (Dong, Roth & Su 2022, corollary 2).
+    mu = gaussian_mu(epsilon=3.0, delta=1e-5)
+    assert sigma == pytest.approx(math.sqrt(10 / (mu**2 - 1 / 2.0**2)), rel=1e-3)
+    assert fits([*prior, *[GaussianDpEvent(sigma)] * 10], delta=1e-5, target_epsilon=3.0)
+
+
+def test_calibration_stays_tight_where_the_coarse_grid_errs():
+    prior, delta = [sampled(3.0, 0.01)] * 20_000, 1e-4
+    target = epsilon(prior, delta=delta) + 0.03  # the coarse grid is 0.013 too high
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=target, delta=delta, sampling_probability=1.0, rounds=1, prior_events=prior
+    )
+    assert fits([*prior, GaussianDpEvent(sigma)], delta=delta, target_epsilon=target)
+    assert not fits([*prior, GaussianDpEvent(sigma * 0.999)], delta=delta, target_epsilon=target)
+
+
+def test_calibration_refuses_what_no_noise_can_meet():
+    prior = [GaussianDpEvent(1.0)]
+    spent = epsilon(prior, delta=1e-5)
+    rest = {"delta": 1e-5, "sampling_probability": 1.0, "rounds": 1}
+    with pytest.raises(BudgetError, match=r"cost ε = 4\.3") as refused:
+        calibrate_noise_multiplier(target_epsilon=4.0, prior_events=prior, **rest)
+    assert refused.value.epsilon_reached == spent
+    with pytest.raises(BudgetError, match="no noise"):
+        calibrate_noise_multiplier(target_epsilon=spent * (1 + 1e-12), prior_events=prior, **rest)
+    with pytest.raises(ConfigError, match="next to no noise"):
+        calibrate_noise_multiplier(target_epsilon=500.0, **rest)
+    for target in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="epsilon"):
+            calibrate_noise_multiplier(target_epsilon=target, **rest)
+    with pytest.raises(ConfigError, match="rounds"):
+        calibrate_noise_multiplier(target_epsilon=1.0, **{**rest, "rounds": 0})
+
+
+@given(epsilon=st.floats(1e-3, 500), delta=st.floats(1e-12, 0.1))
+def test_gaussian_mu_solves_its_equation(epsilon, delta):
+    mu = gaussian_mu(epsilon=epsilon, delta=delta)
+    first = norm.cdf(mu / 2 - epsilon / mu)
+    solved = first - math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
+    assert solved == pytest.approx(delta, rel=1e-6, abs=1e-15)
+
+
+def test_accounting_loads_no_torch():
+    code = "import sys; import fedprofile.common.accounting; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
