@@ -190,13 +190,12 @@ def _first_session(histories: Histories, start: int, stop: int | None) -> Target
     opens[1:] = (np.diff(devices) != 0) | (np.diff(histories.sessions) != 0)
     session = np.cumsum(opens) - 1
     begins = histories.times[opens]
-    inside = begins >= start
+    held_out = begins >= start
     within = histories.times >= start
     if stop is not None:
-        inside &= begins < stop
-        within &= histories.times < stop  # the rest of a session that runs on is the test's future
-    first = np.zeros_like(inside)
-    first[np.flatnonzero(inside)[_first_of_run(devices[opens][inside])]] = True
+        within &= histories.times < stop  # leaves nothing of a session that starts later
+    first = np.zeros_like(held_out)
+    first[np.flatnonzero(held_out)[_first_of_run(devices[opens][held_out])]] = True
     return _targets(histories, known=histories.times < start, target=first[session] & within)
 
 

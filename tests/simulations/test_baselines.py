@@ -161,6 +161,17 @@ def test_tune_takes_the_best_on_validation(table):
     assert chosen is good
 
 
+def test_tune_chooses_for_the_view_it_is_told(table):
+    split = global_time_split(log(*[[(1, 0), (11, 0), (11, 6)]] * 9), 10 * DAY, 20 * DAY)
+    repeats, new = (
+        Popularity(np.eye(N_ITEMS, dtype=np.float32)[items].sum(axis=0), None)
+        for items in ([0, 0, 5], [6])
+    )
+    # Each finds one target of each user; only one of them is new.
+    assert tune([repeats, new], split.validation, k=1, mask_seen=True) is new
+    assert tune([repeats, new], split.validation, k=1, mask_seen=False) is repeats
+
+
 def test_baselines_never_look_at_the_test(train, table):
     split = replace(global_time_split(train, 30 * DAY, 40 * DAY), test=None)
     models = tuned_baselines(split, table, k=5)
