@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.decay import Scale, decayed_sums, decayed_weights, event_factors
+from ..common.decay import CONTENT_TEMPERATURE, Scale, decayed_sums, decayed_weights, event_factors
 from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
 
-CONTENT_TEMPERATURE = 10.0  # cosine 1 ↔ score 10, as in an untrained encoder
 HABITS = Scale("days", 180.0)
 """How fast tags and frequencies fade: slowly, for a habit comes back after months."""
 

@@ -30,7 +30,8 @@ from .errors import BudgetError, ConfigError
 from .mechanism import Mechanism
 
 _GRID = 1e-4  # dp_accounting's default step between privacy losses
-_COARSE_GRID = 1e-3  # ten times as fast; its ε is an upper bound of the fine one
+_COARSE_GRID = 1e-3  # ten times as fast; a multiple of the fine one, so its ε is never below
+_ROUNDING = 1e-9  # relative, between two ways to the same ε
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
 _LEAST_NOISE_MULTIPLIER = 2.0**-4  # ε is in the hundreds there, and the cost grows as 1/σ²
 _MOST_NOISE_MULTIPLIER = 2.0**30
@@ -58,8 +59,10 @@ def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> b
         ConfigError: ``delta`` is outside (0, 1).
     """
     counted = _counted(events)
-    grids = (_COARSE_GRID * min(1.0, target_epsilon), _GRID)
-    return any(_epsilon_pld(counted, _checked(delta), grid) <= target_epsilon for grid in grids)
+    coarse = _epsilon_pld(counted, _checked(delta), _COARSE_GRID)
+    if coarse <= target_epsilon * (1 - _ROUNDING):
+        return True
+    return _epsilon_pld(counted, delta, _GRID) <= target_epsilon
 
 
 def epsilon_rdp(events: Sequence[DpEvent], *, delta: float) -> float:
@@ -137,7 +140,7 @@ def calibrate_noise_multiplier(
             epsilon_reached=spent,
         )
 
-    target = target_epsilon * (1 - 1e-9)  # a hair less, so that rounding can't reach epsilon
+    target = target_epsilon * (1 - _ROUNDING)
 
     def counted(noise_multiplier: float) -> _Counted:
         mechanism = Mechanism(
@@ -151,9 +154,8 @@ def calibrate_noise_multiplier(
     def enough(noise_multiplier: float, grid: float) -> bool:
         return _epsilon_pld(counted(noise_multiplier), delta, grid) <= target
 
-    coarse = _COARSE_GRID * min(1.0, target)
     upper = 1.0
-    while not enough(upper, coarse):
+    while not enough(upper, _COARSE_GRID):
         upper *= 2
         if upper > _MOST_NOISE_MULTIPLIER:
             raise BudgetError(
@@ -161,7 +163,7 @@ def calibrate_noise_multiplier(
                 f"cost {spent:.4g}; raise epsilon",
                 epsilon_reached=spent,
             )
-    while enough(upper / 2, coarse):
+    while enough(upper / 2, _COARSE_GRID):
         upper /= 2
         if upper <= _LEAST_NOISE_MULTIPLIER:
             raise ConfigError(
@@ -169,7 +171,7 @@ def calibrate_noise_multiplier(
                 "privacy off"
             )
     log_noise_multiplier = calibrate_dp_mechanism(  # of the logarithm: its tolerance is absolute
-        make_fresh_accountant=lambda: PLDAccountant(value_discretization_interval=coarse),
+        make_fresh_accountant=lambda: PLDAccountant(value_discretization_interval=_COARSE_GRID),
         make_event_from_param=lambda x: _composed(counted(math.exp(x))),
         target_epsilon=target,
         target_delta=delta,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .decay import Scale
 from .errors import ConfigError
 
 
@@ -53,6 +54,21 @@ class DataConfig(_Section):
     synthetic_seed: int = 0
 
 
+class StatisticsConfig(_Section):
+    """One-shot statistics that devices release before training: item popularity."""
+
+    half_lives_days: tuple[float, ...] = Field(
+        (7.0, 45.0),
+        description="time scales of recent popularity, beside the one over all time",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> StatisticsConfig:
+        if any(days <= 0 for days in self.half_lives_days):
+            raise ValueError("half_lives_days must be positive")
+        return self
+
+
 class ItemsConfig(_Section):
     """How public item vectors are made from catalogue content."""
 
@@ -72,7 +88,10 @@ class ModelConfig(_Section):
     heads: int = Field(2, ge=1)
     window: int = Field(32, ge=2, description="recent events the encoder reads")
     half_lives_days: tuple[float, ...] = Field(
-        (2.0, 30.0, 365.0), description="time scales of the decayed interest sums"
+        (7.0, 60.0, 365.0), description="time scales of the decayed interest sums, by the clock"
+    )
+    half_lives_events: tuple[float, ...] = Field(
+        (), description="time scales counted in distinct event times, for logs made in few sittings"
     )
     item_ids: bool = Field(False, description="add a trainable vector per item")
     item_id_dimension: int = Field(32, ge=1)
@@ -81,9 +100,23 @@ class ModelConfig(_Section):
     def _check(self) -> ModelConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        if not self.half_lives_days or min(self.half_lives_days) <= 0:
-            raise ValueError("half_lives_days needs at least one positive number")
+        if not self.half_lives or min(self.half_lives) <= 0:
+            raise ValueError(
+                "half_lives_days and half_lives_events need at least one number, all positive"
+            )
         return self
+
+    @property
+    def half_lives(self) -> tuple[float, ...]:
+        """All half-lives: those by the clock, then those counted in events."""
+        return self.half_lives_days + self.half_lives_events
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """Time scales of the decayed interest sums, in the order of :attr:`half_lives`."""
+        return tuple(Scale("days", h) for h in self.half_lives_days) + tuple(
+            Scale("events", h) for h in self.half_lives_events
+        )
 
 
 class TrainingConfig(_Section):
@@ -166,6 +199,7 @@ class RunConfig(_Section):
     )
     data: DataConfig = DataConfig()
     items: ItemsConfig = ItemsConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyConfig = PrivacyConfig()

@@ -18,6 +18,8 @@ from .errors import ConfigError
 from .histories import Histories
 
 SECONDS_PER_DAY = 86_400.0
+CONTENT_TEMPERATURE = 6.0
+"""Score of a cosine of 1 before anything is trained: a softmax over thousands of items can be peaked."""
 _GATHERED_VALUES = 1 << 20
 """Item-vector values gathered at a time: 4 MiB, so that a chunk stays in the cache."""
 

@@ -4,8 +4,6 @@ Each is a frozen :class:`~.evaluation.Scorer`. Its settings are chosen on valida
 :func:`tune`; nothing here is ever shown a test target.
 """
 
-# ruff: noqa: ARG002  a scorer is told the moment it is asked, which these rank without
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator

@@ -44,7 +44,7 @@ def test_three_accountants_give_their_published_values():
 
 @pytest.mark.parametrize(
     ("population", "cohort", "rounds", "published"),
-    [(6_000, 100, 2_000, 4.02), (50_000, 5_000, 100, 7.2)],
+    [(6_000, 100, 2_000, 4.02), (1_000_000, 5_000, 100, 0.60)],
 )
 def test_epsilon_of_published_runs(population, cohort, rounds, published):
     events = [sampled(1.0, cohort / population)] * rounds
@@ -59,7 +59,7 @@ def test_figure_is_that_of_dp_accounting_where_a_coarse_grid_errs():
     assert coarse.get_epsilon(delta) > reference + 1e-3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(sigma=st.floats(1, 50), delta=st.sampled_from([1e-3, 1e-5, 1e-8]))
 def test_gaussian_matches_its_closed_form(sigma, delta):
     figure = epsilon([GaussianDpEvent(sigma)], delta=delta)
@@ -84,20 +84,20 @@ def test_rdp_matches_mironov():
 
 
 def test_cross_checks_bracket_a_mixed_composition():
-    events = [GaussianDpEvent(8.0)] + [sampled(1.0, 0.05)] * 40 + [sampled(1.5, 0.1)] * 10
+    events = [GaussianDpEvent(8.0)] + [sampled(2.0, 0.05)] * 40 + [sampled(3.0, 0.1)] * 10
     figure = epsilon(events, delta=1e-5)
     assert figure <= epsilon_prv(events, delta=1e-5) <= figure + 0.011
     assert figure < epsilon_rdp(events, delta=1e-5) < 2 * figure
 
 
 def test_two_tasks_compose_jointly_below_their_sum():
-    task, delta = [sampled(1.0, 0.01)] * 2_000, 50_000**-1.1
-    assert epsilon(task, delta=delta) == pytest.approx(2.65, abs=5e-3)  # published
+    task, delta = [sampled(1.0, 0.01)] * 2_000, 50_000**-1.1  # 2.65 alone, published
+    assert epsilon(task, delta=delta) == pytest.approx(2.65, abs=5e-3)
     assert epsilon(task * 2, delta=delta) == pytest.approx(3.81, abs=5e-3)
 
 
 def test_order_of_events_changes_no_digit():
-    a, b = sampled(1.0, 0.05), GaussianDpEvent(5.0)
+    a, b = sampled(4.0, 0.05), GaussianDpEvent(5.0)
     assert epsilon([a, b, a], delta=1e-5) == epsilon([a, a, b], delta=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_nothing_costs_nothing_and_an_open_release_everything():
     assert not fits([NonPrivateDpEvent()], delta=1e-5, target_epsilon=1e9)
 
 
-@pytest.mark.parametrize("rounds", [95, 99, 100, 101, 105])
+@pytest.mark.parametrize("rounds", [99, 100, 101])
 def test_fits_agrees_with_epsilon_close_to_the_target(rounds):
     event = sampled(1.0, 100 / 6_000)
     target = epsilon([event] * 100, delta=DELTA_6K)
@@ -140,8 +140,7 @@ def test_default_delta_is_below_one_in_the_population():
     ("population", "cohort", "rounds", "target", "published"),
     [
         (6_000, 100, 100, 1, 0.98),
-        (6_000, 500, 500, 3, 2.48),
-        (6_000, 5_000, 100, 8, 4.6),
+        (6_000, 5_000, 100, 1, 27),
     ],
 )
 def test_calibration_meets_the_target_tightly(population, cohort, rounds, target, published):
@@ -149,9 +148,28 @@ def test_calibration_meets_the_target_tightly(population, cohort, rounds, target
     sigma = calibrate_noise_multiplier(
         target_epsilon=target, delta=delta, sampling_probability=q, rounds=rounds
     )
-    assert sigma == pytest.approx(published, abs=0.05 if published > 3 else 0.006)
+    assert sigma == pytest.approx(published, rel=0.02)
     assert epsilon([sampled(sigma, q)] * rounds, delta=delta) <= target
     assert epsilon([sampled(sigma * 0.999, q)] * rounds, delta=delta) > target
+
+
+def test_calibration_is_tight_for_a_tiny_epsilon():
+    q, delta = 0.001, 1_000_000**-1.1
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=0.01, delta=delta, sampling_probability=q, rounds=10
+    )
+    assert epsilon([sampled(sigma, q)] * 10, delta=delta) <= 0.01
+    assert epsilon([sampled(sigma * 0.999, q)] * 10, delta=delta) > 0.01
+
+
+@pytest.mark.parametrize(("sigma", "q", "rounds"), [(3.0, 0.01, 10), (5.0, 0.3, 1_000)])
+def test_coarse_grid_is_never_below_the_fine_one(sigma, q, rounds):
+    event = sampled(sigma, q)
+    fine, coarse = (
+        PLDAccountant(value_discretization_interval=grid).compose(event, rounds).get_epsilon(1e-5)
+        for grid in (1e-4, 1e-3)
+    )
+    assert coarse >= fine * (1 - 1e-9)
 
 
 def test_calibration_leaves_room_for_what_was_released_before():
@@ -166,8 +184,8 @@ def test_calibration_leaves_room_for_what_was_released_before():
 
 
 def test_calibration_stays_tight_where_the_coarse_grid_errs():
-    prior, delta = [sampled(3.0, 0.01)] * 20_000, 1e-4
-    target = epsilon(prior, delta=delta) + 0.03  # the coarse grid is 0.013 too high
+    prior, delta = [sampled(10.0, 0.02)] * 20_000, 1e-4
+    target = epsilon(prior, delta=delta) + 0.03  # the coarse grid is 0.020 too high
     sigma = calibrate_noise_multiplier(
         target_epsilon=target, delta=delta, sampling_probability=1.0, rounds=1, prior_events=prior
     )
@@ -176,11 +194,11 @@ def test_calibration_stays_tight_where_the_coarse_grid_errs():
 
 
 def test_calibration_refuses_what_no_noise_can_meet():
-    prior = [GaussianDpEvent(1.0)]
+    prior = [GaussianDpEvent(4.0)]
     spent = epsilon(prior, delta=1e-5)
     rest = {"delta": 1e-5, "sampling_probability": 1.0, "rounds": 1}
-    with pytest.raises(BudgetError, match=r"cost ε = 4\.3") as refused:
-        calibrate_noise_multiplier(target_epsilon=4.0, prior_events=prior, **rest)
+    with pytest.raises(BudgetError, match=r"cost ε = 0\.9") as refused:
+        calibrate_noise_multiplier(target_epsilon=0.5, prior_events=prior, **rest)
     assert refused.value.epsilon_reached == spent
     with pytest.raises(BudgetError, match="no noise"):
         calibrate_noise_multiplier(target_epsilon=spent * (1 + 1e-12), prior_events=prior, **rest)

@@ -1,0 +1,225 @@
+"""Shared encoders: behaviour in, profile vector U out.
+
+All encoders share the interface of :class:`Encoder` and differ in the *body* that reads the window.
+U lives in the space of the item vectors, so a candidate is scored by one inner product and the device
+needs no network to rank. U is the sum of three parts:
+
+    U = bias + Σ_s gain_s ⊙ d_s + out(GELU(norm(state + mix(d))))
+
+where d_s are the decayed interest sums, L2-normalised; ``gain`` holds one number per time scale and
+feature block; ``state`` is the body's reading of the recent window. ``out`` starts at zero: an untrained
+encoder is the content cosine of the decayed profile, and training can only move away from there by
+what the devices teach it.
+
+Attention is written from Linear layers and the activation is smooth: per-sample gradients (Opacus) and
+batched training (``torch.func``) both need the first, and agreement to float precision the second.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .decay import CONTENT_TEMPERATURE
+
+
+class EncoderInputs(NamedTuple):
+    """One device (``...`` empty) or a batch of them.
+
+    Attributes:
+        vectors: float [..., T, k], item vectors of the window, zero where padded.
+        rows: int64 [..., T], row of each item in the trainable ID table (unused without one).
+        gaps: float [..., T], log(1 + days) since the event before.
+        types: int64 [..., T], event type.
+        weights: float [..., T], event weight, 0 where padded.
+        positions: int64 [..., Q], number of window events known at each query, 0…T.
+        sums: float [..., Q, S, k], decayed interest sums at each query.
+    """
+
+    vectors: Tensor
+    rows: Tensor
+    gaps: Tensor
+    types: Tensor
+    weights: Tensor
+    positions: Tensor
+    sums: Tensor
+
+
+class Encoder(nn.Module):
+    """Interface of all encoders; subclasses provide ``_read``, the body.
+
+    Args:
+        config: width, layers, heads and whether items have a trainable vector.
+        blocks: column range of each feature block of the item vectors, side by side from 0.
+        n_items: rows of the trainable ID table, if any.
+        n_types: number of event types.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, blocks: dict[str, tuple[int, int]], n_items: int, n_types: int
+    ) -> None:
+        super().__init__()
+        dimension = max(stop for _, stop in blocks.values())
+        width, scales = config.width, len(config.half_lives)
+        self._blocks = tuple(blocks.values())
+        self.adapter = nn.Linear(dimension, width, bias=False)
+        self.gap = nn.Linear(1, width)
+        self.kind = nn.Embedding(n_types, width)
+        self.gains = nn.ModuleList(nn.Linear(scales, 1, bias=False) for _ in blocks)
+        self.mix = nn.Linear(scales, 1, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, dimension)
+        self.item_ids: nn.Embedding | None = None
+        if config.item_ids:
+            self.item_ids = nn.Embedding(n_items, config.item_id_dimension)
+            self.id_adapter = nn.Linear(config.item_id_dimension, width, bias=False)
+            self.id_out = nn.Linear(width, config.item_id_dimension)
+            nn.init.normal_(self.item_ids.weight, std=0.1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        for weight in self.gains.parameters():
+            nn.init.constant_(weight, CONTENT_TEMPERATURE / scales)
+        nn.init.constant_(self.mix.weight, 1.0 / scales)
+        nn.init.normal_(self.kind.weight, std=0.02)
+
+    def forward(self, inputs: EncoderInputs) -> Tensor:
+        """Profile vectors U, float [..., Q, k] (k + ID dimension with a trainable ID table)."""
+        interests = _normalised(inputs.sums)
+        tokens = self.adapter(inputs.vectors) + self.gap(inputs.gaps.unsqueeze(-1))
+        tokens = tokens + self.kind(inputs.types)
+        if self.item_ids is not None:
+            tokens = tokens + self.id_adapter(self.item_ids(inputs.rows))
+        tokens = tokens * (inputs.weights > 0).unsqueeze(-1)
+        states = self._read(tokens, inputs.weights)
+        # Row 0 is the state before any event of the window.
+        states = torch.cat([torch.zeros_like(states[..., :1, :]), states], dim=-2)
+        index = inputs.positions.unsqueeze(-1).expand(*inputs.positions.shape, states.shape[-1])
+        state = torch.gather(states, -2, index)
+        mixed = self.mix(self.adapter(interests).transpose(-1, -2)).squeeze(-1)
+        hidden = nn.functional.gelu(self.norm(state + mixed))
+        content = [
+            gain(interests[..., start:stop].transpose(-1, -2)).squeeze(-1)
+            for gain, (start, stop) in zip(self.gains, self._blocks, strict=True)
+        ]
+        profile: Tensor = self.out(hidden) + torch.cat(content, dim=-1)
+        if self.item_ids is not None:
+            profile = torch.cat([profile, self.id_out(hidden)], dim=-1)
+        return profile
+
+    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """States after each event of the window: [..., T, width] → [..., T, width], causal."""
+        raise NotImplementedError
+
+
+class MeanEncoder(Encoder):
+    """Running weighted mean of the window: the smallest body, without parameters of its own."""
+
+    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        total = torch.cumsum(tokens * weights.unsqueeze(-1), dim=-2)
+        return total / torch.cumsum(weights, dim=-1).clamp(min=1e-6).unsqueeze(-1)
+
+
+class GRUEncoder(Encoder):
+    """Gated recurrent unit (Cho et al. 2014, eq. 5–8), from Linear layers."""
+
+    def __init__(
+        self, config: ModelConfig, *, blocks: dict[str, tuple[int, int]], n_items: int, n_types: int
+    ) -> None:
+        super().__init__(config, blocks=blocks, n_items=n_items, n_types=n_types)
+        self.input_gates = nn.Linear(config.width, 3 * config.width)
+        self.state_gates = nn.Linear(config.width, 3 * config.width)
+
+    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        inputs = self.input_gates(tokens)
+        state = torch.zeros_like(tokens[..., 0, :])
+        states = []
+        for step in range(tokens.shape[-2]):
+            i_reset, i_update, i_new = inputs[..., step, :].chunk(3, dim=-1)
+            s_reset, s_update, s_new = self.state_gates(state).chunk(3, dim=-1)
+            update = torch.sigmoid(i_update + s_update)
+            new = torch.tanh(i_new + torch.sigmoid(i_reset + s_reset) * s_new)
+            state = update * state + (1 - update) * new
+            states.append(state)
+        return torch.stack(states, dim=-2)
+
+
+class TransformerEncoder(Encoder):
+    """Causal pre-LN Transformer (Vaswani et al. 2017 §3.2; pre-LN: Xiong et al. 2020).
+
+    Time comes in through the gap features; order through a fixed slope per head on the distance in
+    events (ALiBi, Press et al. 2022 §3), which needs no table of positions.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, blocks: dict[str, tuple[int, int]], n_items: int, n_types: int
+    ) -> None:
+        super().__init__(config, blocks=blocks, n_items=n_items, n_types=n_types)
+        self.layers = nn.ModuleList(
+            _Block(config.width, config.heads) for _ in range(config.layers)
+        )
+
+    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        length = tokens.shape[-2]
+        order = torch.arange(length, device=tokens.device)
+        distance = (order.unsqueeze(1) - order).to(tokens.dtype)
+        hidden = (distance < 0) | (weights <= 0).unsqueeze(-2)
+        for layer in self.layers:
+            tokens = layer(tokens, distance, hidden)
+        return tokens
+
+
+class _Block(nn.Module):
+    slopes: Tensor
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.feed_norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        slopes = torch.tensor([2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)])
+        self.register_buffer("slopes", slopes.reshape(heads, 1, 1), persistent=False)
+
+    def forward(self, tokens: Tensor, distance: Tensor, hidden: Tensor) -> Tensor:
+        *lead, length, width = tokens.shape
+        heads, size = self.heads, width // self.heads
+        qkv = self.qkv(self.attention_norm(tokens)).reshape(*lead, length, 3, heads, size)
+        query, key, value = (part.transpose(-2, -3) for part in qkv.unbind(dim=-3))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(size) - self.slopes * distance
+        # A finite floor: a row with nothing to attend to stays finite, and its gradient too.
+        scores = scores.masked_fill(hidden.unsqueeze(-3), -1e4)
+        mixed = (torch.softmax(scores, dim=-1) @ value).transpose(-2, -3)
+        tokens = tokens + self.project(mixed.reshape(*lead, length, width))
+        fed: Tensor = self.narrow(nn.functional.gelu(self.widen(self.feed_norm(tokens))))
+        return tokens + fed
+
+
+def build_encoder(
+    config: ModelConfig,
+    *,
+    blocks: dict[str, tuple[int, int]],
+    n_items: int,
+    n_types: int,
+    seed: int,
+) -> Encoder:
+    """The encoder a configuration names, initialised from ``seed`` without touching torch's state."""
+    kinds: dict[str, type[Encoder]] = {
+        "transformer": TransformerEncoder,
+        "gru": GRUEncoder,
+        "mean": MeanEncoder,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kinds[config.encoder](config, blocks=blocks, n_items=n_items, n_types=n_types)
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / lengths.clamp(min=1e-6)
