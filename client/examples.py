@@ -80,7 +80,8 @@ def build_examples(
 
     # Window: up to `window` events before the last query's session.
     has = last >= 0
-    stop = np.where(has, starts[np.maximum(last, 0)], histories.offsets[:-1])
+    stop = histories.offsets[:-1].copy()
+    stop[has] = starts[last[has]]
     begin = np.maximum(stop - window, histories.offsets[:-1])
     window_offsets, window_rows = _ranges(begin, stop)
 
@@ -96,7 +97,9 @@ def build_examples(
 
     targets, target_query = _targets(histories, starts, chosen, new_targets_only)
     target_device = query_device[target_query]
-    kept = _at_most(target_device, window, _uniforms(keys[target_device], targets, seed))
+    # Salted by the place within the device: places in the cohort depend on who else is in it.
+    places = targets - histories.offsets[target_device]
+    kept = _at_most(target_device, window, _uniforms(keys[target_device], places, seed))
     targets, target_query, target_device = targets[kept], target_query[kept], target_device[kept]
 
     times = histories.times.astype(np.float64)
@@ -221,7 +224,8 @@ def _query_sums(
             (strengths, histories.items[rows], offsets), shape=(queries, len(vectors))
         )
         sums[:, s] = stretch @ vectors
-        carry = np.exp2((np.r_[0.0, query_clock[:-1]] - query_clock) / scale.half_life)
+        since = np.where(first, 0.0, query_clock - np.r_[0.0, query_clock[:-1]])
+        carry = np.exp2(-since / scale.half_life)
         for step in range(1, int(rank.max()) + 1):
             at = np.flatnonzero(rank == step)
             sums[at, s] += carry[at, None].astype(np.float32) * sums[at - 1, s]

@@ -79,6 +79,8 @@ class Encoder(nn.Module):
             self.id_adapter = nn.Linear(config.item_id_dimension, width, bias=False)
             self.id_out = nn.Linear(width, config.item_id_dimension)
             nn.init.normal_(self.item_ids.weight, std=0.1)
+            nn.init.zeros_(self.id_out.weight)
+            nn.init.zeros_(self.id_out.bias)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         for weight in self.gains.parameters():
