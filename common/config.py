@@ -131,6 +131,7 @@ class TrainingConfig(_Section):
     )
     server_optimizer: Literal["fedadam", "fedavg"] = "fedadam"
     server_learning_rate: float = Field(0.02, gt=0)
+    server_momentum: float = Field(0.9, ge=0, lt=1, description="β₁ of FedAdam, momentum of FedAvg")
     sampling_probability: float | None = Field(
         None, gt=0, le=1, description="Poisson rate q; unset: min(1, cohort / population)"
     )

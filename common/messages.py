@@ -132,7 +132,7 @@ def popularity_message(node: int, task: PopularityTask) -> Message:
 
 def train_message(node: int, task: TrainTask) -> Message:
     """The task as a training instruction to a node."""
-    arrays = {"devices": task.devices, "prior": task.prior}
+    arrays: dict[str, NDArray[Any]] = {"devices": task.devices, "prior": task.prior}
     return _task_message(node, TRAIN, task, arrays=arrays, weights=task.weights)
 
 
@@ -158,12 +158,11 @@ def read_train_task(message: Message) -> TrainTask:
     """
     settings, arrays = _read_task(message)
     try:
-        record = message.content["weights"]
-        weights = {name: array.numpy() for name, array in record.items()}
+        weights = _read_arrays(message, "weights")
         return TrainTask(
             devices=arrays["devices"], prior=arrays["prior"], weights=weights, **settings
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise MessageError(f"train task: {error}") from error
 
 
@@ -176,8 +175,10 @@ def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) 
     if not isinstance(update, ClippedUpdate):
         raise MessageError(f"only a ClippedUpdate may leave a device, not {type(update).__name__}")
     receipt = {**asdict(binding), "devices": update.devices, "clip_norm": update.clip_norm}
-    content = {"update": _array_record(update.arrays), "receipt": ConfigRecord(receipt)}
-    return Message(RecordDict(content), reply_to=instruction)
+    content = RecordDict()
+    content["update"] = _array_record(update.arrays)
+    content["receipt"] = ConfigRecord(receipt)
+    return Message(content, reply_to=instruction)
 
 
 def read_update(
@@ -227,12 +228,22 @@ def _task_message(
 
 def _read_task(message: Message) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
-        settings: dict[str, Any] = json.loads(str(message.content["task"]["settings"]))
+        task = message.content["task"]
+        if not isinstance(task, ConfigRecord):
+            raise MessageError("task outside the wire format: no settings")
+        settings: dict[str, Any] = json.loads(str(task["settings"]))
         settings["binding"] = Binding(**settings["binding"])
-        arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
+        arrays = _read_arrays(message, "arrays")
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"task outside the wire format: {error}") from error
     return settings, arrays
+
+
+def _read_arrays(message: Message, name: str) -> dict[str, NDArray[Any]]:
+    record = message.content[name]
+    if not isinstance(record, ArrayRecord):
+        raise MessageError(f"task outside the wire format: '{name}' holds no arrays")
+    return {key: array.numpy() for key, array in record.items()}
 
 
 def _array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:

@@ -1,0 +1,62 @@
+"""The ``fedprofile`` command: names its sub-commands, and loads one only when it is called.
+
+A device that ranks must not load what a simulation needs, and ``--help`` must not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+
+import click
+import typer
+
+from .errors import FedprofileError
+
+# name → (module with a Typer ``app``, one line of help)
+_COMMANDS = {
+    "simulate": ("simulations.cli", "Train over simulated devices and explain the run."),
+    "data": ("simulations.data_cli", "Look at interaction data before using it."),
+}
+_PACKAGE = __package__.rpartition(".")[0]
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"{_PACKAGE}.{_COMMANDS[cmd_name][0]}")
+        return typer.main.get_command(module.app)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("fedprofile"), prog_name="fedprofile")
+def root() -> None:
+    """Recommendations that learn from everyone and watch no one.
+
+    \b
+    Examples:
+      fedprofile simulate                           built-in data, user-level DP
+      fedprofile simulate --data log.csv --epsilon 2
+      fedprofile data describe log.csv
+    """
+
+
+def main() -> None:
+    """Entry point; an error of ours is one line and its exit code, never a traceback."""
+    try:
+        root()
+    except FedprofileError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; a run goes on with --resume --out FOLDER\n")
+        sys.exit(130)

@@ -1,0 +1,257 @@
+"""The Flower ServerApp: find the hosts, release popularity, train in private rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..common.config import RunConfig
+from ..common.encoder import Encoder
+from ..common.errors import ConfigError
+from ..common.items import ItemTable
+from ..common.ledger import Ledger
+from ..common.messages import (
+    Binding,
+    PopularityTask,
+    hash_of_weights,
+    hosting_query,
+    popularity_message,
+    read_hosting,
+)
+from ..common.randomness import NoiseSource
+from ..common.user_level_optimizer import release_sum
+from .budget import BudgetPlan
+from .checkpoint import Checkpoint
+from .cohorts import check_coverage, sample_cohort, split_by_host
+from .popularity import ItemPriors, item_priors
+from .strategy import PrivateAveraging, RoundRecord
+from .validation import add_up
+
+_NODES_TIMEOUT = 60.0
+_REPLY_TIMEOUT = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FederationResult:
+    """What a federation leads to.
+
+    Attributes:
+        weights: the released weights: the average of the last rounds.
+        priors: log popularity of the items.
+        checkpoint: the state after the last round.
+        stopped: why it ended before its last round, None where it didn't.
+    """
+
+    weights: dict[str, Tensor]
+    priors: ItemPriors
+    checkpoint: Checkpoint
+    stopped: str | None
+
+
+class Federation:
+    """A run of the server, from the hosts' first reply to the last round.
+
+    Args:
+        run: name of the run.
+        config: training and statistics.
+        plan: noise of every release.
+        encoder: the untrained shared encoder.
+        table: the public item table.
+        ledger: of this population.
+        randomness: secret coins and noise.
+        checkpoints: folder of the checkpoints.
+        now: moment of the statistics, seconds since 1970 UTC, public.
+        on_round: called after each round with its record, the weights so far and the priors.
+
+    Attributes:
+        result: set when the run has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        config: RunConfig,
+        plan: BudgetPlan,
+        encoder: Encoder,
+        table: ItemTable,
+        ledger: Ledger,
+        randomness: NoiseSource,
+        checkpoints: Path,
+        now: int,
+        on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
+    ) -> None:
+        self.result: FederationResult | None = None
+        self._run = run
+        self._config = config
+        self._plan = plan
+        self._encoder = encoder
+        self._table = table
+        self._ledger = ledger
+        self._randomness = randomness
+        self._checkpoints = checkpoints
+        self._now = now
+        self._on_round = on_round
+
+    def run(self, grid: Grid) -> None:
+        """Run to the end, or to the last round the budget allows; sets ``result``.
+
+        Raises:
+            BudgetError: not even the first release fits.
+            ConfigError: the nodes don't host the population.
+            RunFolderError: the checkpoint belongs to another configuration.
+        """
+        population = self._plan.training.population_size
+        # 1. Find the hosts, and which devices each of them speaks for.
+        hosts = find_hosts(grid, population_size=population)
+        # 2. Go on where a checkpoint stands, or release popularity first.
+        checkpoint = Checkpoint.latest(self._checkpoints, config_digest=self._config.digest())
+        if checkpoint is None:
+            checkpoint = self._release_popularity(grid, hosts)
+        else:
+            self._commit_late(checkpoint)
+        priors = self._priors(checkpoint)
+        # 3. Train in private rounds.
+        strategy = PrivateAveraging(
+            run=self._run,
+            training=self._config.training,
+            mechanism=self._plan.training,
+            ledger=self._ledger,
+            randomness=self._randomness,
+            hosts=hosts,
+            prior=priors.long_run,
+            checkpoint=checkpoint,
+            folder=self._checkpoints,
+            on_round=lambda record, weights: self._on_round(record, weights, priors),
+        )
+        strategy.start(grid, timeout=_REPLY_TIMEOUT)
+        # 4. Release the average of the last rounds: post-processing, free of ε.
+        last = strategy.checkpoint
+        weights = last.weights
+        if last.averaged:
+            weights = {name: total / last.averaged for name, total in last.average.items()}
+        self.result = FederationResult(
+            weights=weights, priors=priors, checkpoint=last, stopped=strategy.stopped
+        )
+
+    def _release_popularity(self, grid: Grid, hosts: dict[int, range]) -> Checkpoint:
+        """One noisy sum over all users; the same grid, validation, mechanism and ledger as a round."""
+        settings = self._config.statistics
+        shape = (1 + len(settings.half_lives_days), self._table.n_items)
+        popularity, release = np.zeros(shape), None
+        mechanism = self._plan.popularity
+        if mechanism is not None:
+            # 1. Reserve.
+            release = self._ledger.reserve(task="statistics/popularity", mechanism=mechanism)
+            # 2. Ask every sampled device, through its host.
+            randomness = self._randomness.child("statistics/popularity")
+            cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))
+            binding = Binding(run=self._run, round=0, model=self._table.content_hash)
+            by_host = split_by_host(cohort, hosts)
+            messages = [
+                popularity_message(
+                    node,
+                    PopularityTask(
+                        binding=binding,
+                        devices=devices,
+                        clip_norm=mechanism.clip_norm,
+                        half_lives_days=settings.half_lives_days,
+                        now=self._now,
+                        n_items=self._table.n_items,
+                    ),
+                )
+                for node, devices in by_host.items()
+            ]
+            replies = grid.send_and_receive(messages, timeout=_REPLY_TIMEOUT)
+            # 3. Validate, add up, add noise.
+            tally = add_up(
+                replies,
+                asked={node: len(devices) for node, devices in by_host.items()},
+                binding=binding,
+                shapes={"popularity": shape},
+                clip_norm=mechanism.clip_norm,
+            )
+            summed = {name: torch.from_numpy(total) for name, total in tally.total.items()}
+            noise = randomness.child("noise")
+            noisy = release_sum(summed, mechanism=mechanism, noise=noise)
+            popularity = noisy["popularity"].numpy()
+        checkpoint = Checkpoint(
+            round=0,
+            config_digest=self._config.digest(),
+            release=release,
+            weights={n: p.detach().clone() for n, p in self._encoder.named_parameters()},
+            popularity=torch.from_numpy(popularity),
+        )
+        if mechanism is not None:
+            counts = {"sampled": len(cohort), "trained": tally.devices, "rejected": tally.rejected}
+            checkpoint = replace(checkpoint, rounds=({"round": 0, **counts},))
+        # 4. Save, then confirm in the ledger.
+        checkpoint.save(self._checkpoints)
+        self._commit_late(checkpoint)
+        return checkpoint
+
+    def _commit_late(self, checkpoint: Checkpoint) -> None:
+        """Confirm the release a checkpoint proves was made, if a crash left it open."""
+        pending = {entry.sequence for entry in self._ledger.pending()}
+        if checkpoint.release is not None and checkpoint.release in pending:
+            last = checkpoint.rounds[-1]
+            trained = checkpoint.weights if checkpoint.round else None
+            self._ledger.commit(
+                checkpoint.release,
+                cohort_size=last["sampled"],
+                replies_counted=last["trained"],
+                rejected=last["rejected"],
+                model_after=hash_of_weights({n: w.numpy() for n, w in trained.items()})
+                if trained
+                else None,
+            )
+
+    def _priors(self, checkpoint: Checkpoint) -> ItemPriors:
+        mechanism = self._plan.popularity
+        if mechanism is None:
+            flat = np.zeros(self._table.n_items, dtype=np.float32)
+            return ItemPriors(long_run=flat, current=flat)
+        noisy: NDArray[np.float64] = checkpoint.popularity.numpy()
+        return item_priors(noisy, stddev=mechanism.noise_stddev, vectors=self._table.vectors)
+
+
+def build_server_app(federation: Federation) -> ServerApp:
+    """The ServerApp that runs ``federation`` on whatever grid Flower hands it."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001  # Flower's signature
+        federation.run(grid)
+
+    return app
+
+
+def find_hosts(grid: Grid, *, population_size: int) -> dict[int, range]:
+    """Node → its devices, ascending, once the nodes together host the whole population.
+
+    Raises:
+        ConfigError: they don't after a minute.
+    """
+    deadline = time.monotonic() + _NODES_TIMEOUT
+    while True:
+        queries = [hosting_query(node) for node in sorted(grid.get_node_ids())]
+        replies = list(grid.send_and_receive(queries, timeout=_NODES_TIMEOUT)) if queries else []
+        found = {reply.metadata.src_node_id: read_hosting(reply) for reply in replies}
+        hosts = dict(sorted(found.items(), key=lambda host: host[1].start))
+        try:
+            check_coverage(hosts, population_size=population_size)
+        except ConfigError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return hosts

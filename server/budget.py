@@ -1,0 +1,93 @@
+"""How the privacy budget of a run is spread over its releases, before any of them is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..common.accounting import calibrate_noise_multiplier, default_delta, fits, gaussian_mu
+from ..common.config import PrivacyConfig, TrainingConfig
+from ..common.errors import BudgetError
+from ..common.mechanism import Mechanism
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+POPULARITY_CLIP = 1.0  # a scale without effect: noise is a multiple of it
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """The releases of a run.
+
+    Attributes:
+        delta: δ of the guarantee.
+        target_epsilon: None without privacy.
+        popularity: the one-shot release; None where it gets no share.
+        training: every round.
+    """
+
+    delta: float
+    target_epsilon: float | None
+    popularity: Mechanism | None
+    training: Mechanism
+
+
+def plan_budget(
+    privacy: PrivacyConfig, training: TrainingConfig, *, population_size: int
+) -> BudgetPlan:
+    """Noise of every release, so that together they cost at most ``privacy.epsilon``.
+
+    The statistics get their share of μ² in the sense of Gaussian DP (Dong, Roth & Su 2022, corollary
+    2: μ² adds up); what the exact accountant leaves is the rounds'.
+
+    Raises:
+        BudgetError: not even the first release fits.
+        ConfigError: the population is too small for a default δ.
+    """
+    rate = training.sampling_probability or min(1.0, training.cohort / population_size)
+
+    def mechanism(clip: float, noise: float, q: float) -> Mechanism:
+        return Mechanism(
+            clip_norm=clip,
+            noise_multiplier=noise,
+            sampling_probability=q,
+            population_size=population_size,
+        )
+
+    delta = privacy.delta if privacy.delta is not None else default_delta(population_size)
+    if not privacy.enabled:
+        open_popularity = mechanism(POPULARITY_CLIP, 0.0, 1.0)
+        return BudgetPlan(delta, None, open_popularity, mechanism(math.inf, 0.0, rate))
+
+    def calibrated(q: float, rounds: int, spent: Sequence[DpEvent]) -> float:
+        return calibrate_noise_multiplier(
+            target_epsilon=privacy.epsilon,
+            delta=delta,
+            sampling_probability=q,
+            rounds=rounds,
+            prior_events=spent,
+        )
+
+    popularity = None
+    if not training.rounds:
+        popularity = mechanism(POPULARITY_CLIP, calibrated(1.0, 1, ()), 1.0)
+    elif privacy.statistics_share > 0:
+        mu = gaussian_mu(epsilon=privacy.epsilon, delta=delta)
+        noise = 1 / (mu * math.sqrt(privacy.statistics_share))
+        popularity = mechanism(POPULARITY_CLIP, noise, 1.0)
+    spent = [popularity.event()] if popularity is not None else []
+    noise = privacy.noise_multiplier or 1.0
+    if training.rounds and privacy.noise_multiplier is None:
+        noise = calibrated(rate, training.rounds, spent)
+    planned = mechanism(privacy.clip_norm, noise, rate)
+    first = spent or [planned.event()]
+    if not fits(first, delta=delta, target_epsilon=privacy.epsilon):
+        raise BudgetError(
+            f"the first release would already exceed epsilon = {privacy.epsilon:g}; raise epsilon "
+            "or privacy.noise_multiplier",
+            epsilon_reached=math.inf,
+        )
+    return BudgetPlan(delta, privacy.epsilon, popularity, planned)

@@ -1,0 +1,136 @@
+"""The state of a federation between rounds, as one file that is whole or not there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..common.errors import RunFolderError
+from ..common.files import write_atomically
+
+_KEPT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Everything a run needs to go on after a round.
+
+    Attributes:
+        round: last round that is done; 0 after the one-shot statistics.
+        config_digest: of the configuration it belongs to.
+        release: ledger number of the release that led here; it is committed late after a crash.
+        weights: name → shared weights.
+        average: name → sum of the weights of the rounds that are averaged.
+        averaged: number of those rounds.
+        moments: ``parameter/field`` → state of the server optimizer.
+        popularity: float [1 + time scales, n_items], the noisy release.
+        rounds: what was recorded of each round, JSON-ready.
+    """
+
+    round: int
+    config_digest: str
+    release: int | None
+    weights: dict[str, Tensor]
+    popularity: Tensor
+    average: dict[str, Tensor] = field(default_factory=dict)
+    averaged: int = 0
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    rounds: tuple[dict[str, Any], ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write ``round-NNNNN.safetensors`` into ``folder`` and drop all but the last few."""
+        groups = {"weights": self.weights, "average": self.average, "moments": self.moments}
+        tensors = {
+            f"{group}/{name}": tensor.contiguous()
+            for group, members in groups.items()
+            for name, tensor in members.items()
+        }
+        tensors["popularity"] = self.popularity.contiguous()
+        state = {
+            "round": self.round,
+            "config_digest": self.config_digest,
+            "release": self.release,
+            "averaged": self.averaged,
+            "rounds": self.rounds,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"round-{self.round:05d}.safetensors"
+        write_atomically(path, save(tensors, {"state": json.dumps(state)}))
+        for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
+            old.unlink()
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        groups: dict[str, Any] = {"weights": {}, "average": {}, "moments": {}}
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                popularity = file.get_tensor("popularity")
+                for key in file.keys():  # noqa: SIM118  # not a mapping
+                    group, _, name = key.partition("/")
+                    if name:
+                        groups[group][name] = file.get_tensor(key)
+            return cls(
+                round=int(state["round"]),
+                config_digest=state["config_digest"],
+                release=state["release"],
+                averaged=int(state["averaged"]),
+                rounds=tuple(state["rounds"]),
+                popularity=popularity,
+                **groups,
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RunFolderError(f"{path}: not a checkpoint ({error}); remove it") from error
+
+    @classmethod
+    def latest(cls, folder: Path, *, config_digest: str) -> Checkpoint | None:
+        """The newest checkpoint of ``folder``, if any.
+
+        Raises:
+            RunFolderError: it is damaged or belongs to another configuration.
+        """
+        paths = sorted(folder.glob("round-*.safetensors"))
+        if not paths:
+            return None
+        checkpoint = cls.load(paths[-1])
+        if checkpoint.config_digest != config_digest:
+            raise RunFolderError(
+                f"{paths[-1]}: belongs to another configuration; resume with the configuration in "
+                "config.toml beside it, or choose another --out"
+            )
+        return checkpoint
+
+
+def optimizer_moments(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    """State of a server optimizer as ``parameter/field`` → tensor (a copy)."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).clone()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+        if value is not None
+    }
+
+
+def restore_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+    moments: dict[str, Tensor],
+) -> None:
+    """Put back what :func:`optimizer_moments` took."""
+    for key, value in moments.items():
+        name, _, state_key = key.rpartition("/")
+        optimizer.state[parameters[name]][state_key] = value.clone()

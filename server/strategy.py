@@ -1,0 +1,291 @@
+"""The Flower strategy: private averaging of client updates, one round as numbered steps.
+
+Flower's own strategies draw cohorts of fixed size, weight clients by what they claim, divide by the
+number of replies, and can't resume. Each of these breaks the user-level guarantee or loses a run, so
+this one draws Poisson cohorts, weights users equally, divides by the expected cohort and goes on from
+a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..common.config import TrainingConfig
+from ..common.errors import BudgetError
+from ..common.ledger import Ledger
+from ..common.mechanism import Mechanism
+from ..common.messages import Binding, TrainTask, hash_of_weights, train_message
+from ..common.randomness import NoiseSource
+from ..common.user_level_optimizer import UserLevelDPOptimizer
+from .checkpoint import Checkpoint, optimizer_moments, restore_moments
+from .cohorts import sample_cohort, split_by_host
+from .validation import Tally, add_up
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """What is written down of a round; no figure in it comes from a device beyond counts.
+
+    Attributes:
+        round: from 1.
+        sampled: devices drawn.
+        trained: devices in the sum.
+        rejected: reason → devices that are not.
+        update_norm: L2 norm of the noisy mean update.
+        noise_norm: expected L2 norm of the noise in it.
+        seconds: wall-clock time.
+    """
+
+    round: int
+    sampled: int
+    trained: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    update_norm: float = 0.0
+    noise_norm: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenRound:
+    release: int
+    sampled: int
+    asked: dict[int, int]
+    binding: Binding
+    started: float
+
+
+class PrivateAveraging(Strategy):
+    """User-level DP-FedAvg and DP-FedAdam with Poisson cohorts (McMahan et al. 2018, algorithm 1).
+
+    Args:
+        run: name of the federation.
+        training: rounds, local work, server optimizer.
+        mechanism: clip, noise, sampling and divisor of every round.
+        ledger: charged before and confirmed after each round.
+        randomness: secret coins and noise.
+        hosts: node → its devices.
+        prior: float32 [n_items], log popularity released before.
+        checkpoint: where the run stands.
+        folder: where checkpoints go.
+        on_round: called after each round with its record and the weights so far.
+
+    Attributes:
+        checkpoint: where the run stands now.
+        stopped: why it ended before its last round, None where it didn't.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        training: TrainingConfig,
+        mechanism: Mechanism,
+        ledger: Ledger,
+        randomness: NoiseSource,
+        hosts: Mapping[int, range],
+        prior: NDArray[np.float32],
+        checkpoint: Checkpoint,
+        folder: Path,
+        on_round: Callable[[RoundRecord, dict[str, Tensor]], None],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.stopped: str | None = None
+        self._run = run
+        self._training = training
+        self._mechanism = mechanism
+        self._ledger = ledger
+        self._randomness = randomness
+        self._hosts = hosts
+        self._prior = prior
+        self._folder = folder
+        self._on_round = on_round
+        self._parameters = {n: nn.Parameter(w.clone()) for n, w in checkpoint.weights.items()}
+        self._optimizer = self._server_optimizer()
+        restore_moments(self._optimizer, self._parameters, checkpoint.moments)
+        self._open: _OpenRound | None = None
+
+    def start(  # type: ignore[override]  # the rounds are the strategy's own: it resumes and stops
+        self, grid: Grid, *, timeout: float = 3600
+    ) -> Result:
+        """Run the rounds that are left; a round the budget doesn't allow ends the run, intact."""
+        result = Result()
+        for number in range(self.checkpoint.round + 1, self._training.rounds + 1):
+            try:
+                messages = self.configure_train(number, self._arrays(), ConfigRecord(), grid)
+            except BudgetError as error:
+                self.stopped = str(error)
+                break
+            replies = grid.send_and_receive(messages, timeout=timeout)
+            arrays, metrics = self.aggregate_train(number, replies)
+            result.arrays = arrays
+            result.train_metrics_clientapp[number] = metrics
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Steps 1–3 of a round.
+
+        Raises:
+            BudgetError: the round would exceed the privacy budget; nothing has been sent.
+        """
+        started = time.monotonic()
+        weights = self._weights()
+        model = hash_of_weights(weights)
+        # 1. Reserve the release: from here on the budget is charged, whatever happens.
+        release = self._ledger.reserve(
+            task="training", mechanism=self._mechanism, round=server_round, model_before=model
+        )
+        # 2. Draw the cohort by secret coins.
+        randomness = self._randomness.child(f"round/{server_round}")
+        cohort = sample_cohort(self._mechanism, coins=randomness.child("cohort"))
+        seed = int(randomness.child("local training").integers(1, below=2**62)[0])
+        # 3. Tell each host which of its devices train on what.
+        by_host = split_by_host(cohort, self._hosts)
+        binding = Binding(run=self._run, round=server_round, model=model)
+        asked = {node: len(devices) for node, devices in by_host.items()}
+        self._open = _OpenRound(release, len(cohort), asked, binding, started)
+        training = self._training
+        return [
+            train_message(
+                node,
+                TrainTask(
+                    binding=binding,
+                    devices=devices,
+                    weights=weights,
+                    prior=self._prior,
+                    steps=training.local_steps,
+                    learning_rate=training.local_learning_rate,
+                    negatives=training.negatives,
+                    new_targets_only=training.targets == "new",
+                    clip_norm=self._mechanism.clip_norm,
+                    seed=seed,
+                ),
+            )
+            for node, devices in by_host.items()
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Steps 4–7 of a round."""
+        opened = self._open
+        assert opened is not None, "configure_train opens the round"
+        # 4. Validate the replies and add up the clipped updates.
+        tally = add_up(
+            replies,
+            asked=opened.asked,
+            binding=opened.binding,
+            shapes={name: tuple(p.shape) for name, p in self._parameters.items()},
+            clip_norm=self._mechanism.clip_norm,
+        )
+        # 5. Add noise, divide by the expected cohort, and step: Opacus.
+        before = {name: p.detach().clone() for name, p in self._parameters.items()}
+        update_norm = self._private_step(server_round, tally)
+        # 6. Save what the round led to, whole or not at all.
+        record = RoundRecord(
+            round=server_round,
+            sampled=opened.sampled,
+            trained=tally.devices,
+            rejected=tally.rejected,
+            update_norm=update_norm,
+            noise_norm=self._noise_norm(before),
+            seconds=time.monotonic() - opened.started,
+        )
+        self._save(record, opened.release)
+        # 7. Confirm the release in the ledger.
+        self._ledger.commit(
+            opened.release,
+            cohort_size=opened.sampled,
+            replies_counted=tally.devices,
+            rejected=tally.rejected,
+            model_after=hash_of_weights(self._weights()),
+        )
+        self._open = None
+        self._on_round(record, self.checkpoint.weights)
+        metrics = MetricRecord({"sampled": record.sampled, "trained": record.trained})
+        return self._arrays(), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: metrics from devices would be releases of their own."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing, see :meth:`configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing to log: the run folder explains the run."""
+
+    def _server_optimizer(self) -> torch.optim.Optimizer:
+        rate = self._training.server_learning_rate
+        if self._training.server_optimizer == "fedavg":
+            return torch.optim.SGD(
+                self._parameters.values(), lr=rate, momentum=self._training.server_momentum
+            )
+        # Reddi et al. 2021, algorithm 2; their β₂ for few rounds.
+        return torch.optim.Adam(
+            self._parameters.values(), lr=rate, betas=(self._training.server_momentum, 0.99)
+        )
+
+    def _private_step(self, server_round: int, tally: Tally) -> float:
+        step = UserLevelDPOptimizer(
+            self._optimizer,
+            named_parameters=self._parameters,
+            mechanism=self._mechanism,
+            noise=self._randomness.child(f"round/{server_round}").child("noise"),
+        )
+        squares: list[float] = []
+
+        def note(optimizer: Any) -> None:  # Opacus calls it on the noisy mean, before the step
+            squares.extend(float(p.grad.square().sum()) for p in optimizer.params)
+
+        step.attach_step_hook(note)
+        step.step_from_sum({n: torch.from_numpy(t).float() for n, t in tally.total.items()})
+        return math.sqrt(sum(squares))
+
+    def _noise_norm(self, weights: Mapping[str, Tensor]) -> float:
+        numbers = sum(w.numel() for w in weights.values())
+        return self._mechanism.noise_stddev * math.sqrt(numbers) / self._mechanism.expected_cohort
+
+    def _save(self, record: RoundRecord, release: int) -> None:
+        weights = {name: p.detach().clone() for name, p in self._parameters.items()}
+        last = self.checkpoint
+        average, averaged = last.average, last.averaged
+        if record.round > self._training.rounds * (1 - self._training.averaging):
+            average = {n: w + average[n] if averaged else w.clone() for n, w in weights.items()}
+            averaged += 1
+        self.checkpoint = replace(
+            last,
+            round=record.round,
+            release=release,
+            weights=weights,
+            average=average,
+            averaged=averaged,
+            moments=optimizer_moments(self._optimizer, self._parameters),
+            rounds=(*last.rounds, asdict(record)),
+        )
+        self.checkpoint.save(self._folder)
+
+    def _weights(self) -> dict[str, NDArray[np.float32]]:
+        return {name: p.detach().numpy().copy() for name, p in self._parameters.items()}
+
+    def _arrays(self) -> ArrayRecord:
+        return ArrayRecord({name: Array(value) for name, value in self._weights().items()})

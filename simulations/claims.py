@@ -1,0 +1,229 @@
+"""What a run may claim, in words: the verdict, the guarantee, the warnings, and the limits.
+
+Each sentence holds for the run it is made for: a guarantee is worded as one only where noise was
+added and kept secret.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .formatting import count, epsilon, known, number, scientific
+
+WEAK_EPSILON = 10.0
+"""Above it an ε says hardly more than "not in clear" (docs/sharp-edges.md)."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A heading and a sentence or two.
+
+    Attributes:
+        title: what it is about.
+        text: the statement.
+        level: ``bad`` where nobody is protected, ``warn`` where care is needed, else ``note``.
+    """
+
+    title: str
+    text: str
+    level: str = "note"
+
+
+def own_model(models: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The model that the run is about: the first of kind ``ours``."""
+    return next((model for model in models if model["kind"] == "ours"), None)
+
+
+def ndcg(model: Mapping[str, Any], view: str = "new") -> float:
+    """Mean test NDCG@k of a model; NaN where it was not measured."""
+    mean = model["test"][view]["ndcg_at_k"]["mean"] if model["test"] else None
+    return math.nan if mean is None else float(mean)
+
+
+def compared(model: Mapping[str, Any]) -> str:
+    """How the run's own model fares against ``model``: better, level, behind or unknown.
+
+    Better and behind by a paired interval that leaves zero out; unknown where there is none.
+    """
+    difference = model["difference"] or {}
+    low, high = difference.get("low"), difference.get("high")
+    if not known(low) or not known(high):
+        return "unknown"
+    if low > 0:
+        return "better"
+    return "behind" if high < 0 else "level"
+
+
+def protected(privacy: Mapping[str, Any]) -> bool:
+    """Whether every release had noise, so that ε is finite."""
+    return bool(privacy["enabled"]) and known(privacy["epsilon"])
+
+
+def verdict(
+    run: Mapping[str, Any], privacy: Mapping[str, Any], models: Sequence[dict[str, Any]]
+) -> str:
+    """The run in one sentence: what privacy, what quality, against what."""
+    spent = f"ε = {epsilon(privacy['epsilon'])} per user"
+    if not protected(privacy):
+        start = "Without any privacy"
+    elif privacy["randomness"] == "seeded":
+        start = f"With repeatable noise ({spent}, had it been secret)"
+    else:
+        start = f"At {spent}"
+    own = own_model(models)
+    if own is None or not known(ndcg(own)):
+        return (
+            f"{start}, the {run['encoder']} encoder was trained for {count(run['rounds_done'])} of "
+            f"{count(run['rounds_planned'])} rounds; nothing was held out, so how well it "
+            "recommends was not measured."
+        )
+    quality = f"{own['label']} reaches NDCG@{own['test']['k']} = {number(ndcg(own))} on new items"
+    return f"{start}, {quality}{_against_baselines(models)}."
+
+
+def _against_baselines(models: Sequence[dict[str, Any]]) -> str:
+    baselines = [m for m in models if m["kind"] == "baseline" and known(ndcg(m))]
+    if not baselines:
+        return "; no baseline was measured"
+    best = max(baselines, key=ndcg)
+    named = f"“{best['label']}”, reaches {number(ndcg(best))}"
+    outcomes = [compared(model) for model in baselines]
+    if "unknown" in outcomes:
+        return f"; the best baseline, {named}"
+    places = [
+        f"{words} {outcomes.count(outcome)}"
+        for outcome, words in (
+            ("better", "better than"),
+            ("level", "level with"),
+            ("behind", "behind"),
+        )
+        if outcome in outcomes
+    ]
+    listed = " and ".join(filter(None, [", ".join(places[:-1]), places[-1]]))
+    return f": {listed} of {len(baselines)} baselines (the best, {named})"
+
+
+def guarantee(privacy: Mapping[str, Any]) -> str | None:
+    """The sentences that may be quoted, in full; None where there is no privacy."""
+    if not protected(privacy):
+        return None
+    spent = float(privacy["epsilon"])
+    factor = scientific(math.exp(spent)) if spent < 700 else "beyond measure"
+    # Where noise is repeatable there is nothing to quote, hence the conditional.
+    if privacy["randomness"] == "csprng":
+        opening, be, changes = "All", "are", "changes"
+    else:
+        opening, be, changes = "Had the noise been secret, all", "would be", "would change"
+    return (
+        f"{opening} models and statistics that this run released (every round's model, the final "
+        f"model and the releases listed below) {be}, taken together, "
+        f"(ε, δ)-differentially private with ε = {epsilon(spent)} and "
+        f"δ = {scientific(privacy['delta'])} at the level of the {privacy['unit']}, neighbours by "
+        f"{privacy['adjacency']}: adding or removing everything that any one "
+        f"{privacy['unit']} did {changes} the probability of any outcome by no more than a factor "
+        f"of e^ε = {factor}, plus δ. It holds against everyone who receives what was released. It "
+        "assumes that the operator of the server, who sees sums before noise is added, adds the "
+        "noise and keeps it and the choice of cohorts secret; that device hosts clip each "
+        f"{privacy['unit']}'s contribution as stated; and that the catalogue of items and the "
+        f"number of {privacy['unit']}s (N = {count(privacy['population_size'])}) are public."
+    )
+
+
+def warnings(run: Mapping[str, Any], privacy: Mapping[str, Any]) -> Iterator[Statement]:
+    """What must be seen before anything else, the worst first."""
+    if not protected(privacy):
+        yield Statement(
+            "This run protects nobody",
+            "Exact sums were released, so ε is infinite. Use such a run for research on data that "
+            "you may see anyway, and don't hand out its model.",
+            "bad",
+        )
+    elif privacy["randomness"] == "seeded":
+        yield Statement(
+            "The noise of this run is repeatable",
+            "A seed decided noise and cohorts. Whoever knows or guesses it can take the noise off "
+            f"again, so ε = {epsilon(privacy['epsilon'])} is what the same run would cost with "
+            "secret noise. Don't release this model; run again without a seed.",
+            "warn",
+        )
+    if protected(privacy) and privacy["epsilon"] > WEAK_EPSILON:
+        yield Statement(
+            "A weak guarantee",
+            f"ε above {WEAK_EPSILON:.0f} says hardly more than that data was not in clear.",
+            "warn",
+        )
+    if protected(privacy) and privacy["delta"] * privacy["population_size"] >= 1:
+        yield Statement(
+            "δ is too large",
+            f"δ = {scientific(privacy['delta'])} is not below 1/N: a mechanism that publishes a "
+            "random user's data in clear would satisfy it. Set privacy.delta below 1/N.",
+            "warn",
+        )
+    if run["stopped"]:
+        yield Statement(
+            f"Stopped after {count(run['rounds_done'])} of {count(run['rounds_planned'])} rounds",
+            f"Reason: {run['stopped']}. What was trained until then is kept and was paid for.",
+        )
+
+
+def limits(privacy: Mapping[str, Any]) -> Iterator[Statement]:
+    """What this run does not protect."""
+    if not protected(privacy):
+        yield Statement(
+            "Anybody, against whoever gets the model",
+            "The model itself may give away what it was trained on. What follows would not be "
+            "protected with privacy switched on either.",
+        )
+    yield Statement(
+        "The figures on this page",
+        "Quality, curves, counts and data quality are the researcher's own measurement on raw "
+        "data. They are exact, no ε covers them, and they are not meant for publication as private.",
+    )
+    yield Statement(
+        "The other models",
+        "Baselines and centrally trained models see every history in clear and are no part of the "
+        "guarantee. They were fitted for comparison only.",
+    )
+    yield Statement(
+        "Choices made on the data",
+        "Settings picked by validation scores, cut dates at quantiles, minimum counts of users and "
+        "items, and earlier runs on the same users all cost privacy that this ε leaves out.",
+    )
+    yield Statement(
+        "Who takes part",
+        f"The number of users (N = {count(privacy['population_size'])}) is taken as public: it "
+        "sets the divisor. The counts of cohorts and replies in the ledger are exact.",
+    )
+    yield Statement(
+        "The catalogue",
+        "Items, texts, categories and prices count as public. Where a catalogue was put together "
+        "from transactions, an item that one user alone bought gives that purchase away.",
+    )
+    yield Statement(
+        "Against the server and the device hosts",
+        "The server sees sums before noise and knows who was sampled; hosts see what they train on. "
+        "Both are trusted to do as stated. In a simulation they are whoever runs it.",
+    )
+    yield Statement(
+        "People with several ids, and groups",
+        "The unit is one user id. Whoever has k of them, or a household of k users, is protected by "
+        "about k·ε.",
+    )
+    yield Statement(
+        "Against what is true of everyone",
+        "A model may learn that people who buy one thing buy another, and that can be applied to "
+        "somebody who took no part. Differential privacy neither prevents nor measures it.",
+    )
+    yield Statement(
+        "Recommendations and devices",
+        "A ranked list is computed from its owner's raw history and shows it to whoever sees the "
+        "list. A lost device or a copied data file is outside this page.",
+    )
+    yield Statement(
+        "Side channels",
+        "The time a round takes, memory that was not wiped, and arithmetic in finite precision are "
+        "not part of the proof.",
+    )

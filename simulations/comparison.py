@@ -1,0 +1,245 @@
+"""The run's model beside honest baselines, on the same split, users and metrics.
+
+Baselines pool everybody's data and are not private; each has its settings chosen on validation, and
+the encoder trained centrally is the ceiling of what a federation could learn.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..client.local_training import Trainer
+from ..client.popularity import popularity_contribution
+from ..common.config import RunConfig
+from ..common.console import stage
+from ..common.encoder import Encoder
+from ..common.ledger import Ledger
+from ..server.budget import POPULARITY_CLIP, plan_budget
+from ..server.popularity import item_priors
+from .baselines import Popularity, tuned_baselines
+from .bootstrap import Interval, paired_difference
+from .evaluation import Evaluation, Scorer, evaluate, score_chunks
+from .federate import run_federation, statistics_time
+from .metrics import rank_metrics
+from .models import EncoderScorer, LocalOnly, train_centrally
+from .population import Population
+from .splits import Split, Targets
+
+_LABELS = {
+    "federated": "Federated encoder (this run)",
+    "federated-no-dp": "Federated encoder without DP",
+    "central": "Same encoder trained centrally",
+    "local-only": "Same encoder, each device alone",
+    "popularity": "Popularity",
+    "recent-popularity": "Popularity of recent weeks",
+    "content-cosine": "Content cosine",
+    "item-knn": "Item-kNN on the decayed profile",
+    "ease": "EASE on the decayed profile",
+    "personal-frequency": "Personal frequency",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ModelResult:
+    """One model in the comparison.
+
+    Attributes:
+        key: short name.
+        kind: ``ours``, ``baseline`` or ``ceiling``.
+        private: whether its release is covered by the run's guarantee.
+        test: quality on the test targets.
+        validation_ndcg: mean NDCG@k on new items of the validation targets.
+        settings: what validation chose.
+        difference: NDCG@k of the run's own model minus this one's, paired by user, new items.
+    """
+
+    key: str
+    kind: str
+    private: bool
+    test: Evaluation
+    validation_ndcg: float | None
+    settings: str
+    difference: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready content."""
+        return {
+            "key": self.key,
+            "label": _LABELS[self.key],
+            "kind": self.kind,
+            "private": self.private,
+            "test": self.test.to_dict(),
+            "validation_ndcg": self.validation_ndcg,
+            "settings": self.settings,
+            "difference": self.difference.to_dict() if self.difference else None,
+        }
+
+
+def compare(
+    config: RunConfig,
+    *,
+    scorer: EncoderScorer,
+    split: Split,
+    population: Population,
+    trainer: Trainer,
+    encoder: Encoder,
+) -> list[ModelResult]:
+    """Measure the run's model, first, and unless switched off all it should be held against."""
+    candidates: list[tuple[str, str, bool, Scorer, str]] = [
+        ("federated", "ours", config.privacy.enabled, scorer, "")
+    ]
+    counts = Popularity.fit(split.train, population.table)
+    if config.evaluation.baselines:
+        with stage("Baselines", 4) as progress:
+            if config.privacy.enabled and config.training.rounds:
+                reference = _without_privacy(config, population, trainer, encoder, split)
+                candidates.append(("federated-no-dp", "ceiling", False, reference, "same settings"))
+            progress.advance("federated without DP")
+            central, epoch = _central(config, population, trainer, encoder, split)
+            candidates.append(("central", "ceiling", False, central, f"epoch {epoch}"))
+            progress.advance("central training")
+            local = LocalOnly(encoder, population.table, config.model, config.training, trainer)
+            candidates.append(("local-only", "baseline", True, local, "nothing is shared"))
+            progress.advance("local only")
+            tuned = tuned_baselines(split, population.table, k=config.evaluation.k)
+            candidates += [(n, "baseline", False, m, _settings(m)) for n, m in tuned.items()]
+            progress.advance("classical baselines")
+    return _measure(candidates, config, split, population, counts)
+
+
+def _measure(
+    candidates: list[tuple[str, str, bool, Scorer, str]],
+    config: RunConfig,
+    split: Split,
+    population: Population,
+    counts: Popularity,
+) -> list[ModelResult]:
+    evaluation = config.evaluation
+    results: list[ModelResult] = []
+    with stage("Measuring", len(candidates)) as progress:
+        for key, kind, private, model, settings in candidates:
+            test = evaluate(
+                model,
+                split.test,
+                population.table,
+                counts.counts,
+                k=evaluation.k,
+                bootstrap_samples=evaluation.bootstrap_samples,
+            )
+            difference = None
+            if results:
+                difference = paired_difference(
+                    results[0].test.new_items.ranks,
+                    test.new_items.ranks,
+                    samples=evaluation.bootstrap_samples,
+                )
+            validation = mean_ndcg(model, split.validation, k=evaluation.k)
+            results.append(ModelResult(key, kind, private, test, validation, settings, difference))
+            progress.advance(key)
+    return results
+
+
+def mean_ndcg(scorer: Scorer, targets: Targets, *, k: int) -> float | None:
+    """Mean NDCG@k on new items; None without targets."""
+    found = [
+        rank_metrics(scores, chunk, k=k, mask_seen=True).ndcg
+        for chunk, scores in score_chunks(scorer, targets)
+    ]
+    values = np.concatenate(found) if found else np.zeros(0)
+    return float(values.mean()) if len(values) else None
+
+
+def _without_privacy(
+    config: RunConfig,
+    population: Population,
+    trainer: Trainer,
+    encoder: Encoder,
+    split: Split,
+) -> EncoderScorer:
+    """The same federation without clip and noise, in a scratch folder."""
+    privacy = config.privacy.model_copy(update={"enabled": False})
+    open_config = config.model_copy(update={"privacy": privacy})
+    plan = plan_budget(privacy, config.training, population_size=population.size)
+    with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
+        ledger = Ledger.create(
+            Path(scratch) / "ledger.jsonl",
+            population_size=population.size,
+            delta=plan.delta,
+            target_epsilon=None,
+            randomness="csprng" if config.seed is None else "seeded",
+            code_version="",
+            config_digest=open_config.digest(),
+        )
+        with ledger:
+            result = run_federation(
+                open_config,
+                name="without-privacy",
+                population=population,
+                trainer=trainer,
+                encoder=encoder,
+                plan=plan,
+                ledger=ledger,
+                checkpoints=Path(scratch) / "checkpoints",
+                now=statistics_time(split, population),
+                on_round=lambda *_: None,
+            )
+    return EncoderScorer(
+        encoder=encoder,
+        weights=result.weights,
+        table=population.table,
+        prior=result.priors.current,
+        model=config.model,
+    )
+
+
+def _central(
+    config: RunConfig,
+    population: Population,
+    trainer: Trainer,
+    encoder: Encoder,
+    split: Split,
+) -> tuple[EncoderScorer, int]:
+    """The ceiling, stopped at the epoch that is best on validation."""
+    exact = popularity_contribution(
+        population.histories,
+        now=statistics_time(split, population),
+        half_lives_days=config.statistics.half_lives_days,
+        n_items=population.table.n_items,
+        clip_norm=POPULARITY_CLIP,
+    )
+    priors = item_priors(
+        exact.arrays["popularity"].astype(np.float64), stddev=0.0, vectors=population.table.vectors
+    )
+    best: dict[str, Any] = {"quality": -1.0, "epoch": 0, "weights": {}}
+
+    def keep_best(epoch: int, weights: dict[str, Tensor]) -> None:
+        scorer = EncoderScorer(encoder, weights, population.table, priors.current, config.model)
+        quality = mean_ndcg(scorer, split.validation, k=config.evaluation.k)
+        # Without validation targets the last epoch stands.
+        if quality is None or quality > best["quality"]:
+            best.update(quality=-1.0 if quality is None else quality, epoch=epoch, weights=weights)
+
+    train_centrally(
+        encoder,
+        population.histories,
+        table=population.table,
+        prior=priors.long_run,
+        model=config.model,
+        training=config.training,
+        trainer=trainer,
+        seed=config.seed or 0,
+        on_epoch=keep_best,
+    )
+    scorer = EncoderScorer(encoder, best["weights"], population.table, priors.current, config.model)
+    return scorer, best["epoch"]
+
+
+def _settings(model: Scorer) -> str:
+    scale = getattr(model, "scale", None)
+    return f"half-life {scale.half_life:g} {scale.clock}" if scale is not None else ""

@@ -1,0 +1,78 @@
+"""One federation over a simulated population, on the engine the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from ..client.app import build_client_app
+from ..client.local_training import Trainer
+from ..common.config import RunConfig
+from ..common.encoder import Encoder
+from ..common.ledger import Ledger
+from ..common.randomness import NoiseSource
+from ..server.app import Federation, FederationResult, build_server_app
+from ..server.budget import BudgetPlan
+from ..server.popularity import ItemPriors
+from ..server.strategy import RoundRecord
+from .grid import InProcessGrid
+from .population import Population
+from .ray_engine import run_on_ray
+from .splits import Split
+
+
+def run_federation(
+    config: RunConfig,
+    *,
+    name: str,
+    population: Population,
+    trainer: Trainer,
+    encoder: Encoder,
+    plan: BudgetPlan,
+    ledger: Ledger,
+    checkpoints: Path,
+    now: int,
+    on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
+) -> FederationResult:
+    """Run to the last round the budget allows; the arguments are those of :class:`Federation`.
+
+    Raises:
+        FedprofileError: what the federation raises.
+    """
+    federation = Federation(
+        run=name,
+        config=config,
+        plan=plan,
+        encoder=encoder,
+        table=population.table,
+        ledger=ledger,
+        randomness=randomness(config, label="federation"),
+        checkpoints=checkpoints,
+        now=now,
+        on_round=on_round,
+    )
+    size = config.engine.devices_per_host
+    if config.engine.kind == "ray":
+        run_on_ray(federation, population, devices_per_host=size)
+    else:
+        client_app = build_client_app(population.host_finder(size, trainer))
+        grid = InProcessGrid(client_app, nodes=population.hosts(size))
+        build_server_app(federation)(grid, grid.server_context)
+    assert federation.result is not None, "a federation that raises nothing has a result"
+    return federation.result
+
+
+def randomness(config: RunConfig, *, label: str) -> NoiseSource:
+    """Secret randomness, or repeatable one where the configuration has a seed."""
+    if config.seed is None:
+        return NoiseSource.csprng()
+    return NoiseSource.seeded(seed=config.seed, label=label)
+
+
+def statistics_time(split: Split, population: Population) -> int:
+    """The moment popularity is released: the validation cut, or the end of the data."""
+    if split.validation_time is not None:
+        return split.validation_time
+    return int(population.histories.times.max()) + 1

@@ -1,0 +1,67 @@
+"""Figures as a reader wants them: grouped, rounded, and honest about what is unknown."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import TypeGuard
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether there is a finite number to show."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """``0.0654``; a dash where it is unknown (None or NaN)."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """``+0.0123`` or ``−0.0123``."""
+    return f"+{number(value)}" if known(value) and value > 0 else number(value)
+
+
+def count(value: float | None) -> str:
+    """``896,392``."""
+    return number(value, 0)
+
+
+def scientific(value: float | None) -> str:
+    """``7.10 × 10⁻⁵``, and plain from 0.01 to 10,000."""
+    if not known(value) or value == 0 or 0.01 <= abs(value) < 10_000:
+        return number(value, 3)
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def epsilon(value: float | None) -> str:
+    """``1.998``; ∞ for None, which is how JSON has it."""
+    return "∞" if value is None else number(value, 3)
+
+
+def share(part: float, whole: float) -> str:
+    """``97.5 %``, a dash where there is no whole."""
+    return f"{number(100 * part / whole, 1)} %" if whole else "–"
+
+
+def day(seconds: int) -> str:
+    """Seconds since 1970-01-01 UTC as a date."""
+    return (dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)).date().isoformat()
+
+
+def duration(seconds: float | None) -> str:
+    """``1 min 42 s``."""
+    if not known(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

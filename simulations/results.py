@@ -1,0 +1,179 @@
+"""All figures of a run as one JSON-ready document: ``metrics.json``, from which the page is made."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..common import accounting
+from ..common.config import RunConfig
+from ..common.encoder import Encoder
+from ..common.errors import ConfigError
+from ..common.ledger import Commit, Ledger, Reserve
+from ..server.app import FederationResult
+from .comparison import ModelResult
+from .dataset import InteractionLog
+from .splits import Split
+
+_NOTES = (
+    "Item texts, prices and the list of items count as a public catalogue; where they were read off "
+    "transactions, that covers the whole log, the held-out part included.",
+    "The minimum-activity rules of the cleaning look at the whole log, the held-out part included.",
+)
+
+
+def version() -> str:
+    """Version of the installed program."""
+    return importlib.metadata.version("fedprofile")
+
+
+def run_metrics(
+    config: RunConfig,
+    *,
+    name: str,
+    seconds: float,
+    log: InteractionLog,
+    split: Split,
+    encoder: Encoder,
+    result: FederationResult,
+    validation: Mapping[int, float | None],
+    models: Sequence[ModelResult],
+    ledger: Ledger,
+) -> dict[str, Any]:
+    """The document; NaN and infinite numbers are None in it.
+
+    Args:
+        config: of the run.
+        name: of the run.
+        seconds: it took.
+        log: the data.
+        split: what was held out.
+        encoder: architecture.
+        result: of the federation.
+        validation: round → mean NDCG@k on validation.
+        models: the comparison, the run's own model first.
+        ledger: of the run.
+    """
+    releases = _releases(ledger)
+    spent = {r["round"]: r["epsilon_after"] for r in releases if r["round"] is not None}
+    document = {
+        "run": {
+            "name": name,
+            "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "version": version(),
+            "seed": config.seed,
+            "engine": config.engine.kind,
+            "config_digest": config.digest(),
+            "encoder": config.model.encoder,
+            "parameters": sum(p.numel() for p in encoder.parameters()),
+            "rounds_planned": config.training.rounds,
+            "rounds_done": result.checkpoint.round,
+            "stopped": result.stopped,
+            "command": shlex.join(["fedprofile", *sys.argv[1:]]),
+            "dataset": config.data.path,
+        },
+        "data": _data(log, split, config),
+        "privacy": _privacy(config, ledger, releases),
+        "curve": [
+            {
+                **{key: value for key, value in record.items() if key != "round"},
+                "round": record["round"],
+                "epsilon": spent.get(record["round"]),
+                "validation_ndcg": validation.get(record["round"]),
+            }
+            for record in result.checkpoint.rounds
+            if record["round"] > 0
+        ],
+        "models": [model.to_dict() for model in models],
+        "notes": list(_NOTES),
+    }
+    cleaned: dict[str, Any] = _finite(document)
+    return cleaned
+
+
+def _data(log: InteractionLog, split: Split, config: RunConfig) -> dict[str, Any]:
+    def day(seconds: int | None) -> str | None:
+        if seconds is None:
+            return None
+        return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="minutes")
+
+    return {
+        "quality": log.quality.to_dict(),
+        "users": log.n_users,
+        "items": log.n_items,
+        "events": log.histories.n_events,
+        "train_events": split.train.n_events,
+        "train_users": int((split.train.lengths > 0).sum()),
+        "validation_users": split.validation.n_users,
+        "test_users": split.test.n_users,
+        "cold_users": split.test.cold_users,
+        "split": config.evaluation.split,
+        "validation_from": day(split.validation_time),
+        "test_from": day(split.test_time),
+    }
+
+
+def _privacy(config: RunConfig, ledger: Ledger, releases: list[dict[str, Any]]) -> dict[str, Any]:
+    opening = ledger.opening
+    events = [e.mechanism.event() for e in ledger.entries if isinstance(e, Reserve)]
+    checks: dict[str, float | None] = {"epsilon_prv": None, "epsilon_rdp": None}
+    if config.privacy.enabled and events:
+        checks["epsilon_rdp"] = accounting.epsilon_rdp(events, delta=opening.delta)
+        try:
+            checks["epsilon_prv"] = accounting.epsilon_prv(events, delta=opening.delta)
+        except ConfigError:
+            checks["epsilon_prv"] = None  # Opacus can't express this composition
+    return {
+        "enabled": config.privacy.enabled,
+        "epsilon": ledger.epsilon_spent(),
+        "delta": opening.delta,
+        "target_epsilon": opening.target_epsilon,
+        "unit": opening.unit,
+        "adjacency": opening.adjacency,
+        "randomness": opening.randomness,
+        "sampler": "poisson",
+        "accountant": "PLD (dp_accounting)",
+        **checks,
+        "population_size": opening.population_size,
+        "releases": releases,
+    }
+
+
+def _releases(ledger: Ledger) -> list[dict[str, Any]]:
+    commits = {e.release: e for e in ledger.entries if isinstance(e, Commit)}
+    found, events = [], []
+    for entry in ledger.entries:
+        if not isinstance(entry, Reserve):
+            continue
+        events.append(entry.mechanism.event())
+        commit = commits.get(entry.sequence)
+        found.append(
+            {
+                "task": entry.task,
+                "round": entry.round,
+                "noise_multiplier": entry.mechanism.noise_multiplier,
+                "clip_norm": entry.mechanism.clip_norm,
+                "sampling_probability": entry.mechanism.sampling_probability,
+                "epsilon_after": accounting.epsilon(events, delta=ledger.opening.delta),
+                "cohort": commit.cohort_size if commit else None,
+                "replies": commit.replies_counted if commit else None,
+                "rejected": dict(commit.rejected) if commit else {},
+            }
+        )
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

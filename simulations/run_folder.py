@@ -1,0 +1,122 @@
+"""The folder of a run: everything that explains it, and nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from ..common.config import RunConfig, load_config
+from ..common.errors import RunFolderError
+from ..common.files import write_atomically
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """All figures, for machines."""
+        return self.path / "metrics.json"
+
+    @property
+    def ledger(self) -> Path:
+        """What was released, and what it cost."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The released weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def items(self) -> Path:
+        """The item table to rank with."""
+        return self.path / "items.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """State after the last rounds."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """The page that explains the run."""
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> RunFolder:
+        """A new folder with its configuration.
+
+        Raises:
+            RunFolderError: it exists and isn't empty, or can't be made.
+        """
+        folder = cls(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(
+                f"{path}: exists already; continue it with --resume or choose --out"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder.config, config.to_toml().encode())
+        except OSError as error:
+            raise RunFolderError(f"{path}: can't write a run folder ({error.strerror})") from error
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path, config: RunConfig) -> RunFolder:
+        """The folder of a run that goes on.
+
+        Raises:
+            RunFolderError: there is no run, or it has another configuration.
+        """
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise RunFolderError(f"{path}: no run to resume here (config.toml is missing)")
+        recorded = load_config(folder.config)
+        if recorded.digest() != config.digest():
+            names = ", ".join(_differences(recorded.model_dump(), config.model_dump()))
+            raise RunFolderError(
+                f"{path}: was run with another configuration ({names} differ); resume without those "
+                "options, or choose another --out"
+            )
+        return folder
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write ``metrics.json``; NaN and infinity must have become None before."""
+        text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.metrics, text.encode())
+
+    def write_model(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write the released weights with what a reader needs to load them."""
+        tensors = {name: weight.contiguous() for name, weight in weights.items()}
+        write_atomically(self.model, save(tensors, dict(metadata)))
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in ours.items():
+        if key == "engine" and not prefix:
+            continue
+        if isinstance(value, Mapping) and isinstance(theirs.get(key), Mapping):
+            found += _differences(value, theirs[key], f"{prefix}{key}.")
+        elif value != theirs.get(key):
+            found.append(f"{prefix}{key}")
+    return found

@@ -1,0 +1,254 @@
+"""A whole run, step by step: data in, federation, evaluation, a folder that explains it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..client.inference import serving_table
+from ..client.local_training import Trainer
+from ..common.config import RunConfig
+from ..common.console import remark, stage
+from ..common.encoder import Encoder, build_encoder
+from ..common.errors import DataError
+from ..common.ledger import Ledger
+from ..server.app import FederationResult
+from ..server.budget import BudgetPlan, plan_budget
+from ..server.item_vectors import build_item_table
+from ..server.popularity import ItemPriors
+from ..server.strategy import RoundRecord
+from .comparison import ModelResult, compare, mean_ndcg
+from .dataset import InteractionLog
+from .federate import randomness, run_federation, statistics_time
+from .loading import load_log
+from .models import ID_TABLE, EncoderScorer
+from .population import Population
+from .recommendations import write_recommendations
+from .report import write_report
+from .results import run_metrics, version
+from .run_folder import RunFolder
+from .splits import Split, make_split
+
+_CURVE_POINTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """What a run is asked for besides its configuration.
+
+    Attributes:
+        out: run folder; None for a new one under ``runs``.
+        resume: go on with the run in ``out``.
+        recommendations: Parquet file to write lists to, if any.
+        top_k: length of those lists.
+        include_seen: whether they may hold items of the user's history.
+    """
+
+    out: Path | None = None
+    resume: bool = False
+    recommendations: Path | None = None
+    top_k: int = 10
+    include_seen: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    log: InteractionLog
+    split: Split
+    population: Population
+    encoder: Encoder
+    trainer: Trainer
+    plan: BudgetPlan
+
+
+def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
+    """Run a federated simulation and leave its folder; returns what ``metrics.json`` holds.
+
+    Raises:
+        FedprofileError: bad input, a folder in the way, or a budget that allows no release.
+    """
+    started = time.monotonic()
+    # 1. Read, clean, split; build the public item table. Bad input ends here, nothing is written.
+    prepared = _prepare(config)
+    # 2. Open the run folder and its ledger.
+    folder = _open_folder(config, options)
+    with _open_ledger(folder, config, prepared, options.resume) as ledger:
+        # 3. Run the federation: popularity, then private rounds.
+        result, validation = _federate(config, prepared, folder, ledger)
+        # 4. Measure it beside baselines on the same split.
+        scorer = _scorer(config, prepared, result.weights, result.priors)
+        models = [] if config.evaluation.split == "none" else _compare(config, prepared, scorer)
+        # 5. Write what explains the run.
+        metrics = run_metrics(
+            config,
+            name=folder.path.name,
+            seconds=time.monotonic() - started,
+            log=prepared.log,
+            split=prepared.split,
+            encoder=prepared.encoder,
+            result=result,
+            validation=validation,
+            models=models,
+            ledger=ledger,
+        )
+    _write(folder, prepared, result, metrics)
+    # 6. Lists for every user, on request.
+    if options.recommendations is not None:
+        write_recommendations(
+            options.recommendations,
+            scorer,
+            prepared.log,
+            k=options.top_k,
+            include_seen=options.include_seen,
+        )
+    return {**metrics, "paths": _paths(folder, options)}
+
+
+def _prepare(config: RunConfig) -> _Prepared:
+    remark(f"Reading {config.data.path}")
+    log = load_log(config.data)
+    split = make_split(log.histories, config.evaluation)
+    table = build_item_table(log.catalogue, config.items)
+    population = Population.of(
+        split.train, table=table, model=config.model, n_types=len(log.event_types)
+    )
+    if population.size < 2:
+        raise DataError(
+            f"{config.data.path}: {population.size} user has events before the cut; a federation "
+            "needs two or more: give more data or a later cut"
+        )
+    plan = plan_budget(config.privacy, config.training, population_size=population.size)
+    init = randomness(config, label="model")
+    encoder = build_encoder(
+        config.model,
+        blocks=table.blocks,
+        n_items=table.n_items,
+        n_types=len(log.event_types),
+        seed=int(init.integers(1, below=2**62)[0]),
+    )
+    trainer = population.trainer(threads=config.engine.threads, compiled=config.engine.compile)
+    remark(
+        f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
+        f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
+    )
+    return _Prepared(log, split, population, encoder, trainer, plan)
+
+
+def _open_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
+    if options.resume and options.out is not None:
+        return RunFolder.reopen(options.out, config)
+    path = options.out
+    if path is None:
+        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
+        path = Path("runs") / f"{Path(config.data.path).stem or 'run'}-{stamp}"
+    return RunFolder.create(path, config)
+
+
+def _open_ledger(folder: RunFolder, config: RunConfig, prepared: _Prepared, resume: bool) -> Ledger:
+    if resume and folder.ledger.exists():
+        return Ledger.open(folder.ledger)
+    return Ledger.create(
+        folder.ledger,
+        population_size=prepared.population.size,
+        delta=prepared.plan.delta,
+        target_epsilon=prepared.plan.target_epsilon,
+        randomness="csprng" if config.seed is None else "seeded",
+        code_version=version(),
+        config_digest=config.digest(),
+    )
+
+
+def _federate(
+    config: RunConfig, prepared: _Prepared, folder: RunFolder, ledger: Ledger
+) -> tuple[FederationResult, dict[int, float | None]]:
+    rounds = config.training.rounds
+    validation: dict[int, float | None] = {}
+    every = max(1, rounds // _CURVE_POINTS)
+    with stage("Training", rounds) as progress:
+
+        def on_round(
+            record: RoundRecord, weights: Mapping[str, Tensor], priors: ItemPriors
+        ) -> None:
+            note = f"{record.trained:,} devices, {record.seconds:.1f} s"
+            if record.round % every == 0 and prepared.split.validation.n_users:
+                scorer = _scorer(config, prepared, weights, priors)
+                quality = mean_ndcg(scorer, prepared.split.validation, k=config.evaluation.k)
+                validation[record.round] = quality
+                note += f", validation NDCG@{config.evaluation.k} {quality or 0:.4f}"
+            progress.advance(note)
+
+        result = run_federation(
+            config,
+            name=folder.path.name,
+            population=prepared.population,
+            trainer=prepared.trainer,
+            encoder=prepared.encoder,
+            plan=prepared.plan,
+            ledger=ledger,
+            checkpoints=folder.checkpoints,
+            now=statistics_time(prepared.split, prepared.population),
+            on_round=on_round,
+        )
+    if ledger.stopped is None:
+        ledger.stop(reason=result.stopped or "completed")
+    if result.stopped:
+        remark(f"Stopped before its last round: {result.stopped}")
+    return result, validation
+
+
+def _scorer(
+    config: RunConfig, prepared: _Prepared, weights: Mapping[str, Tensor], priors: ItemPriors
+) -> EncoderScorer:
+    return EncoderScorer(
+        encoder=prepared.encoder,
+        weights=weights,
+        table=prepared.population.table,
+        prior=priors.current,
+        model=config.model,
+    )
+
+
+def _write(
+    folder: RunFolder, prepared: _Prepared, result: FederationResult, metrics: dict[str, Any]
+) -> None:
+    weights = result.weights
+    folder.write_model(
+        weights,
+        {
+            "model": prepared.population.model.model_dump_json(),
+            "blocks": json.dumps(prepared.population.table.blocks),
+            "event_types": json.dumps(prepared.log.event_types),
+            "item_table": prepared.population.table.content_hash,
+        },
+    )
+    ids = weights[ID_TABLE].numpy() if ID_TABLE in weights else None
+    table = serving_table(prepared.population.table, prior=result.priors.current, ids=ids)
+    table.save(folder.items)
+    folder.write_metrics(metrics)
+    write_report(metrics, folder.report)
+
+
+def _compare(config: RunConfig, prepared: _Prepared, scorer: EncoderScorer) -> list[ModelResult]:
+    return compare(
+        config,
+        scorer=scorer,
+        split=prepared.split,
+        population=prepared.population,
+        trainer=prepared.trainer,
+        encoder=prepared.encoder,
+    )
+
+
+def _paths(folder: RunFolder, options: SimulateOptions) -> dict[str, str]:
+    names = ("config", "metrics", "ledger", "model", "items", "checkpoints", "report")
+    paths = {"run": str(folder.path), **{name: str(getattr(folder, name)) for name in names}}
+    if options.recommendations is not None:
+        paths["recommendations"] = str(options.recommendations)
+    return paths
