@@ -39,7 +39,7 @@ _VARIABLES = {
 }
 _MARKERS = {"ours": ("o", OURS), "baseline": ("s", BASELINE), "ceiling": ("D", CEILING)}
 _WIDTH = 6.4  # inches of 72 user units: narrow, so that letters stay legible on a phone
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # matplotlib types the keys as one literal each
     "svg.fonttype": "none",
     "text.parse_math": False,  # a $ in a name is a $
     "font.size": 12,

@@ -46,9 +46,12 @@ def epsilon(value: float | None) -> str:
     return "∞" if value is None else number(value, 3)
 
 
-def share(part: float, whole: float) -> str:
-    """``97.5 %``, a dash where there is no whole."""
-    return f"{number(100 * part / whole, 1)} %" if whole else "–"
+def share(part: float | None, whole: float | None) -> str:
+    """``97.5 %``, a dash where either is unknown or the whole is nothing."""
+    if not known(part) or not known(whole) or whole == 0:
+        return "–"
+    percent = 100 * part / whole
+    return "< 0.1 %" if 0 < percent < 0.1 else f"{number(percent, 1)} %"
 
 
 def day(seconds: int) -> str:

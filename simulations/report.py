@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ..common.files import write_atomically
 from . import formatting
@@ -85,7 +84,7 @@ def render_report(metrics: dict[str, Any]) -> str:
         limits=list(limits(privacy)),
         mechanisms=_mechanisms(privacy["releases"]),
         funnel=_funnel(curve, privacy),
-        charts={name: Markup(svg) for name, svg in _charts(curve, privacy, ranked)},
+        charts=dict(_charts(curve, privacy, ranked)),
     )
 
 

@@ -1,0 +1,45 @@
+import math
+
+import pytest
+
+from fedprofile.simulations import formatting
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "shown"),
+    [
+        (formatting.number, 0.06542, "0.0654"),
+        (formatting.number, -1234.5, "−1,234.5000"),
+        (formatting.number, None, "–"),
+        (formatting.number, math.nan, "–"),
+        (formatting.number, math.inf, "∞"),
+        (formatting.signed, 0.0123, "+0.0123"),
+        (formatting.signed, -0.0123, "−0.0123"),
+        (formatting.signed, 0.0, "0.0000"),
+        (formatting.count, 896392, "896,392"),
+        (formatting.scientific, 7.1e-5, "7.10 × 10⁻⁵"),
+        (formatting.scientific, 9.996e-12, "1.00 × 10⁻¹¹"),
+        (formatting.scientific, 0.25, "0.250"),
+        (formatting.scientific, 2.2e5, "2.20 × 10⁵"),
+        (formatting.scientific, None, "–"),
+        (formatting.epsilon, 1.9984, "1.998"),
+        (formatting.epsilon, None, "∞"),
+        (formatting.epsilon, math.nan, "–"),
+        (formatting.day, 1259653500, "2009-12-01"),
+        (formatting.day, -1, "1969-12-31"),
+        (formatting.duration, 4.21, "4.2 s"),
+        (formatting.duration, 102.4, "1 min 42 s"),
+        (formatting.duration, 7260, "2 h 1 min"),
+        (formatting.duration, None, "–"),
+    ],
+)
+def test_figures_are_shown_as_readers_want_them(show, value, shown):
+    assert show(value) == shown
+
+
+def test_shares_are_never_rounded_away():
+    assert formatting.share(53, 896392) == "< 0.1 %"
+    assert formatting.share(0, 896392) == "0.0 %"
+    assert formatting.share(1, 8) == "12.5 %"
+    assert formatting.share(1, 0) == "–"
+    assert formatting.share(None, 8) == "–"
