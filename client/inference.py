@@ -62,7 +62,9 @@ def profile_vectors(
             rows = np.arange(start, min(start + _CHUNK, histories.n_devices))
             inputs = _inputs(histories, rows, sums[rows], vectors, window)
             parts.append(functional_call(encoder, dict(weights), (inputs,))[:, 0].numpy())
-    width = table.dimension if encoder.item_ids is None else -1
+    width = table.dimension
+    if encoder.item_ids is not None:
+        width += encoder.item_ids.embedding_dim
     found = np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.float32)
     return np.concatenate([found, np.ones((len(found), 1), dtype=np.float32)], axis=1)
 
@@ -74,13 +76,14 @@ def _inputs(
     vectors: Tensor,
     window: int,
 ) -> EncoderInputs:
-    stop = histories.offsets[rows + 1]
-    known = np.minimum(stop - histories.offsets[rows], window)
-    column = np.arange(max(1, int(known.max())))
-    real = column < known[:, None]
-    index = np.where(real, (stop - known)[:, None] + column, 0)
-    before = np.maximum(index - 1, histories.offsets[rows][:, None])
-    gaps = np.log1p((histories.times[index] - histories.times[before]) / SECONDS_PER_DAY) * real
+    start, stop = histories.offsets[rows], histories.offsets[rows + 1]
+    known = np.minimum(stop - start, window)
+    real = np.arange(int(known.max())) < known[:, None]
+    index = np.where(real, (stop - known)[:, None] + np.arange(real.shape[1]), 0)
+    before = np.where(real, np.maximum(index - 1, start[:, None]), 0)
+    # Padding points at event 0, perhaps another device's: its gap is no gap.
+    seconds = np.where(real, histories.times[index] - histories.times[before], 0)
+    gaps = np.log1p(seconds / SECONDS_PER_DAY)
     items = torch.from_numpy(histories.items[index].astype(np.int64))
     mask = torch.from_numpy(real.astype(np.float32))
     return EncoderInputs(
