@@ -30,6 +30,9 @@ MEASURES = {
 }
 """Columns of the quality tables beside NDCG: key of a view → heading."""
 
+_SILENT = {"no-reply": "no reply", "declined": "declined"}
+"""Reasons why a device isn't in the sum that are no rejection of what it sent."""
+
 
 def write_report(metrics: dict[str, Any], path: Path) -> None:
     """Write the page of a run to ``path``, whole or not at all.
@@ -106,9 +109,11 @@ def _mechanisms(releases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _outcomes(entry: Mapping[str, Any]) -> dict[str, int]:
     """What became of the devices sampled in one round: name → devices."""
-    refused = {f"rejected: {reason}": n for reason, n in entry["rejected"].items()}
-    silent = entry["sampled"] - entry["trained"] - sum(refused.values())
-    return {"trained": entry["trained"], "no reply": max(silent, 0), **refused}
+    refused = {
+        _SILENT.get(reason, f"rejected: {reason}"): n for reason, n in entry["rejected"].items()
+    }
+    lost = entry["sampled"] - entry["trained"] - sum(refused.values())
+    return {"trained": entry["trained"], **refused, "not accounted for": max(lost, 0)}
 
 
 def _per_round(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -158,7 +163,7 @@ def _charts(
         yield "cohorts", cohort_bars(rounds, _per_round(curve))
         norms = {
             name: [entry[key] if known(entry[key]) else 0.0 for entry in curve]
-            for name, key in (("mean update", "update_norm"), ("noise in it", "noise_norm"))
+            for name, key in (("noisy update", "update_norm"), ("noise", "noise_norm"))
         }
         norms = {name: values for name, values in norms.items() if any(values)}
         if norms:
