@@ -82,13 +82,13 @@ class Level:
 
 def dot_plot(dots: Sequence[Dot], *, axis: str) -> str:
     """Means with intervals, one line each, in the order given from the top; at least one dot."""
-    with _drawing(axis, height=0.95 + 0.36 * len(dots), left=0.40) as (figure, axes):
+    with _drawing(axis, height=0.95 + 0.36 * len(dots), left=0.47) as (figure, axes):
         for row, dot in enumerate(dots):
             marker, colour = _MARKERS[dot.kind]
             if dot.low is not None and dot.high is not None:
                 axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=2.5, alpha=0.55)
             axes.plot([dot.mean], [row], marker, color=colour, markersize=7)
-        axes.set_yticks(range(len(dots)), [_shortened(dot.label, 26) for dot in dots])
+        axes.set_yticks(range(len(dots)), [_shortened(dot.label, 33) for dot in dots])
         for label, dot in zip(axes.get_yticklabels(), dots, strict=True):
             label.set_color(OURS if dot.kind == "ours" else INK)
         axes.tick_params(axis="y", length=0)

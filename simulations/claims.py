@@ -111,7 +111,8 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
     if not protected(privacy):
         return None
     spent = float(privacy["epsilon"])
-    factor = scientific(math.exp(spent)) if spent < 700 else "beyond measure"
+    factor = math.exp(min(spent, 700))  # beyond that a float overflows, and nothing is promised
+    shown = number(factor, 0 if factor >= 100 else 2) if factor < 1e6 else scientific(factor)
     # Where noise is repeatable there is nothing to quote, hence the conditional.
     if privacy["randomness"] == "csprng":
         opening, be, changes = "All", "are", "changes"
@@ -124,7 +125,7 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
         f"δ = {scientific(privacy['delta'])} at the level of the {privacy['unit']}, neighbours by "
         f"{privacy['adjacency']}: adding or removing everything that any one "
         f"{privacy['unit']} did {changes} the probability of any outcome by no more than a factor "
-        f"of e^ε = {factor}, plus δ. It holds against everyone who receives what was released. It "
+        f"of e^ε = {shown}, plus δ. It holds against everyone who receives what was released. It "
         "assumes that the operator of the server, who sees sums before noise is added, adds the "
         "noise and keeps it and the choice of cohorts secret; that device hosts clip each "
         f"{privacy['unit']}'s contribution as stated; and that the catalogue of items and the "

@@ -125,7 +125,7 @@ def example(rounds=30):
     return {
         "run": {
             "name": "retail-ε2",
-            "created": "2025-03-04 15:12 UTC",
+            "created": "2025-03-04T15:12:09+00:00",
             "seconds": 402.6,
             "version": "0.1.0",
             "seed": None,
@@ -167,8 +167,8 @@ def example(rounds=30):
             "test_users": 2014,
             "cold_users": 207,
             "split": "global-time",
-            "validation_from": "2011-07-01",
-            "test_from": "2011-08-15",
+            "validation_from": "2011-07-01T00:00+00:00",
+            "test_from": "2011-08-15T00:00+00:00",
         },
         "privacy": {
             "enabled": True,
@@ -294,6 +294,8 @@ def test_everything_measured_is_named(metrics, page):
     assert metrics["notes"][0] in text
     assert metrics["run"]["command"] in text
     assert metrics["run"]["config_digest"] in text
+    assert "2025-03-04 15:12:09 UTC" in text
+    assert "test from 2011-08-15 00:00 UTC" in text
 
 
 def test_rows_that_do_not_add_up_are_pointed_out(metrics, page):
@@ -310,7 +312,7 @@ def test_guarantee_says_what_it_rests_on(html):
         "δ = 8.40 × 10⁻⁵",
         "level of the user",
         "add-or-remove-one",
-        "7.374",
+        "e^ε = 7.37",
         "operator of the server",
         "keeps it and the choice of cohorts secret",
         "device hosts clip",
@@ -518,5 +520,5 @@ def test_a_name_too_long_for_its_line_is_shortened_by_width():
         drawing = dot_plot([Dot(name, "baseline", 0.2, 0.1, 0.3)], axis="NDCG")
         return next(t.text for t in ElementTree.fromstring(drawing).iter() if "…" in (t.text or ""))
 
-    assert drawn("x" * 40) == "x" * 25 + "…"
-    assert drawn("甲" * 40) == "甲" * 12 + "…"
+    assert drawn("x" * 40) == "x" * 32 + "…"
+    assert drawn("甲" * 40) == "甲" * 16 + "…"
