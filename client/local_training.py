@@ -1,9 +1,12 @@
 """Local training of many devices as one batch.
 
 Every device has its own copy of the trainable weights, stacked along a first dimension: one forward
-pass through ``torch.func.vmap`` and one ordinary backward pass give each device's own gradient, and S
-steps of SGD each device's own update, exactly as if it had trained alone. Opacus clips the updates
-before they are summed; an update of one device never leaves this module unclipped.
+pass of the encoder over the stack and one backward pass give each device's own gradient, and S steps of
+SGD each device's own update, exactly as if it had trained alone. Opacus clips the updates before they
+are summed; an update of one device never leaves this module unclipped.
+
+Of a trainable ID table a device holds the rows it touches: its own items and the shared negatives. All
+other rows have gradient zero, so plain SGD on these rows is SGD on the table.
 """
 
 from __future__ import annotations
@@ -11,26 +14,37 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import local
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import functional_call
+from torch.nn import functional
 
 from ..common.encoder import Encoder, EncoderInputs
+from ..common.errors import ConfigError
 from ..common.updates import ClippedUpdate
 from ..common.user_level_optimizer import clip_and_sum
 from .examples import Examples
+from .stacked import StackedWeights, linear_weights, stacked_embedding
 
-Weights = dict[str, Tensor]
+ID_TABLE = "item_ids.weight"
+_CHUNK = 32
 _CHUNK_BYTES = 80 * 2**20
 """Stacked weights, gradients and activations of a chunk: larger chunks fall out of the cache."""
+_KNOWN = -1e4
+"""Logit of a negative that is left out: finite, so that a device that knows them all has a loss."""
+_SHAPES = 64
+"""Shapes to compile for, at most: beyond it torch stops with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +67,15 @@ class LocalTraining:
 
 
 class Batch(NamedTuple):
-    """C devices, padded to T window events, Q queries and M targets; S local steps.
+    """C devices, padded to T window events, Q queries and M targets.
 
     Attributes:
         inputs: what the encoder reads.
         target_queries: int64 [C, M], query of each target.
         target_vectors: float [C, M, k].
-        target_rows: int64 [C, M], row of each target in the trainable ID table.
+        target_rows: int64 [C, M], row of each target in the device's part of the ID table.
         target_priors: float [C, M], log popularity.
         target_weights: float [C, M], 1 / targets of the device, 0 where padded.
-        known: bool [C, S, K], the device has met this negative: it is left out.
     """
 
     inputs: EncoderInputs
@@ -71,15 +84,203 @@ class Batch(NamedTuple):
     target_rows: Tensor
     target_priors: Tensor
     target_weights: Tensor
-    known: Tensor
 
 
 class Negatives(NamedTuple):
-    """Random items of one local step, shared by the cohort: vectors [K, k], rows [K], logits [K]."""
+    """Random items of one local step, shared by the cohort.
+
+    Attributes:
+        vectors: float [K, k].
+        rows: int64 [K], row of each in a device's part of the ID table: the same on all devices.
+        bias: float [C, K], added to their logits.
+    """
 
     vectors: Tensor
     rows: Tensor
-    priors: Tensor
+    bias: Tensor
+
+
+Weights = dict[str, Tensor]
+Loss = Callable[[Weights, Batch, Negatives], Tensor]
+
+
+class Trainer:
+    """Trains devices in batches on a resident encoder.
+
+    Args:
+        encoder: gives the architecture; its own weights are not changed.
+        vectors: float32 [n_items, k], the item table.
+        threads: Python threads that train chunks at the same time; 0 means one per core.
+        compiled: compile forward and backward pass, for a few shapes to which all chunks are padded.
+            Some twenty seconds a shape on first use, so for long runs only.
+
+    Raises:
+        ConfigError: the encoder has a layer that can't be trained in a batch, or ``compiled`` is set
+            where there is no C++ compiler.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        vectors: NDArray[np.float32],
+        *,
+        threads: int = 0,
+        compiled: bool = False,
+    ) -> None:
+        self._encoder = encoder
+        self._vectors = torch.from_numpy(vectors)
+        self._threads = threads or os.cpu_count() or 1
+        self._transposed = linear_weights(encoder)
+        self._per_thread = local()
+        self._compiled = _compile(_loss_of(encoder)) if compiled else None
+        shared = (p.numel() for name, p in encoder.named_parameters() if name != ID_TABLE)
+        # Value, gradient and update of each weight, and about 1 MiB of activations a device.
+        self._chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * 4 * sum(shared) + 2**20)))
+
+    def clipped_sum(
+        self,
+        weights: Mapping[str, NDArray[np.float32]],
+        examples: Examples,
+        prior: NDArray[np.float32],
+        training: LocalTraining,
+    ) -> ClippedUpdate:
+        """The sum of all devices' clipped updates (w_before − w_after, the sign of a gradient).
+
+        A device without examples takes part with an update of zero. The result depends neither on
+        the number of threads nor on their timing.
+
+        Args:
+            weights: name → the shared weights.
+            examples: n devices.
+            prior: float32 [n_items], log popularity, added to every logit: the encoder learns what
+                popularity doesn't explain.
+            training: what each device does.
+        """
+        shared = {
+            name: torch.from_numpy(value.T.copy() if name in self._transposed else value)
+            for name, value in weights.items()
+        }
+        cohort = _Cohort(examples, self._vectors, torch.from_numpy(prior), training)
+        total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in shared.items()}
+        # Sums come back by chunk number, whichever thread was faster.
+        with _one_core_each(), ThreadPoolExecutor(self._threads) as pool:
+            chunks = cohort.chunks(self._chunk)
+            for sums, items, rows in pool.map(lambda c: self._train(shared, cohort, c), chunks):
+                for name, value in sums.items():
+                    total[name] += value
+                if rows is not None:
+                    total[ID_TABLE].index_add_(0, items, rows.double())
+        return ClippedUpdate(
+            arrays={
+                name: np.ascontiguousarray(
+                    (value.T if name in self._transposed else value).float().numpy()
+                )
+                for name, value in total.items()
+            },
+            devices=len(examples.window_offsets) - 1,
+            clip_norm=training.clip_norm,
+        )
+
+    def _train(
+        self, shared: Weights, cohort: _Cohort, devices: NDArray[np.int64]
+    ) -> tuple[Weights, Tensor, Tensor | None]:
+        """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
+        fixed = self._chunk if self._compiled else None
+        batch, items, steps = cohort.batch(devices, fixed)
+        start = {
+            name: w[items] if name == ID_TABLE else w.expand(len(items), *w.shape)
+            for name, w in shared.items()
+        }
+        rate = torch.tensor(cohort.training.learning_rate)
+        moved: list[Tensor] = []
+        for negatives in steps:
+            own = (
+                [w - m for w, m in zip(start.values(), moved, strict=True)]
+                if moved
+                else ([w.contiguous() for w in start.values()])
+            )
+            leaves = {name: w.requires_grad_() for name, w in zip(start, own, strict=True)}
+            # Devices share no weight, so the gradient of the sum is every device's own gradient.
+            gradients = torch.autograd.grad(
+                self._loss()(leaves, batch, negatives), tuple(leaves.values()), grad_outputs=rate
+            )
+            if moved:
+                torch._foreach_add_(moved, gradients)
+            else:
+                moved = list(gradients)
+        updates = dict(zip(start, moved, strict=True))
+        sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
+        if ID_TABLE not in sums:
+            return sums, items, None
+        # Row r is another item on each device: these rows are clipped here and added up by item.
+        del sums[ID_TABLE]
+        factors = (cohort.training.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
+        return sums, items.flatten(), rows.flatten(0, 1)
+
+    def _loss(self) -> Loss:
+        if self._compiled is not None:
+            return self._compiled
+        if not hasattr(self._per_thread, "loss"):
+            self._per_thread.loss = _loss_of(self._encoder)
+        loss: Loss = self._per_thread.loss
+        return loss
+
+
+def _loss_of(encoder: Encoder) -> Loss:
+    """Sum over devices of the loss, as a function of stacked weights; for one thread at a time."""
+    # A shell to put weights into. It shares the encoder's own, which are never used.
+    shell = copy.deepcopy(encoder, {id(p): p for p in encoder.parameters()})
+
+    def loss(weights: Weights, batch: Batch, negatives: Negatives) -> Tensor:
+        with StackedWeights():
+            profiles = functional_call(shell, weights, (batch.inputs,))
+        return next_session_loss(profiles, batch, negatives, weights.get(ID_TABLE))
+
+    return loss
+
+
+def _compile(loss: Loss) -> Loss:
+    """``loss`` compiled; the compiled code swaps no weights, so threads may share it."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"engine.compile needs a C++ compiler, and '{compiler}' isn't there; install one, name "
+            "it in the environment variable CXX, or set engine.compile = false"
+        )
+    # Any: torch's own overloads don't name the limit.
+    settings: dict[str, Any] = {"recompile_limit": _SHAPES}
+    compiled: Loss = torch.compile(loss, fullgraph=True, dynamic=False, **settings)
+    return compiled
+
+
+def next_session_loss(
+    profiles: Tensor, batch: Batch, negatives: Negatives, ids: Tensor | None
+) -> Tensor:
+    """Sampled softmax cross-entropy: per device averaged over its targets, summed over devices.
+
+    The logit of an item is ⟨U, v⟩ + log popularity; negatives carry log(n_items / K) besides, so that
+    K of them stand for the whole catalogue (Bengio & Senécal 2008, eq. 7). One that the device knows
+    is left out.
+
+    Args:
+        profiles: float [C, Q, k (+ ID dimension)], U at each query.
+        batch: the devices' targets.
+        negatives: random items of this step.
+        ids: float [C, R, ID dimension], each device's part of the trainable ID table, if any.
+    """
+    k = negatives.vectors.shape[1]
+    content, learnt = profiles[..., :k], profiles[..., k:]
+    others = negatives.vectors.T.expand(len(profiles), -1, -1)
+    logits = torch.baddbmm(negatives.bias.unsqueeze(1), content, others)
+    scores = content @ batch.target_vectors.transpose(1, 2)
+    if ids is not None:
+        logits = logits + learnt @ ids[:, negatives.rows].transpose(1, 2)
+        scores = scores + learnt @ stacked_embedding(batch.target_rows, ids).transpose(1, 2)
+    rest = torch.logsumexp(logits, dim=-1).gather(1, batch.target_queries)
+    target = scores.gather(1, batch.target_queries.unsqueeze(1)).squeeze(1) + batch.target_priors
+    # −log(e^t / (e^t + e^r)) = log(1 + e^(r − t))
+    return (batch.target_weights * functional.softplus(rest - target)).sum()
 
 
 def draw_negatives(*, n_items: int, steps: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -91,184 +292,133 @@ def draw_negatives(*, n_items: int, steps: int, count: int, seed: int) -> NDArra
     return np.random.default_rng(seed).integers(0, n_items, size=(steps, count))
 
 
-class Trainer:
-    """Trains devices in batches on a resident encoder.
+class _Cohort:
+    """Examples of a cohort, dealt out in chunks of devices and padded to batches."""
 
-    Args:
-        encoder: gives the architecture; its own weights are not changed.
-        vectors: float32 [n_items, k], the item table.
-        threads: Python threads that train chunks at the same time; 0 means one per core.
-    """
-
-    def __init__(self, encoder: Encoder, vectors: NDArray[np.float32], *, threads: int = 0) -> None:
-        self._encoder = encoder
-        self._vectors = torch.from_numpy(vectors)
-        self._threads = threads or os.cpu_count() or 1
-        self._per_thread = local()
-        weights = sum(p.numel() for p in encoder.parameters())
-        # Value, gradient and update of each weight, and about 1 MiB of activations a device.
-        self._chunk = max(1, min(32, _CHUNK_BYTES // (3 * 4 * weights + 2**20)))
-
-    def clipped_sum(
-        self,
-        weights: Mapping[str, NDArray[np.float32]],
-        examples: Examples,
-        prior: NDArray[np.float32],
-        training: LocalTraining,
-    ) -> ClippedUpdate:
-        """The sum of all devices' clipped updates (w_before − w_after, the sign of a gradient).
-
-        A device without examples takes part with an update of zero.
-
-        Args:
-            weights: name → the shared weights.
-            examples: n devices.
-            prior: float32 [n_items], log popularity, added to every logit: the encoder learns what
-                popularity doesn't explain.
-            training: what each device does.
-        """
-        shared = {name: torch.from_numpy(value) for name, value in weights.items()}
-        drawn = torch.from_numpy(
-            draw_negatives(
-                n_items=len(self._vectors),
-                steps=training.steps,
-                count=training.negatives,
-                seed=training.seed,
+    def __init__(
+        self, examples: Examples, vectors: Tensor, priors: Tensor, training: LocalTraining
+    ) -> None:
+        self.training = training
+        self._examples, self._vectors, self._priors = examples, vectors, priors
+        self._drawn = draw_negatives(
+            n_items=len(vectors),
+            steps=training.steps,
+            count=training.negatives,
+            seed=training.seed,
+        )
+        self._known: sparse.csr_matrix = examples.known[:, self._drawn.ravel()]
+        self._longest = tuple(
+            int(np.diff(offsets).max(initial=1))
+            for offsets in (
+                examples.window_offsets,
+                examples.query_offsets,
+                examples.target_offsets,
             )
         )
-        priors = torch.from_numpy(prior)
 
-        def train(rows: NDArray[np.int64]) -> Weights:
-            return self._train(shared, examples, rows, drawn, priors, training)
-
-        # Sums come back by chunk number: the result doesn't depend on which thread was faster.
-        with ThreadPoolExecutor(self._threads) as pool:
-            total = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in shared.items()}
-            for chunk in pool.map(train, self._chunks(examples)):
-                for name, value in chunk.items():
-                    total[name] += value
-        return ClippedUpdate(
-            arrays={name: value.float().numpy() for name, value in total.items()},
-            devices=len(examples.window_offsets) - 1,
-            clip_norm=training.clip_norm,
-        )
-
-    def _chunks(self, examples: Examples) -> Iterator[NDArray[np.int64]]:
+    def chunks(self, size: int) -> Iterator[NDArray[np.int64]]:
         """Devices with something to learn, of like length together, so that padding wastes little."""
-        targets = np.diff(examples.target_offsets)
-        work = np.diff(examples.window_offsets) + np.diff(examples.query_offsets) + targets
+        offsets = self._examples
+        targets = np.diff(offsets.target_offsets)
+        work = np.diff(offsets.window_offsets) + np.diff(offsets.query_offsets) + targets
         order = np.flatnonzero(targets)
         order = order[np.argsort(-work[order], kind="stable")]
-        for start in range(0, len(order), self._chunk):
-            yield order[start : start + self._chunk]
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
 
-    def _train(
-        self,
-        shared: Weights,
-        examples: Examples,
-        rows: NDArray[np.int64],
-        drawn: Tensor,
-        priors: Tensor,
-        training: LocalTraining,
-    ) -> Weights:
-        batch = self._batch(examples, rows, drawn, priors)
-        # log(V/K): the sampled sum stands for the sum over the whole catalogue.
-        offset = math.log(len(self._vectors) / training.negatives)
-        own = {name: w.expand(len(rows), *w.shape) for name, w in shared.items()}
-        for step, items in enumerate(drawn):
-            negatives = Negatives(self._vectors[items], items, priors[items] + offset)
-            gradients = self._gradients(own, batch._replace(known=batch.known[:, step]), negatives)
-            own = {
-                name: (w - training.learning_rate * gradient).detach()
-                for (name, w), gradient in zip(own.items(), gradients, strict=True)
-            }
-        updates = {name: shared[name] - w for name, w in own.items()}
-        return clip_and_sum(updates, clip_norm=training.clip_norm)[0]
+    def batch(
+        self, devices: NDArray[np.int64], fixed: int | None
+    ) -> tuple[Batch, Tensor, list[Negatives]]:
+        """Padded arrays of a chunk, the items of each device's part of the ID table, and the steps.
 
-    def _gradients(self, own: Weights, batch: Batch, negatives: Negatives) -> tuple[Tensor, ...]:
-        leaves = {name: w.detach().requires_grad_() for name, w in own.items()}
-        losses = self._losses()(leaves, batch, negatives)
-        # Devices share no weight, so the gradient of the sum is every device's own gradient.
-        return torch.autograd.grad(losses.sum(), tuple(leaves.values()))
-
-    def _losses(self) -> Callable[[Weights, Batch, Negatives], Tensor]:
-        """One loss per device; each thread has a shell, for functional_call swaps its weights."""
-        if not hasattr(self._per_thread, "losses"):
-            shell = copy.deepcopy(self._encoder)
-
-            def loss(weights: Weights, batch: Batch, negatives: Negatives) -> Tensor:
-                profiles = functional_call(shell, weights, (batch.inputs,))
-                return next_session_loss(profiles, batch, negatives, weights.get(ID_TABLE))
-
-            self._per_thread.losses = vmap(loss, in_dims=(0, 0, None))
-        losses: Callable[[Weights, Batch, Negatives], Tensor] = self._per_thread.losses
-        return losses
-
-    def _batch(
-        self, examples: Examples, rows: NDArray[np.int64], drawn: Tensor, priors: Tensor
-    ) -> Batch:
-        window, in_window = _padded(examples.window_offsets, rows, multiple=8)
-        query, in_query = _padded(examples.query_offsets, rows)
-        target, in_target = _padded(examples.target_offsets, rows)
-        items = torch.from_numpy(examples.window_items[window].astype(np.int64))
-        targets = torch.from_numpy(examples.target_items[target].astype(np.int64))
-        real = torch.from_numpy(in_window.astype(np.float32))
-        known = examples.known[rows][:, drawn.reshape(-1).numpy()].toarray()
+        With ``fixed`` there are that many devices, those beyond the chunk with weight 0, in one of
+        three shapes.
+        """
+        examples, n = self._examples, len(devices)
+        devices = np.concatenate([devices, np.repeat(devices[:1], (fixed or n) - n)])
+        ragged = (examples.window_offsets, examples.query_offsets, examples.target_offsets)
+        needed = [int((o[devices + 1] - o[devices]).max(initial=1)) for o in ragged]
+        sizes = needed if fixed is None else self._shape(needed)
+        window, in_window = _padded(ragged[0], devices, sizes[0])
+        query, in_query = _padded(ragged[1], devices, sizes[1])
+        target, in_target = _padded(ragged[2], devices, sizes[2])
         weights = in_target / in_target.sum(axis=1, keepdims=True)
-        return Batch(
+        weights[n:] = 0
+        items = np.where(in_window, examples.window_items[window], 0).astype(np.int64)
+        targets = np.where(in_target, examples.target_items[target], 0).astype(np.int64)
+        # The negatives come first, so that their rows are the same on all devices.
+        pool = np.broadcast_to(self._drawn.ravel(), (len(devices), self._drawn.size))
+        held = np.concatenate([pool, items, targets], axis=1)
+        bounds = [pool.shape[1], pool.shape[1] + sizes[0]]
+        drawn_rows, item_rows, target_rows = (
+            torch.from_numpy(np.ascontiguousarray(part))
+            for part in np.split(_first_places(held), bounds, axis=1)
+        )
+        real = torch.from_numpy(in_window.astype(np.float32))
+        batch = Batch(
             inputs=EncoderInputs(
-                vectors=self._vectors[items] * real.unsqueeze(-1),
-                rows=items,
-                gaps=torch.from_numpy(examples.window_gaps[window]),
+                vectors=self._vectors[torch.from_numpy(items)] * real.unsqueeze(-1),
+                rows=item_rows,
+                gaps=torch.from_numpy(examples.window_gaps[window] * in_window),
                 types=torch.from_numpy(examples.window_types[window].astype(np.int64)),
                 weights=torch.from_numpy(examples.window_weights[window]) * real,
                 positions=torch.from_numpy(examples.query_positions[query] * in_query),
                 sums=torch.from_numpy(examples.query_sums[query] * in_query[..., None, None]),
             ),
             target_queries=torch.from_numpy(examples.target_queries[target] * in_target),
-            target_vectors=self._vectors[targets],
-            target_rows=targets,
-            target_priors=priors[targets],
+            target_vectors=self._vectors[torch.from_numpy(targets)],
+            target_rows=target_rows,
+            target_priors=self._priors[torch.from_numpy(targets)],
             target_weights=torch.from_numpy(weights.astype(np.float32)),
-            known=torch.from_numpy(known).reshape(len(rows), *drawn.shape),
         )
+        return batch, torch.from_numpy(held), self._negatives(devices, drawn_rows[0])
 
+    def _negatives(self, devices: NDArray[np.int64], rows: Tensor) -> list[Negatives]:
+        drawn = torch.from_numpy(self._drawn)
+        known = torch.from_numpy(self._known[devices].toarray()).view(-1, *drawn.shape)
+        # log(V/K): the sampled sum stands for the sum over the whole catalogue.
+        offset = math.log(len(self._vectors) / self.training.negatives)
+        bias = (self._priors[drawn] + offset).expand_as(known).masked_fill(known, _KNOWN)
+        return [
+            Negatives(self._vectors[items], places, bias[:, step].contiguous())
+            for step, (items, places) in enumerate(zip(drawn, rows.view(drawn.shape), strict=True))
+        ]
 
-ID_TABLE = "item_ids.weight"
-
-
-def next_session_loss(
-    profiles: Tensor, batch: Batch, negatives: Negatives, ids: Tensor | None
-) -> Tensor:
-    """Sampled softmax cross-entropy of one device, averaged over its targets.
-
-    The logit of an item is ⟨U, v⟩ + log popularity; negatives carry log(n_items / K) besides, so that
-    K of them stand for the whole catalogue (Bengio & Senécal 2008, eq. 7).
-
-    Args:
-        profiles: float [Q, k (+ ID dimension)], U at each query.
-        batch: the device's targets, without the leading dimension; ``known`` of this step, [K].
-        negatives: random items, shared.
-        ids: float [rows, ID dimension], the trainable ID table, if any.
-    """
-    others, targets = negatives.vectors, batch.target_vectors
-    if ids is not None:
-        others = torch.cat([others, ids[negatives.rows]], dim=-1)
-        targets = torch.cat([targets, ids[batch.target_rows]], dim=-1)
-    # A finite floor: a device that knows all negatives still has a finite loss.
-    logits = (profiles @ others.T + negatives.priors).masked_fill(batch.known, -1e4)
-    rest = torch.gather(torch.logsumexp(logits, dim=-1), 0, batch.target_queries)
-    index = batch.target_queries.unsqueeze(-1).expand(-1, profiles.shape[-1])
-    target = (torch.gather(profiles, 0, index) * targets).sum(dim=-1) + batch.target_priors
-    return (batch.target_weights * (torch.logaddexp(target, rest) - target)).sum()
+    def _shape(self, needed: list[int]) -> list[int]:
+        for parts in (4, 2):
+            sizes = [-(-longest // (8 * parts)) * 8 for longest in self._longest]
+            if all(n <= size for n, size in zip(needed, sizes, strict=True)):
+                return sizes
+        return [-(-longest // 8) * 8 for longest in self._longest]
 
 
 def _padded(
-    offsets: NDArray[np.int64], rows: NDArray[np.int64], multiple: int = 1
+    offsets: NDArray[np.int64], rows: NDArray[np.int64], size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Index [len(rows), longest] into a ragged array, and where it is real."""
-    lengths = offsets[rows + 1] - offsets[rows]
-    longest = -(-max(1, int(lengths.max())) // multiple) * multiple
-    column = np.arange(longest)
-    real = column < lengths[:, None]
+    """Index [len(rows), size] into a ragged array, and where it is real."""
+    column = np.arange(size)
+    real = column < (offsets[rows + 1] - offsets[rows])[:, None]
     return np.where(real, offsets[rows][:, None] + column, 0), real
+
+
+def _first_places(items: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each entry of [C, R] the place in its row where the same item stands first."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    opens = np.ones(items.shape, dtype=bool)
+    opens[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    opening = np.maximum.accumulate(np.where(opens, np.arange(items.shape[1]), 0), axis=1)
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.take_along_axis(order, opening, axis=1), axis=1)
+    return places
+
+
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    """Threads that start inside compute on one core each; torch's own setting comes back after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,9 +7,9 @@ needs no network to rank. U is the sum of three parts:
     U = bias + Σ_s gain_s ⊙ d_s + out(GELU(norm(state + mix(d))))
 
 where d_s are the decayed interest sums, L2-normalised; ``gain`` holds one number per time scale and
-feature block; ``state`` is the body's reading of the recent window. ``out`` starts at zero: an untrained
-encoder is the content cosine of the decayed profile, and training can only move away from there by
-what the devices teach it.
+feature block, ``mix`` one per time scale; ``state`` is the body's reading of the recent window.
+``out`` starts at zero: an untrained encoder is the content cosine of the decayed profile, and
+training can only move away from there by what the devices teach it.
 
 Attention is written from Linear layers and the activation is smooth: per-sample gradients (Opacus) and
 batched training (``torch.func``) both need the first, and agreement to float precision the second.
@@ -17,7 +17,6 @@ batched training (``torch.func``) both need the first, and agreement to float pr
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ from .decay import CONTENT_TEMPERATURE
 
 
 class EncoderInputs(NamedTuple):
-    """One device (``...`` empty) or a batch of them.
+    """One device (``...`` empty) or a batch of them; windows are padded at their end.
 
     Attributes:
         vectors: float [..., T, k], item vectors of the window, zero where padded.
@@ -69,8 +68,8 @@ class Encoder(nn.Module):
         self.adapter = nn.Linear(dimension, width, bias=False)
         self.gap = nn.Linear(1, width)
         self.kind = nn.Embedding(n_types, width)
-        self.gains = nn.ModuleList(nn.Linear(scales, 1, bias=False) for _ in blocks)
-        self.mix = nn.Linear(scales, 1, bias=False)
+        # Row 0 is `mix`, then one row of `gain` for each block.
+        self.gains = nn.Linear(scales, 1 + len(blocks), bias=False)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, dimension)
         self.item_ids: nn.Embedding | None = None
@@ -83,29 +82,27 @@ class Encoder(nn.Module):
             nn.init.zeros_(self.id_out.bias)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        for weight in self.gains.parameters():
-            nn.init.constant_(weight, CONTENT_TEMPERATURE / scales)
-        nn.init.constant_(self.mix.weight, 1.0 / scales)
+        nn.init.constant_(self.gains.weight, CONTENT_TEMPERATURE / scales)
+        nn.init.constant_(self.gains.weight[0], 1.0 / scales)
         nn.init.normal_(self.kind.weight, std=0.02)
 
     def forward(self, inputs: EncoderInputs) -> Tensor:
         """Profile vectors U, float [..., Q, k] (k + ID dimension with a trainable ID table)."""
-        interests = _normalised(inputs.sums)
         tokens = self.adapter(inputs.vectors) + self.gap(inputs.gaps.unsqueeze(-1))
         tokens = tokens + self.kind(inputs.types)
         if self.item_ids is not None:
             tokens = tokens + self.id_adapter(self.item_ids(inputs.rows))
-        tokens = tokens * (inputs.weights > 0).unsqueeze(-1)
-        states = self._read(tokens, inputs.weights)
         # Row 0 is the state before any event of the window.
-        states = torch.cat([torch.zeros_like(states[..., :1, :]), states], dim=-2)
+        states = nn.functional.pad(self._read(tokens, inputs.weights), (0, 0, 1, 0))
         index = inputs.positions.unsqueeze(-1).expand(*inputs.positions.shape, states.shape[-1])
         state = torch.gather(states, -2, index)
-        mixed = self.mix(self.adapter(interests).transpose(-1, -2)).squeeze(-1)
-        hidden = nn.functional.gelu(self.norm(state + mixed))
+        # gain·(D/‖D‖) is taken as (gain/‖D‖)·D: the sums are large, and read once this way.
+        lengths = torch.linalg.vector_norm(inputs.sums, dim=-1).clamp(min=1e-6)
+        gains = self.gains(torch.diag_embed(lengths.reciprocal())).transpose(-1, -2)
+        mixed, *content = (gains @ inputs.sums).unbind(dim=-2)
+        hidden = nn.functional.gelu(self.norm(state + self.adapter(mixed)))
         content = [
-            gain(interests[..., start:stop].transpose(-1, -2)).squeeze(-1)
-            for gain, (start, stop) in zip(self.gains, self._blocks, strict=True)
+            part[..., start:stop] for part, (start, stop) in zip(content, self._blocks, strict=True)
         ]
         profile: Tensor = self.out(hidden) + torch.cat(content, dim=-1)
         if self.item_ids is not None:
@@ -156,6 +153,8 @@ class TransformerEncoder(Encoder):
     events (ALiBi, Press et al. 2022 §3), which needs no table of positions.
     """
 
+    slopes: Tensor
+
     def __init__(
         self, config: ModelConfig, *, blocks: dict[str, tuple[int, int]], n_items: int, n_types: int
     ) -> None:
@@ -163,20 +162,20 @@ class TransformerEncoder(Encoder):
         self.layers = nn.ModuleList(
             _Block(config.width, config.heads) for _ in range(config.layers)
         )
+        slopes = torch.tensor([2.0 ** (-8.0 * (h + 1) / config.heads) for h in range(config.heads)])
+        self.register_buffer("slopes", slopes.reshape(-1, 1, 1), persistent=False)
 
     def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        length = tokens.shape[-2]
-        order = torch.arange(length, device=tokens.device)
+        order = torch.arange(tokens.shape[-2], device=tokens.device)
         distance = (order.unsqueeze(1) - order).to(tokens.dtype)
-        hidden = (distance < 0) | (weights <= 0).unsqueeze(-2)
+        # A later event is hidden, and padding with it, for it comes last.
+        bias = (-self.slopes * distance).masked_fill(distance < 0, -torch.inf)
         for layer in self.layers:
-            tokens = layer(tokens, distance, hidden)
+            tokens = layer(tokens, bias)
         return tokens
 
 
 class _Block(nn.Module):
-    slopes: Tensor
-
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -186,19 +185,15 @@ class _Block(nn.Module):
         self.feed_norm = nn.LayerNorm(width)
         self.widen = nn.Linear(width, 2 * width)
         self.narrow = nn.Linear(2 * width, width)
-        slopes = torch.tensor([2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)])
-        self.register_buffer("slopes", slopes.reshape(heads, 1, 1), persistent=False)
 
-    def forward(self, tokens: Tensor, distance: Tensor, hidden: Tensor) -> Tensor:
-        *lead, length, width = tokens.shape
-        heads, size = self.heads, width // self.heads
-        qkv = self.qkv(self.attention_norm(tokens)).reshape(*lead, length, 3, heads, size)
-        query, key, value = (part.transpose(-2, -3) for part in qkv.unbind(dim=-3))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(size) - self.slopes * distance
-        # A finite floor: a row with nothing to attend to stays finite, and its gradient too.
-        scores = scores.masked_fill(hidden.unsqueeze(-3), -1e4)
-        mixed = (torch.softmax(scores, dim=-1) @ value).transpose(-2, -3)
-        tokens = tokens + self.project(mixed.reshape(*lead, length, width))
+    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
+        shape = (*tokens.shape[:-1], 3, self.heads, -1)
+        parts = self.qkv(self.attention_norm(tokens)).reshape(shape)
+        query, key, value = (part.transpose(-2, -3) for part in parts.unbind(dim=-3))
+        # Torch's fused kernel wants the mask with every dimension of the query.
+        bias = bias.expand(*query.shape[:-1], -1)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        tokens = tokens + self.project(mixed.transpose(-2, -3).flatten(-2))
         fed: Tensor = self.narrow(nn.functional.gelu(self.widen(self.feed_norm(tokens))))
         return tokens + fed
 
@@ -220,8 +215,3 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kinds[config.encoder](config, blocks=blocks, n_items=n_items, n_types=n_types)
-
-
-def _normalised(vectors: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / lengths.clamp(min=1e-6)
