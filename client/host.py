@@ -7,7 +7,6 @@ the sum of their clipped contributions.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..common.config import ModelConfig
 from ..common.errors import MessageError
@@ -53,13 +52,11 @@ class DeviceHost:
         Raises:
             MessageError: a device isn't hosted here, or the task is about another item table.
         """
-        if task.binding.model != self._table.content_hash or task.n_items != self._table.n_items:
-            raise MessageError("the task is about another item table; fetch the current one")
         return popularity_contribution(
-            self._histories.take(self._rows(task.devices)),
+            self._asked(task),
             now=task.now,
             half_lives_days=task.half_lives_days,
-            n_items=task.n_items,
+            n_items=self._table.n_items,
             clip_norm=task.clip_norm,
         )
 
@@ -67,12 +64,10 @@ class DeviceHost:
         """The sum of the devices' clipped updates after local training.
 
         Raises:
-            MessageError: a device isn't hosted here, or the prior isn't of this item table.
+            MessageError: a device isn't hosted here, or the task is about another item table.
         """
-        if task.prior.shape != (self._table.n_items,):
-            raise MessageError("the prior is of another item table; fetch the current one")
         examples = build_examples(
-            self._histories.take(self._rows(task.devices)),
+            self._asked(task),
             task.devices.astype(np.uint64),
             vectors=self._table.vectors,
             scales=self._model.scales,
@@ -89,8 +84,13 @@ class DeviceHost:
         )
         return self._trainer.clipped_sum(task.weights, examples, task.prior, training)
 
-    def _rows(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _asked(self, task: PopularityTask | TrainTask) -> Histories:
+        """Histories of the task's devices."""
+        if task.binding.items != self._table.content_hash:
+            raise MessageError("the task is about another item table; fetch the current one")
+        devices = task.devices
         inside = (devices >= self.devices.start) & (devices < self.devices.stop)
+        # Twice in one sum is twice the sensitivity.
         if not inside.all() or len(np.unique(devices)) != len(devices):
             raise MessageError("a device is not hosted here, or is named twice")
-        return devices - self.devices.start
+        return self._histories.take(devices - self.devices.start)

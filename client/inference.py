@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.func import functional_call
 
@@ -78,20 +79,24 @@ def _inputs(
 ) -> EncoderInputs:
     start, stop = histories.offsets[rows], histories.offsets[rows + 1]
     known = np.minimum(stop - start, window)
-    real = np.arange(int(known.max())) < known[:, None]
-    index = np.where(real, (stop - known)[:, None] + np.arange(real.shape[1]), 0)
-    before = np.where(real, np.maximum(index - 1, start[:, None]), 0)
-    # Padding points at event 0, perhaps another device's: its gap is no gap.
-    seconds = np.where(real, histories.times[index] - histories.times[before], 0)
-    gaps = np.log1p(seconds / SECONDS_PER_DAY)
-    items = torch.from_numpy(histories.items[index].astype(np.int64))
-    mask = torch.from_numpy(real.astype(np.float32))
+    column = np.arange(max(1, int(known.max())))  # a window of nothing still has a column
+    real = column < known[:, None]
+    index = ((stop - known)[:, None] + column)[real]
+    before = np.maximum(index - 1, np.repeat(start, known))
+    gaps = np.log1p((histories.times[index] - histories.times[before]) / SECONDS_PER_DAY)
+
+    def padded(values: NDArray[Any], kind: DTypeLike) -> Tensor:
+        column = np.zeros(real.shape, dtype=kind)
+        column[real] = values
+        return torch.from_numpy(column)
+
+    items = padded(histories.items[index], np.int64)
     return EncoderInputs(
-        vectors=vectors[items] * mask.unsqueeze(-1),
+        vectors=vectors[items] * torch.from_numpy(real).unsqueeze(-1),
         rows=items,
-        gaps=torch.from_numpy(gaps.astype(np.float32)),
-        types=torch.from_numpy(histories.types[index].astype(np.int64)),
-        weights=torch.from_numpy(histories.weights[index]) * mask,
+        gaps=padded(gaps, np.float32),
+        types=padded(histories.types[index], np.int64),
+        weights=padded(histories.weights[index], np.float32),
         positions=torch.from_numpy(known)[:, None],
         sums=torch.from_numpy(sums)[:, None],
     )

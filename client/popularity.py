@@ -6,6 +6,8 @@ would drown what people are turning to now.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -34,7 +36,7 @@ def popularity_contribution(
         now: ages count back from here, seconds since 1970 UTC.
         half_lives_days: time scales besides "all time", which is always first.
         n_items: size of the item table.
-        clip_norm: C.
+        clip_norm: C; inf leaves the parts as they are.
 
     Returns:
         One array, ``popularity``: float32 [1 + time scales, n_items].
@@ -42,7 +44,7 @@ def popularity_contribution(
     fresh = first_encounters(histories)
     age = np.maximum(now - histories.times, 0) / SECONDS_PER_DAY
     scales = (np.inf, *half_lives_days)
-    bound = min(clip_norm, np.finfo(np.float32).max) / np.sqrt(len(scales))
+    bound = clip_norm / math.sqrt(len(scales))
     total = np.zeros((len(scales), n_items), dtype=np.float32)
     for row, half_life in enumerate(scales):
         weights = np.where(fresh, np.exp2(-age / half_life), 0.0)
@@ -56,9 +58,11 @@ def _clipped_sum(
     histories: Histories, weights: NDArray[np.float64], n_items: int, bound: float
 ) -> NDArray[np.float64]:
     parts = sparse.csr_matrix(
-        (weights, histories.items.copy(), histories.offsets), shape=(histories.n_devices, n_items)
+        # A copy: scipy may sort the indices in place, and the history's order is its meaning.
+        (weights, histories.items.copy(), histories.offsets),
+        shape=(histories.n_devices, n_items),
     )
     norms = np.sqrt(np.asarray(parts.multiply(parts).sum(axis=1)).reshape(-1))
-    factors = np.minimum(1.0, bound / np.maximum(norms, np.finfo(np.float64).tiny))
+    factors = np.divide(bound, norms, out=np.ones_like(norms), where=norms > bound)
     summed: NDArray[np.float64] = parts.T @ factors
     return summed

@@ -1,28 +1,30 @@
-"""The wire format: tasks to device hosts, and the only two things that come back.
+"""The wire format: tasks to device hosts, and the only three things that come back.
 
-A reply is either the range of devices a node hosts, or a :class:`ClippedUpdate`. There is no other
-encoder, so nothing else of a device can get onto the wire. Arrays are checked against what was asked
-for by header and size before any memory is allocated for them; nothing is ever unpickled.
+A reply is the range of devices a node hosts, a :class:`ClippedUpdate`, or a refusal that says no more
+than its kind. There is no other encoder, so nothing else of a device can get onto the wire. Arrays
+travel as bare little-endian numbers: there is no header to parse, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from .errors import MessageError, ReplyRejected
 from .updates import ClippedUpdate
 
 HOSTING, POPULARITY, TRAIN = "query.hosting", "query.popularity", "train"
-_HEADER_BYTES = 4096  # more than any .npy header of ours
+_FORMAT = "fedprofile.little-endian"  # Flower's ``stype`` of our arrays
+_TYPES = {"devices": "<i8"}  # all others are <f4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,14 @@ class Binding:
     Attributes:
         run: name of the federation.
         round: 0 for one-shot statistics.
-        model: hash of the weights, or of the item table for statistics.
+        items: hash of the item table.
+        model: hash of the weights; empty for statistics, which need none.
     """
 
     run: str
     round: int
-    model: str
+    items: str
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +54,6 @@ class PopularityTask:
         clip_norm: bound on one device's whole contribution.
         half_lives_days: time scales besides "all time".
         now: the moment ages count back from, seconds since 1970 UTC; a public constant.
-        n_items: size of the item table.
     """
 
     binding: Binding
@@ -58,7 +61,6 @@ class PopularityTask:
     clip_norm: float
     half_lives_days: tuple[float, ...]
     now: int
-    n_items: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +68,7 @@ class TrainTask:
     """Ask devices to train the shared weights.
 
     Attributes:
-        binding: run, round and weights.
+        binding: run, round, item table and weights.
         devices: int64, the sampled devices of this host.
         weights: name → float32, the shared weights.
         prior: float32 [n_items], log popularity, released before.
@@ -120,9 +122,16 @@ def read_hosting(reply: Message) -> range:
     if not isinstance(record, ConfigRecord):
         raise ReplyRejected("malformed", "no 'hosting' record")
     first, count = record.get("first"), record.get("count")
-    if not isinstance(first, int) or not isinstance(count, int) or first < 0 or count < 0:
-        raise ReplyRejected("malformed", "'first' and 'count' must be numbers of 0 or more")
+    # Not isinstance: to Python, True is a number.
+    if type(first) is not int or type(count) is not int or first < 0 or count < 0:
+        raise ReplyRejected("malformed", "'first' and 'count' must be whole numbers of 0 or more")
     return range(first, first + count)
+
+
+def refusal(instruction: Message, error: Exception) -> Message:
+    """The reply of a device that fails: the kind of the error alone, for its text may hold data."""
+    code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    return Message(Error(code=code, reason=type(error).__name__), reply_to=instruction)
 
 
 def popularity_message(node: int, task: PopularityTask) -> Message:
@@ -142,12 +151,13 @@ def read_popularity_task(message: Message) -> PopularityTask:
     Raises:
         MessageError: the message is outside the format.
     """
-    settings, arrays = _read_task(message)
     try:
+        settings = _read_settings(message)
         settings["half_lives_days"] = tuple(settings["half_lives_days"])
+        arrays = _read_arrays(message, "arrays")
         return PopularityTask(devices=arrays["devices"], **settings)
-    except (KeyError, TypeError) as error:
-        raise MessageError(f"popularity task: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(f"popularity task outside the wire format: {error}") from error
 
 
 def read_train_task(message: Message) -> TrainTask:
@@ -156,14 +166,14 @@ def read_train_task(message: Message) -> TrainTask:
     Raises:
         MessageError: the message is outside the format.
     """
-    settings, arrays = _read_task(message)
     try:
-        weights = _read_arrays(message, "weights")
+        settings = _read_settings(message)
+        arrays, weights = _read_arrays(message, "arrays"), _read_arrays(message, "weights")
         return TrainTask(
             devices=arrays["devices"], prior=arrays["prior"], weights=weights, **settings
         )
-    except (KeyError, TypeError) as error:
-        raise MessageError(f"train task: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(f"train task outside the wire format: {error}") from error
 
 
 def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) -> Message:
@@ -175,33 +185,40 @@ def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) 
     if not isinstance(update, ClippedUpdate):
         raise MessageError(f"only a ClippedUpdate may leave a device, not {type(update).__name__}")
     receipt = {**asdict(binding), "devices": update.devices, "clip_norm": update.clip_norm}
-    content = RecordDict()
-    content["update"] = _array_record(update.arrays)
-    content["receipt"] = ConfigRecord(receipt)
+    content = RecordDict({"update": _array_record(update.arrays), "receipt": ConfigRecord(receipt)})
     return Message(content, reply_to=instruction)
 
 
 def read_update(
     reply: Message, *, binding: Binding, shapes: Mapping[str, tuple[int, ...]]
 ) -> ClippedUpdate:
-    """The update of a reply, checked for format: names, types, shapes, sizes and what it answers.
+    """The update of a reply, checked: names, types, shapes, what it answers, and its own bound.
 
     Raises:
-        ReplyRejected: with the reason ``error``, ``malformed``, ``stale`` or ``shape``.
+        ReplyRejected: with the reason ``error``, ``malformed``, ``stale``, ``shape``,
+            ``non-finite`` or ``norm``.
     """
     records = _records(reply)
     receipt, record = records.get("receipt"), records.get("update")
     if not isinstance(receipt, ConfigRecord) or not isinstance(record, ArrayRecord):
         raise ReplyRejected("malformed", "needs the records 'receipt' and 'update'")
     for key, value in asdict(binding).items():
-        if receipt.get(key) != value:
+        answered = receipt.get(key)
+        if type(answered) is not type(value) or answered != value:
             raise ReplyRejected("stale", f"answers another {key}")
     devices, clip_norm = receipt.get("devices"), receipt.get("clip_norm")
-    if not isinstance(devices, int) or not isinstance(clip_norm, float):
+    if type(devices) is not int or devices < 0 or type(clip_norm) is not float:
         raise ReplyRejected("malformed", "receipt without devices and clip_norm")
     if set(record) != set(shapes):
         raise ReplyRejected("shape", "arrays missing or unknown")
-    arrays = {name: _checked_array(name, record[name], shapes[name]) for name in shapes}
+    arrays = {}
+    for name, shape in shapes.items():
+        if record[name].shape != shape:
+            raise ReplyRejected("shape", f"'{name}' is {record[name].shape}, not {shape}")
+        try:
+            arrays[name] = _numbers(name, record[name])
+        except MessageError as error:
+            raise ReplyRejected("malformed", str(error)) from error
     return ClippedUpdate(arrays=arrays, devices=devices, clip_norm=clip_norm)
 
 
@@ -226,50 +243,44 @@ def _task_message(
     return Message(RecordDict(content), dst_node_id=node, message_type=kind, group_id=group)
 
 
-def _read_task(message: Message) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    try:
-        task = message.content["task"]
-        if not isinstance(task, ConfigRecord):
-            raise MessageError("task outside the wire format: no settings")
-        settings: dict[str, Any] = json.loads(str(task["settings"]))
-        settings["binding"] = Binding(**settings["binding"])
-        arrays = _read_arrays(message, "arrays")
-    except (KeyError, TypeError, ValueError) as error:
-        raise MessageError(f"task outside the wire format: {error}") from error
-    return settings, arrays
+def _read_settings(message: Message) -> dict[str, Any]:
+    record = message.content["task"]
+    if not isinstance(record, ConfigRecord):
+        raise TypeError("'task' holds no settings")
+    settings: dict[str, Any] = json.loads(str(record["settings"]))
+    settings["binding"] = Binding(**settings["binding"])
+    return settings
 
 
 def _read_arrays(message: Message, name: str) -> dict[str, NDArray[Any]]:
     record = message.content[name]
     if not isinstance(record, ArrayRecord):
-        raise MessageError(f"task outside the wire format: '{name}' holds no arrays")
-    return {key: array.numpy() for key, array in record.items()}
-
-
-def _array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+        raise TypeError(f"'{name}' holds no arrays")
+    return {key: _numbers(key, array) for key, array in record.items()}
 
 
 def _records(reply: Message) -> RecordDict:
     if reply.has_error():
-        raise ReplyRejected("error", reply.error.reason or f"code {reply.error.code}")
+        raise ReplyRejected("error", f"code {reply.error.code}, {reply.error.reason!r:.200}")
+    if not reply.has_content():
+        raise ReplyRejected("malformed", "neither content nor error")
     return reply.content
 
 
-def _checked_array(name: str, array: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    size = 4 * int(np.prod(shape, dtype=np.int64))
-    if len(array.data) > size + _HEADER_BYTES:
-        raise ReplyRejected("shape", f"'{name}' has {len(array.data)} bytes for {size}")
-    # The header decides what np.load allocates, so it is read first, without the data.
-    stream = io.BytesIO(array.data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        header = read(stream) if read is not None else None
-    except ValueError as error:
-        raise ReplyRejected("malformed", f"'{name}': {error}") from error
-    if header is None or header[1] or header[0] != shape or header[2] != np.dtype("<f4"):
-        raise ReplyRejected("shape", f"'{name}' is not float32 {shape}")
-    if len(array.data) - stream.tell() != size:
-        raise ReplyRejected("malformed", f"'{name}' is cut short")
-    return np.frombuffer(array.data, dtype="<f4", offset=stream.tell()).reshape(shape)
+def _array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        kind = _TYPES.get(name, "<f4")
+        data = array.astype(kind, casting="equiv", copy=False).tobytes()
+        record[name] = Array(dtype=kind, shape=array.shape, stype=_FORMAT, data=data)
+    return record
+
+
+def _numbers(name: str, array: Array) -> NDArray[Any]:
+    """Numbers of an array as a writable copy; nothing is allocated but what has arrived."""
+    kind = np.dtype(_TYPES.get(name, "<f4"))
+    if array.stype != _FORMAT or array.dtype != kind.str:
+        raise MessageError(f"'{name}' is not {kind.str} numbers")
+    if min(array.shape, default=0) < 0 or len(array.data) != kind.itemsize * math.prod(array.shape):
+        raise MessageError(f"'{name}' has {len(array.data)} bytes for {array.shape}")
+    return np.frombuffer(array.data, dtype=kind).reshape(array.shape).copy()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common.config import RunConfig
 from ..common.encoder import Encoder
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, ReplyRejected, RunFolderError
 from ..common.items import ItemTable
-from ..common.ledger import Ledger
+from ..common.ledger import Ledger, Reserve
 from ..common.messages import (
     Binding,
     PopularityTask,
@@ -36,8 +37,12 @@ from .popularity import ItemPriors, item_priors
 from .strategy import PrivateAveraging, RoundRecord
 from .validation import add_up
 
-_NODES_TIMEOUT = 60.0
-_REPLY_TIMEOUT = 3600.0
+_NODES_TIMEOUT = 60.0  # for all nodes to turn up
+_ANSWER_TIMEOUT = (
+    600.0  # for those that did to say what they host; a fresh process loads torch first
+)
+_REPLY_TIMEOUT = 3600.0  # for a round
+_POLL = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,17 +113,20 @@ class Federation:
         Raises:
             BudgetError: not even the first release fits.
             ConfigError: the nodes don't host the population.
-            RunFolderError: the checkpoint belongs to another configuration.
+            RunFolderError: the checkpoint belongs to another configuration or ledger.
         """
-        population = self._plan.training.population_size
         # 1. Find the hosts, and which devices each of them speaks for.
-        hosts = find_hosts(grid, population_size=population)
+        hosts = find_hosts(grid, population_size=self._plan.training.population_size)
         # 2. Go on where a checkpoint stands, or release popularity first.
-        checkpoint = Checkpoint.latest(self._checkpoints, config_digest=self._config.digest())
+        checkpoint = Checkpoint.latest(
+            self._checkpoints,
+            config_digest=self._config.digest(),
+            items=self._table.content_hash,
+        )
         if checkpoint is None:
-            checkpoint = self._release_popularity(grid, hosts)
-        else:
-            self._commit_late(checkpoint)
+            checkpoint = self._begin(grid, hosts)
+            checkpoint.save(self._checkpoints)
+        self._confirm(checkpoint)
         priors = self._priors(checkpoint)
         # 3. Train in private rounds.
         strategy = PrivateAveraging(
@@ -143,82 +151,88 @@ class Federation:
             weights=weights, priors=priors, checkpoint=last, stopped=strategy.stopped
         )
 
-    def _release_popularity(self, grid: Grid, hosts: dict[int, range]) -> Checkpoint:
-        """One noisy sum over all users; the same grid, validation, mechanism and ledger as a round."""
-        settings = self._config.statistics
-        shape = (1 + len(settings.half_lives_days), self._table.n_items)
-        popularity, release = np.zeros(shape), None
-        mechanism = self._plan.popularity
-        if mechanism is not None:
-            # 1. Reserve.
-            release = self._ledger.reserve(task="statistics/popularity", mechanism=mechanism)
-            # 2. Ask every sampled device, through its host.
-            randomness = self._randomness.child("statistics/popularity")
-            cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))
-            binding = Binding(run=self._run, round=0, model=self._table.content_hash)
-            by_host = split_by_host(cohort, hosts)
-            messages = [
-                popularity_message(
-                    node,
-                    PopularityTask(
-                        binding=binding,
-                        devices=devices,
-                        clip_norm=mechanism.clip_norm,
-                        half_lives_days=settings.half_lives_days,
-                        now=self._now,
-                        n_items=self._table.n_items,
-                    ),
-                )
-                for node, devices in by_host.items()
-            ]
-            replies = grid.send_and_receive(messages, timeout=_REPLY_TIMEOUT)
-            # 3. Validate, add up, add noise.
-            tally = add_up(
-                replies,
-                asked={node: len(devices) for node, devices in by_host.items()},
-                binding=binding,
-                shapes={"popularity": shape},
-                clip_norm=mechanism.clip_norm,
-            )
-            summed = {name: torch.from_numpy(total) for name, total in tally.total.items()}
-            noise = randomness.child("noise")
-            noisy = release_sum(summed, mechanism=mechanism, noise=noise)
-            popularity = noisy["popularity"].numpy()
-        checkpoint = Checkpoint(
+    def _begin(self, grid: Grid, hosts: Mapping[int, range]) -> Checkpoint:
+        """The untrained encoder, and popularity where it gets a share of the budget."""
+        start = Checkpoint(
             round=0,
             config_digest=self._config.digest(),
-            release=release,
+            items=self._table.content_hash,
+            release=None,
             weights={n: p.detach().clone() for n, p in self._encoder.named_parameters()},
-            popularity=torch.from_numpy(popularity),
+            popularity=torch.zeros(self._popularity_shape, dtype=torch.float64),
         )
-        if mechanism is not None:
-            counts = {"sampled": len(cohort), "trained": tally.devices, "rejected": tally.rejected}
-            checkpoint = replace(checkpoint, rounds=({"round": 0, **counts},))
-        # 4. Save, then confirm in the ledger.
-        checkpoint.save(self._checkpoints)
-        self._commit_late(checkpoint)
-        return checkpoint
+        mechanism = self._plan.popularity
+        if mechanism is None:
+            return start
+        # 1. Reserve.
+        release = self._ledger.reserve(task="statistics/popularity", mechanism=mechanism)
+        # 2. Ask every sampled device, through its host.
+        randomness = self._randomness.child("statistics/popularity")
+        cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))
+        by_host = split_by_host(cohort, hosts)
+        binding = Binding(run=self._run, round=0, items=self._table.content_hash)
+        task = partial(
+            PopularityTask,
+            binding=binding,
+            clip_norm=mechanism.clip_norm,
+            half_lives_days=self._config.statistics.half_lives_days,
+            now=self._now,
+        )
+        messages = [popularity_message(n, task(devices=d)) for n, d in by_host.items()]
+        replies = grid.send_and_receive(messages, timeout=_REPLY_TIMEOUT)
+        # 3. Validate, add up, add noise.
+        tally = add_up(
+            replies,
+            asked={node: len(devices) for node, devices in by_host.items()},
+            binding=binding,
+            shapes={"popularity": self._popularity_shape},
+            clip_norm=mechanism.clip_norm,
+        )
+        summed = {name: torch.from_numpy(total) for name, total in tally.total.items()}
+        noisy = release_sum(summed, mechanism=mechanism, noise=randomness.child("noise"))
+        record = {
+            "round": 0,
+            "sampled": len(cohort),
+            "trained": tally.devices,
+            "rejected": tally.rejected,
+            "ignored": tally.ignored,
+        }
+        return replace(start, release=release, popularity=noisy["popularity"], rounds=(record,))
 
-    def _commit_late(self, checkpoint: Checkpoint) -> None:
-        """Confirm the release a checkpoint proves was made, if a crash left it open."""
-        pending = {entry.sequence for entry in self._ledger.pending()}
-        if checkpoint.release is not None and checkpoint.release in pending:
+    def _confirm(self, checkpoint: Checkpoint) -> None:
+        """Commit the release that a checkpoint proves was made, late where a crash left it open.
+
+        Raises:
+            RunFolderError: the ledger doesn't know of it, so what it cost isn't charged there.
+        """
+        if checkpoint.release is None:
+            return
+        known = {e.sequence: e for e in self._ledger.entries if isinstance(e, Reserve)}
+        reserved = known.get(checkpoint.release)
+        if reserved is None or (reserved.round or 0) != checkpoint.round:
+            raise RunFolderError(
+                f"{self._checkpoints}: the checkpoint of round {checkpoint.round} isn't in the "
+                "ledger; put back the ledger of this run, or choose another --out"
+            )
+        if reserved in self._ledger.pending():
             last = checkpoint.rounds[-1]
-            trained = checkpoint.weights if checkpoint.round else None
+            weights = {name: weight.numpy() for name, weight in checkpoint.weights.items()}
             self._ledger.commit(
                 checkpoint.release,
                 cohort_size=last["sampled"],
                 replies_counted=last["trained"],
                 rejected=last["rejected"],
-                model_after=hash_of_weights({n: w.numpy() for n, w in trained.items()})
-                if trained
-                else None,
+                model_after=hash_of_weights(weights) if checkpoint.round else None,
             )
+
+    @property
+    def _popularity_shape(self) -> tuple[int, int]:
+        return 1 + len(self._config.statistics.half_lives_days), self._table.n_items
 
     def _priors(self, checkpoint: Checkpoint) -> ItemPriors:
         mechanism = self._plan.popularity
         if mechanism is None:
-            flat = np.zeros(self._table.n_items, dtype=np.float32)
+            flat = np.full(self._table.n_items, -np.log(self._table.n_items), dtype=np.float32)
             return ItemPriors(long_run=flat, current=flat)
         noisy: NDArray[np.float64] = checkpoint.popularity.numpy()
         return item_priors(noisy, stddev=mechanism.noise_stddev, vectors=self._table.vectors)
@@ -235,23 +249,33 @@ def build_server_app(federation: Federation) -> ServerApp:
     return app
 
 
-def find_hosts(grid: Grid, *, population_size: int) -> dict[int, range]:
+def find_hosts(
+    grid: Grid, *, population_size: int, timeout: float = _NODES_TIMEOUT
+) -> dict[int, range]:
     """Node → its devices, ascending, once the nodes together host the whole population.
 
     Raises:
-        ConfigError: they don't after a minute.
+        ConfigError: they don't after ``timeout`` seconds, or a node's answer is none.
     """
-    deadline = time.monotonic() + _NODES_TIMEOUT
+    deadline = time.monotonic() + timeout
     while True:
         queries = [hosting_query(node) for node in sorted(grid.get_node_ids())]
-        replies = list(grid.send_and_receive(queries, timeout=_NODES_TIMEOUT)) if queries else []
-        found = {reply.metadata.src_node_id: read_hosting(reply) for reply in replies}
+        replies = grid.send_and_receive(queries, timeout=_ANSWER_TIMEOUT) if queries else []
+        found = {reply.metadata.src_node_id: _hosting(reply) for reply in replies}
         hosts = dict(sorted(found.items(), key=lambda host: host[1].start))
         try:
             check_coverage(hosts, population_size=population_size)
         except ConfigError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.5)
+            time.sleep(_POLL)
         else:
             return hosts
+
+
+def _hosting(reply: Message) -> range:
+    try:
+        return read_hosting(reply)
+    except ReplyRejected as error:
+        node = reply.metadata.src_node_id
+        raise ConfigError(f"node {node} doesn't say which devices it hosts ({error})") from error

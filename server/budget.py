@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..common.accounting import calibrate_noise_multiplier, default_delta, fits, gaussian_mu
+from ..common.accounting import (
+    calibrate_noise_multiplier,
+    default_delta,
+    epsilon,
+    fits,
+    gaussian_mu,
+)
 from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
@@ -44,7 +50,7 @@ def plan_budget(
     2: μ² adds up); what the exact accountant leaves is the rounds'.
 
     Raises:
-        BudgetError: not even the first release fits.
+        BudgetError: the releases, or with a given noise the first round, don't fit.
         ConfigError: the population is too small for a default δ.
     """
     rate = training.sampling_probability or min(1.0, training.cohort / population_size)
@@ -71,23 +77,33 @@ def plan_budget(
             prior_events=spent,
         )
 
-    popularity = None
     if not training.rounds:
-        popularity = mechanism(POPULARITY_CLIP, calibrated(1.0, 1, ()), 1.0)
-    elif privacy.statistics_share > 0:
+        alone = mechanism(POPULARITY_CLIP, calibrated(1.0, 1, ()), 1.0)
+        never = mechanism(privacy.clip_norm, privacy.noise_multiplier or 1.0, rate)
+        return BudgetPlan(delta, privacy.epsilon, alone, never)
+    popularity, spent = None, []
+    if privacy.statistics_share > 0:
         mu = gaussian_mu(epsilon=privacy.epsilon, delta=delta)
         noise = 1 / (mu * math.sqrt(privacy.statistics_share))
         popularity = mechanism(POPULARITY_CLIP, noise, 1.0)
-    spent = [popularity.event()] if popularity is not None else []
-    noise = privacy.noise_multiplier or 1.0
-    if training.rounds and privacy.noise_multiplier is None:
-        noise = calibrated(rate, training.rounds, spent)
-    planned = mechanism(privacy.clip_norm, noise, rate)
-    first = spent or [planned.event()]
-    if not fits(first, delta=delta, target_epsilon=privacy.epsilon):
+        spent = [popularity.event()]
+    if privacy.noise_multiplier is None:
+        every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds, spent), rate)
+    else:
+        every_round = mechanism(privacy.clip_norm, privacy.noise_multiplier, rate)
+        _check_first_round(every_round, spent, delta=delta, target_epsilon=privacy.epsilon)
+    return BudgetPlan(delta, privacy.epsilon, popularity, every_round)
+
+
+def _check_first_round(
+    every_round: Mechanism, spent: Sequence[DpEvent], *, delta: float, target_epsilon: float
+) -> None:
+    """Later rounds are checked when they come; without a first one nothing is worth releasing."""
+    events = [*spent, every_round.event()]
+    if not fits(events, delta=delta, target_epsilon=target_epsilon):
+        reached = epsilon(events, delta=delta)
         raise BudgetError(
-            f"the first release would already exceed epsilon = {privacy.epsilon:g}; raise epsilon "
-            "or privacy.noise_multiplier",
-            epsilon_reached=math.inf,
+            f"privacy.noise_multiplier = {every_round.noise_multiplier:g} brings ε to {reached:.4g} with "
+            f"the first round, above the target of {target_epsilon:g}; raise one of the two",
+            epsilon_reached=reached,
         )
-    return BudgetPlan(delta, privacy.epsilon, popularity, planned)

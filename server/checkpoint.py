@@ -25,6 +25,7 @@ class Checkpoint:
     Attributes:
         round: last round that is done; 0 after the one-shot statistics.
         config_digest: of the configuration it belongs to.
+        items: hash of the item table that the weights and the popularity are for.
         release: ledger number of the release that led here; it is committed late after a crash.
         weights: name → shared weights.
         average: name → sum of the weights of the rounds that are averaged.
@@ -36,6 +37,7 @@ class Checkpoint:
 
     round: int
     config_digest: str
+    items: str
     release: int | None
     weights: dict[str, Tensor]
     popularity: Tensor
@@ -45,7 +47,7 @@ class Checkpoint:
     rounds: tuple[dict[str, Any], ...] = ()
 
     def save(self, folder: Path) -> None:
-        """Write ``round-NNNNN.safetensors`` into ``folder`` and drop all but the last few."""
+        """Write ``round-NNNNNN.safetensors`` into ``folder`` and drop all but the last few."""
         groups = {"weights": self.weights, "average": self.average, "moments": self.moments}
         tensors = {
             f"{group}/{name}": tensor.contiguous()
@@ -56,12 +58,13 @@ class Checkpoint:
         state = {
             "round": self.round,
             "config_digest": self.config_digest,
+            "items": self.items,
             "release": self.release,
             "averaged": self.averaged,
             "rounds": self.rounds,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"round-{self.round:05d}.safetensors"
+        path = folder / f"round-{self.round:06d}.safetensors"
         write_atomically(path, save(tensors, {"state": json.dumps(state)}))
         for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
             old.unlink()
@@ -73,7 +76,7 @@ class Checkpoint:
         Raises:
             RunFolderError: the file is missing or damaged.
         """
-        groups: dict[str, Any] = {"weights": {}, "average": {}, "moments": {}}
+        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "moments": {}}
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])
@@ -85,6 +88,7 @@ class Checkpoint:
             return cls(
                 round=int(state["round"]),
                 config_digest=state["config_digest"],
+                items=state["items"],
                 release=state["release"],
                 averaged=int(state["averaged"]),
                 rounds=tuple(state["rounds"]),
@@ -95,11 +99,11 @@ class Checkpoint:
             raise RunFolderError(f"{path}: not a checkpoint ({error}); remove it") from error
 
     @classmethod
-    def latest(cls, folder: Path, *, config_digest: str) -> Checkpoint | None:
+    def latest(cls, folder: Path, *, config_digest: str, items: str) -> Checkpoint | None:
         """The newest checkpoint of ``folder``, if any.
 
         Raises:
-            RunFolderError: it is damaged or belongs to another configuration.
+            RunFolderError: it is damaged or belongs to another configuration or catalogue.
         """
         paths = sorted(folder.glob("round-*.safetensors"))
         if not paths:
@@ -109,6 +113,11 @@ class Checkpoint:
             raise RunFolderError(
                 f"{paths[-1]}: belongs to another configuration; resume with the configuration in "
                 "config.toml beside it, or choose another --out"
+            )
+        if checkpoint.items != items:
+            raise RunFolderError(
+                f"{paths[-1]}: the items of the data have changed since; resume with the data as it "
+                "was, or choose another --out"
             )
         return checkpoint
 

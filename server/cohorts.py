@@ -39,10 +39,10 @@ def check_coverage(hosts: Mapping[int, range], *, population_size: int) -> None:
     """Every device of the population is hosted once.
 
     Raises:
-        ConfigError: a device is hosted twice, or nowhere.
+        ConfigError: a device is hosted twice, or nowhere, or isn't of the population.
     """
     expected = 0
-    for devices in sorted(hosts.values(), key=lambda r: r.start):
+    for devices in sorted((d for d in hosts.values() if d), key=lambda d: d.start):
         if devices.start != expected:
             kind = "twice" if devices.start < expected else "nowhere"
             raise ConfigError(f"device {min(devices.start, expected)} is hosted {kind}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class RoundRecord:
         sampled: devices drawn.
         trained: devices in the sum.
         rejected: reason → devices that are not.
+        ignored: reason → replies that answer nothing asked, or answer twice.
         update_norm: L2 norm of the noisy mean update.
         noise_norm: expected L2 norm of the noise in it.
         seconds: wall-clock time.
@@ -52,10 +53,11 @@ class RoundRecord:
     round: int
     sampled: int
     trained: int
-    rejected: dict[str, int] = field(default_factory=dict)
-    update_norm: float = 0.0
-    noise_norm: float = 0.0
-    seconds: float = 0.0
+    rejected: dict[str, int]
+    ignored: dict[str, int]
+    update_norm: float
+    noise_norm: float
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +157,8 @@ class PrivateAveraging(Strategy):
         seed = int(randomness.child("local training").integers(1, below=2**62)[0])
         # 3. Tell each host which of its devices train on what.
         by_host = split_by_host(cohort, self._hosts)
-        binding = Binding(run=self._run, round=server_round, model=model)
+        items = self.checkpoint.items
+        binding = Binding(run=self._run, round=server_round, items=items, model=model)
         asked = {node: len(devices) for node, devices in by_host.items()}
         self._open = _OpenRound(release, len(cohort), asked, binding, started)
         training = self._training
@@ -193,7 +196,6 @@ class PrivateAveraging(Strategy):
             clip_norm=self._mechanism.clip_norm,
         )
         # 5. Add noise, divide by the expected cohort, and step: Opacus.
-        before = {name: p.detach().clone() for name, p in self._parameters.items()}
         update_norm = self._private_step(server_round, tally)
         # 6. Save what the round led to, whole or not at all.
         record = RoundRecord(
@@ -201,8 +203,9 @@ class PrivateAveraging(Strategy):
             sampled=opened.sampled,
             trained=tally.devices,
             rejected=tally.rejected,
+            ignored=tally.ignored,
             update_norm=update_norm,
-            noise_norm=self._noise_norm(before),
+            noise_norm=self._noise_norm(),
             seconds=time.monotonic() - opened.started,
         )
         self._save(record, opened.release)
@@ -258,18 +261,19 @@ class PrivateAveraging(Strategy):
             squares.extend(float(p.grad.square().sum()) for p in optimizer.params)
 
         step.attach_step_hook(note)
-        step.step_from_sum({n: torch.from_numpy(t).float() for n, t in tally.total.items()})
+        step.step_from_sum({n: torch.from_numpy(t) for n, t in tally.total.items()})
         return math.sqrt(sum(squares))
 
-    def _noise_norm(self, weights: Mapping[str, Tensor]) -> float:
-        numbers = sum(w.numel() for w in weights.values())
+    def _noise_norm(self) -> float:
+        numbers = sum(p.numel() for p in self._parameters.values())
         return self._mechanism.noise_stddev * math.sqrt(numbers) / self._mechanism.expected_cohort
 
     def _save(self, record: RoundRecord, release: int) -> None:
         weights = {name: p.detach().clone() for name, p in self._parameters.items()}
         last = self.checkpoint
         average, averaged = last.average, last.averaged
-        if record.round > self._training.rounds * (1 - self._training.averaging):
+        rounds = self._training.rounds
+        if record.round > rounds - round(self._training.averaging * rounds):
             average = {n: w + average[n] if averaged else w.clone() for n, w in weights.items()}
             averaged += 1
         self.checkpoint = replace(

@@ -7,18 +7,18 @@ directions, so nothing is shared by accident that a network would have copied.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 _SERVER_NODE = 1
-_CLIENT_ERROR = 10
 
 
 class InProcessGrid(Grid):
@@ -29,23 +29,19 @@ class InProcessGrid(Grid):
     Args:
         client_app: built over a function that finds the host by ``context.node_config``.
         nodes: number of hosts; their partition ids are 0 … nodes − 1.
-        on_message: called after each reply, for progress.
 
     Attributes:
         server_context: what a ServerApp is called with.
     """
 
-    def __init__(
-        self, client_app: ClientApp, *, nodes: int, on_message: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, client_app: ClientApp, *, nodes: int) -> None:
         self._client_app = client_app
-        self._on_message = on_message
         self._run = Run.create_empty(run_id=secrets.randbits(63))
         # Flower's own messages ask this class who sends them; a deployment's processes set it too.
         TaskIdentity.task_id = 1
         TaskIdentity.run_id = self._run.run_id
         TaskIdentity.node_id = _SERVER_NODE
-        self.server_context = self._context(_SERVER_NODE, {})
+        self.server_context = self._context(_SERVER_NODE, UserConfig())
         self._contexts = {
             _SERVER_NODE + 1 + partition: self._context(
                 _SERVER_NODE + 1 + partition,
@@ -100,8 +96,6 @@ class InProcessGrid(Grid):
             message.metadata.__dict__["_message_id"] = number
             self._replies[number] = self._answer(message)
             ids.append(number)
-            if self._on_message is not None:
-                self._on_message()
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -115,14 +109,10 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
-        context = self._contexts[message.metadata.dst_node_id]
-        try:
-            return _copied(self._client_app(_copied(message), context))
-        except (
-            Exception
-        ) as error:  # any failure of a ClientApp is an error reply, as on a SuperNode
-            reason = f"{type(error).__name__}: {error}"
-            return Message(Error(code=_CLIENT_ERROR, reason=reason), reply_to=message)
+        node = message.metadata.dst_node_id
+        if node not in self._contexts:
+            return Message(Error(ErrorCode.NODE_UNAVAILABLE, f"no node {node}"), reply_to=message)
+        return _copied(self._client_app(_copied(message), self._contexts[node]))
 
 
 def _copied(message: Message) -> Message:

@@ -6,7 +6,7 @@ Hosts are slices of the same columns: a million devices are six arrays, in memor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -104,10 +104,13 @@ class Population:
             column.name: np.load(folder / f"{column.name}.npy", mmap_mode="r")
             for column in fields(Histories)
         }
+        table = ItemTable.load(folder / "items.safetensors")
+        # A saved table names its blocks in alphabetical order; an encoder reads them by place.
+        blocks = dict(sorted(table.blocks.items(), key=lambda block: block[1]))
         return cls(
             histories=Histories(**columns),
             users=np.load(folder / "users.npy", mmap_mode="r"),
-            table=ItemTable.load(folder / "items.safetensors"),
+            table=replace(table, blocks=blocks),
             model=ModelConfig.model_validate_json(
                 (folder / "model.json").read_text(encoding="utf-8")
             ),

@@ -1,42 +1,52 @@
-"""Flower's own Ray engine: the same apps, with hosts as its nodes, on one machine or a cluster."""
+"""Flower's own Ray engine: the same apps, with hosts as its nodes, one Ray actor per core."""
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Event
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
 
 from ..client.app import build_client_app
 from ..client.host import DeviceHost
 from ..common.errors import ConfigError
-from ..server.app import Federation, build_server_app
+from ..server.app import Federation
 from .population import Population
 
 # Flower and Ray look outside hosts up unless told not to.
 _QUIET = {
+    "FLWR_LOG_LEVEL": "ERROR",
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Ray's ports ask nobody for a password. A Ray without clusters listens on loopback only, which is
+# what this switch does on any system, whatever its name says.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def run_on_ray(federation: Federation, population: Population, *, devices_per_host: int) -> None:
-    """Run ``federation`` with one Ray actor per core; each host is a node.
+    """Run ``federation`` with Ray actors for clients, on this machine alone.
 
-    The population is written once to a temporary folder that the actors map.
+    Where RAY_ADDRESS names a cluster, that one is used. The population is written once to a
+    temporary folder that the actors map: on several machines TMPDIR must name one that all share.
 
     Raises:
         ConfigError: Ray isn't installed.
         FedprofileError: what the federation itself raises.
     """
     os.environ.update(_QUIET)
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.update(_LOOPBACK)
     try:
         import ray  # noqa: F401
     except ImportError as error:
@@ -46,19 +56,47 @@ def run_on_ray(federation: Federation, population: Population, *, devices_per_ho
     from flwr.simulation.run_simulation import _run_simulation
     from flwr.supercore.telemetry import EventType
 
+    _silence_flower()
+    stopped = Event()
     with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
         folder = Path(scratch)
         population.save(folder)
-        _run_simulation(
-            num_supernodes=population.hosts(devices_per_host),
-            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-            client_app=build_client_app(partial(_find_host, folder, devices_per_host)),
-            server_app=build_server_app(federation),
-            backend_config={
-                "init_args": {"include_dashboard": False},
-                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            },
-        )
+        try:
+            _run_simulation(
+                num_supernodes=population.hosts(devices_per_host),
+                exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+                client_app=build_client_app(partial(_find_host, folder, devices_per_host)),
+                server_app=_server_app(federation, stopped),
+                backend_config={
+                    "init_args": {"include_dashboard": False},
+                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                },
+            )
+        finally:
+            stopped.set()
+
+
+def _server_app(federation: Federation, stopped: Event) -> ServerApp:
+    """The ServerApp of ``federation``, which gives up waiting once the engine has stopped.
+
+    Flower runs it in a thread that outlives an interrupt or a crash of the engine, and that would
+    wait for replies that nobody sends any more.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001  # Flower's signature
+        pull = grid.pull_messages
+
+        def pull_while_running(message_ids: Iterable[str]) -> Iterable[Message]:
+            if stopped.is_set():
+                raise RuntimeError("the Ray engine has stopped")
+            return pull(message_ids)
+
+        grid.pull_messages = pull_while_running  # type: ignore[method-assign]
+        federation.run(grid)
+
+    return app
 
 
 def _find_host(folder: Path, devices_per_host: int, context: Context) -> DeviceHost:
@@ -68,6 +106,12 @@ def _find_host(folder: Path, devices_per_host: int, context: Context) -> DeviceH
 @lru_cache(maxsize=1)
 def _finder(folder: Path, devices_per_host: int) -> Callable[[Context], DeviceHost]:
     """Per actor: one population, one trainer on the actor's core."""
+    _silence_flower()
     torch.set_num_threads(1)
     population = Population.load(folder)
     return population.host_finder(devices_per_host, population.trainer(threads=1, compiled=False))
+
+
+def _silence_flower() -> None:
+    """Flower logs every step, and root handlers of other libraries repeat it."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)

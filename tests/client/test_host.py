@@ -1,0 +1,152 @@
+import logging
+
+import numpy as np
+import pytest
+
+from fedprofile.client.app import build_client_app
+from fedprofile.common.errors import MessageError
+from fedprofile.common.messages import (
+    Binding,
+    PopularityTask,
+    TrainTask,
+    hosting_query,
+    popularity_message,
+    read_hosting,
+    read_update,
+    train_message,
+)
+from fedprofile.simulations.grid import InProcessGrid
+
+FIRST, COUNT = 10, 15
+
+
+@pytest.fixture(scope="module")
+def town(build_town):
+    return build_town(n_devices=40)
+
+
+@pytest.fixture(scope="module")
+def host(town):
+    return host_of(town, FIRST, COUNT)
+
+
+def host_of(town, first, count):
+    from fedprofile.client.host import DeviceHost
+
+    return DeviceHost(
+        town.population.histories.take(np.arange(first, first + count)),
+        first=first,
+        table=town.population.table,
+        model=town.config.model,
+        trainer=town.trainer,
+    )
+
+
+def binding(town, **changes):
+    return Binding(
+        **{"run": "r", "round": 1, "items": town.population.table.content_hash, **changes}
+    )
+
+
+def train_task(town, devices, **changes):
+    values = {
+        "binding": binding(town),
+        "devices": np.asarray(devices, dtype=np.int64),
+        "weights": town.initial(),
+        "prior": np.zeros(town.population.table.n_items, dtype=np.float32),
+        "steps": 2,
+        "learning_rate": 0.5,
+        "negatives": 4,
+        "new_targets_only": False,
+        "clip_norm": 0.5,
+        "seed": 11,
+    }
+    return TrainTask(**{**values, **changes})
+
+
+def popularity_task(town, devices, **changes):
+    values = {
+        "binding": binding(town, round=0),
+        "devices": np.asarray(devices, dtype=np.int64),
+        "clip_norm": 1.0,
+        "half_lives_days": (30.0,),
+        "now": int(town.population.histories.times.max()),
+    }
+    return PopularityTask(**{**values, **changes})
+
+
+def flat(update):
+    return np.concatenate([update.arrays[n].ravel() for n in sorted(update.arrays)]).astype(float)
+
+
+def test_the_sum_of_a_host_is_that_of_its_devices_wherever_they_are(town, host):
+    chosen = [11, 13, 14, 20, 24]
+    for work, task in (("train", train_task), ("contribute", popularity_task)):
+        together = getattr(host, work)(task(town, chosen))
+        assert together.devices == len(chosen)
+        alone = [getattr(host_of(town, d, 1), work)(task(town, [d])) for d in chosen]
+        assert all(update.norm <= update.clip_norm * 1.0001 for update in alone)
+        total = sum(flat(update) for update in alone)
+        assert np.linalg.norm(total) > 0
+        assert np.linalg.norm(flat(together) - total) <= 1e-5 * np.linalg.norm(total)
+
+
+@pytest.mark.parametrize("devices", [[FIRST - 1], [FIRST + COUNT], [-1], [11, 11], [11, 99]])
+def test_devices_of_others_and_devices_named_twice_are_refused(town, host, devices):
+    for work, task in ((host.train, train_task), (host.contribute, popularity_task)):
+        with pytest.raises(MessageError, match="not hosted here, or is named twice"):
+            work(task(town, devices))
+
+
+def test_another_item_table_is_refused(town, host):
+    other = binding(town, items="0" * 64)
+    for work, task in ((host.train, train_task), (host.contribute, popularity_task)):
+        with pytest.raises(MessageError, match="another item table"):
+            work(task(town, [11], binding=other))
+
+
+@pytest.mark.parametrize("clip_norm", [float("nan"), -1.0])
+def test_no_clip_that_is_none_lets_anything_out(town, host, clip_norm):
+    for work, task in ((host.train, train_task), (host.contribute, popularity_task)):
+        with pytest.raises(Exception, match=r"clip_norm must be above 0|norm|non-finite"):
+            work(task(town, [11, 12, 13], clip_norm=clip_norm))
+
+
+# --- the app over the host ---------------------------------------------------------------------
+
+
+def ask(find_host, message):
+    grid = InProcessGrid(build_client_app(find_host), nodes=1)
+    [node] = grid.get_node_ids()
+    [reply] = grid.send_and_receive([message(node)])
+    return reply
+
+
+def test_the_app_answers_each_kind_of_message(town, host):
+    def find(context):
+        assert context.node_config["partition-id"] == 0
+        return host
+
+    assert read_hosting(ask(find, hosting_query)) == range(FIRST, FIRST + COUNT)
+    train = train_task(town, [12, 15])
+    shapes = {name: weight.shape for name, weight in train.weights.items()}
+    reply = ask(find, lambda node: train_message(node, train))
+    update = read_update(reply, binding=train.binding, shapes=shapes)
+    np.testing.assert_array_equal(flat(update), flat(host.train(train)))
+    popularity = popularity_task(town, [12, 15])
+    reply = ask(find, lambda node: popularity_message(node, popularity))
+    shapes = {"popularity": (2, town.population.table.n_items)}
+    update = read_update(reply, binding=popularity.binding, shapes=shapes)
+    np.testing.assert_array_equal(flat(update), flat(host.contribute(popularity)))
+
+
+def test_a_failing_device_says_why_to_its_own_log_only(town, host, caplog):
+    def broken(context):
+        raise ValueError("bought item 17 twice")
+
+    with caplog.at_level(logging.ERROR):
+        reply = ask(broken, lambda node: train_message(node, train_task(town, [12])))
+    assert reply.error.reason == "ValueError"
+    assert "bought item 17 twice" in caplog.text
+    reply = ask(lambda context: host, lambda node: train_message(node, train_task(town, [99])))
+    assert reply.error.reason == "MessageError"

@@ -1,0 +1,376 @@
+"""The wire: what goes out comes back the same, and whatever else comes back is refused by name."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedprofile.common.errors import MessageError, ReplyRejected
+from fedprofile.common.messages import (
+    Binding,
+    PopularityTask,
+    TrainTask,
+    hash_of_weights,
+    hosting_query,
+    hosting_reply,
+    popularity_message,
+    read_hosting,
+    read_popularity_task,
+    read_train_task,
+    read_update,
+    refusal,
+    train_message,
+    update_reply,
+)
+from fedprofile.common.updates import ClippedUpdate
+
+BINDING = Binding(run="läuft 東京", round=3, items="i" * 64, model="m" * 64)
+SHAPES = {"weight": (4, 3), "scale": ()}
+
+pytestmark = pytest.mark.usefixtures("grid_of_nobody")
+
+
+def over_the_wire(message):
+    return message_from_proto(message_to_proto(message))
+
+
+def arrays(value=0.1):
+    return {name: np.full(shape, value, dtype=np.float32) for name, shape in SHAPES.items()}
+
+
+def train_task(**changes):
+    values = {
+        "binding": BINDING,
+        "devices": np.array([2, 5, 2**40]),
+        "weights": {"layer.weight": np.eye(3, dtype=np.float32)[:, :2], "b": np.float32([1])},
+        "prior": np.log(np.float32([0.25, 0.75])),
+        "steps": 2,
+        "learning_rate": 0.1,
+        "negatives": 7,
+        "new_targets_only": True,
+        "clip_norm": 0.5,
+        "seed": 2**62 - 1,
+    }
+    return TrainTask(**{**values, **changes})
+
+
+def popularity_task(**changes):
+    values = {
+        "binding": BINDING,
+        "devices": np.arange(3),
+        "clip_norm": 1.0,
+        "half_lives_days": (7.0, 45.0),
+        "now": 1_700_000_000,
+    }
+    return PopularityTask(**{**values, **changes})
+
+
+def assert_same(task, expected):
+    for name, value in vars(expected).items():
+        got = vars(task)[name]
+        if name == "weights":
+            assert got.keys() == value.keys()
+            for key in value:
+                np.testing.assert_array_equal(got[key], value[key])
+                assert got[key].dtype == np.float32
+        elif isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(got, value)
+            assert got.dtype == value.dtype
+            assert got.flags.writeable
+        else:
+            assert got == value
+            assert type(got) is type(value)
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, math.inf])
+def test_tasks_come_through_unchanged(clip_norm):
+    train = train_task(clip_norm=clip_norm)
+    assert_same(read_train_task(over_the_wire(train_message(9, train))), train)
+    popularity = popularity_task(clip_norm=clip_norm)
+    assert_same(read_popularity_task(over_the_wire(popularity_message(9, popularity))), popularity)
+
+
+def test_tasks_of_another_precision_are_not_sent():
+    with pytest.raises(TypeError):
+        train_message(9, train_task(prior=np.zeros(2)))
+
+
+@pytest.mark.parametrize("missing", ["task", "arrays", "weights"])
+def test_incomplete_tasks_are_refused(missing):
+    message = over_the_wire(train_message(9, train_task()))
+    del message.content[missing]
+    with pytest.raises(MessageError, match="train task"):
+        read_train_task(message)
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    ["", "[]", "1", '{"binding": 1}', '{"binding": {"run": "x"}}', '{"devices": [1]}', "{" * 5000],
+)
+def test_malformed_settings_are_refused(settings_):
+    for build, task, read in (
+        (train_message, train_task(), read_train_task),
+        (popularity_message, popularity_task(), read_popularity_task),
+    ):
+        message = over_the_wire(build(9, task))
+        message.content["task"] = ConfigRecord({"settings": settings_})
+        with pytest.raises(MessageError, match="outside the wire format"):
+            read(message)
+
+
+def test_one_kind_of_task_is_not_another():
+    with pytest.raises(MessageError, match="outside the wire format"):
+        read_train_task(over_the_wire(popularity_message(9, popularity_task())))
+    with pytest.raises(MessageError, match="outside the wire format"):
+        read_popularity_task(over_the_wire(train_message(9, train_task())))
+
+
+def test_hash_of_weights_tells_names_shapes_and_values_apart():
+    weights = {"a": np.float32([[1, 2], [3, 4]]), "b": np.float32([5])}
+    others = [
+        {"a": weights["a"], "c": weights["b"]},
+        {"a": weights["a"].reshape(4), "b": weights["b"]},
+        {"a": weights["a"] + np.float32(1e-6), "b": weights["b"]},
+    ]
+    hashes = {hash_of_weights(w) for w in [weights, *others]}
+    assert len(hashes) == 4
+    fortran = {"b": weights["b"], "a": np.asfortranarray(weights["a"])}
+    assert hash_of_weights(fortran) == hash_of_weights(weights)
+
+
+# --- replies -----------------------------------------------------------------------------------
+
+
+def instruction():
+    return train_message(9, train_task())
+
+
+def reply(update=None, binding=BINDING):
+    update = update or ClippedUpdate(arrays(), devices=2, clip_norm=0.5)
+    return over_the_wire(update_reply(instruction(), binding, update))
+
+
+def read(message):
+    return read_update(message, binding=BINDING, shapes=SHAPES)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    devices=st.integers(1, 2**31), clip_norm=st.sampled_from([1.0, math.inf]), seed=st.integers(0)
+)
+def test_updates_come_through_unchanged(devices, clip_norm, seed):
+    rng = np.random.default_rng(seed)
+    sent = {n: (0.1 * rng.normal(size=s)).astype(np.float32) for n, s in SHAPES.items()}
+    sent["weight"] = np.asfortranarray(sent["weight"])
+    got = read(reply(ClippedUpdate(sent, devices=devices, clip_norm=clip_norm)))
+    assert (got.devices, got.clip_norm) == (devices, clip_norm)
+    assert got.arrays.keys() == sent.keys()
+    for name in sent:
+        np.testing.assert_array_equal(got.arrays[name], sent[name])
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [arrays(), np.zeros(3), {"loss": 1.0}, [1, 2], None, "text", RecordDict(), 3.5],
+    ids=lambda thing: type(thing).__name__,
+)
+def test_only_a_clipped_update_leaves_a_device(thing):
+    with pytest.raises(MessageError, match="only a ClippedUpdate may leave"):
+        update_reply(instruction(), BINDING, thing)
+
+
+def test_no_update_can_be_made_that_breaks_its_bound():
+    one = {"weight": np.full((4, 3), 1 / math.sqrt(12), dtype=np.float32)}
+    assert ClippedUpdate(one, devices=1, clip_norm=1.0).norm == pytest.approx(1, rel=1e-6)
+    ClippedUpdate({"weight": 3 * one["weight"]}, devices=3, clip_norm=1.0)
+    ClippedUpdate({"weight": one["weight"] * 1e6}, devices=1, clip_norm=math.inf)
+    ClippedUpdate({"weight": np.zeros(2, np.float32)}, devices=0, clip_norm=math.inf)
+    for broken, devices, clip_norm, reason in (
+        (1.001 * one["weight"], 1, 1.0, "norm"),
+        (one["weight"], 0, 1.0, "norm"),
+        (one["weight"], 0, math.inf, "norm"),
+        (one["weight"], 1, math.nan, "norm"),
+        (one["weight"], 1, -1.0, "norm"),
+        (one["weight"] * np.float32(np.nan), 1, 1.0, "non-finite"),
+        (one["weight"] * np.float32(np.inf), 1, math.inf, "non-finite"),
+    ):
+        with pytest.raises(ReplyRejected) as caught:
+            ClippedUpdate({"weight": broken.astype(np.float32)}, devices, clip_norm)
+        assert caught.value.reason == reason
+
+
+def test_a_failing_device_tells_the_kind_of_failure_alone():
+    error = refusal(instruction(), ValueError("bought item 17 twice")).error
+    assert error.reason == "ValueError"
+
+
+def npy(array, **options):
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def with_update(name, array):
+    def change(message):
+        message.content["update"][name] = array
+
+    return change
+
+
+def with_receipt(**values):
+    def change(message):
+        message.content["receipt"].update(values)
+
+    return change
+
+
+def without(name, record=None):
+    def change(message):
+        del (message.content if record is None else message.content[record])[name]
+
+    return change
+
+
+def with_record(name, record):
+    def change(message):
+        message.content[name] = record
+
+    return change
+
+
+def ours(dtype="<f4", shape=(4, 3), stype="fedprofile.little-endian", data=bytes(48)):
+    return Array(dtype=dtype, shape=shape, stype=stype, data=data)
+
+
+WEIGHT = np.zeros((4, 3), dtype=np.float32)
+HOSTILE = {
+    # Arrays in numpy's format, whose header a reader would have to trust, whatever they hold.
+    "npy": ("malformed", with_update("weight", Array(WEIGHT))),
+    "npy fortran order": ("malformed", with_update("weight", Array(np.asfortranarray(WEIGHT)))),
+    "npy pickled objects": (
+        "malformed",
+        with_update(
+            "weight",
+            ours(
+                "object", stype="numpy.ndarray", data=npy(WEIGHT.astype(object), allow_pickle=True)
+            ),
+        ),
+    ),
+    "npy oversized header": (
+        "malformed",
+        with_update(
+            "weight",
+            ours(
+                "float32", stype="numpy.ndarray", data=b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535
+            ),
+        ),
+    ),
+    # Our format, broken.
+    "truncated": ("malformed", with_update("weight", ours(data=bytes(47)))),
+    "empty": ("malformed", with_update("weight", ours(data=b""))),
+    "too long": ("malformed", with_update("weight", ours(data=bytes(49)))),
+    "float64": ("malformed", with_update("weight", ours("<f8", data=bytes(96)))),
+    "int32": ("malformed", with_update("weight", ours("<i4"))),
+    "big-endian": ("malformed", with_update("weight", ours(">f4"))),
+    "object": ("malformed", with_update("weight", ours("|O"))),
+    "unknown type": ("malformed", with_update("weight", ours("nonsense"))),
+    "wrong shape": ("shape", with_update("weight", ours(shape=(3, 4)))),
+    "flat": ("shape", with_update("weight", ours(shape=(12,)))),
+    "negative shape": ("shape", with_update("weight", ours(shape=(-4, -3)))),
+    "vast shape": ("shape", with_update("weight", ours(shape=(2**30, 2**30)))),
+    "unknown name": ("shape", with_update("extra", ours())),
+    "missing name": ("shape", without("weight", "update")),
+    "no arrays": ("shape", with_record("update", ArrayRecord())),
+    "nan": ("non-finite", with_update("weight", ours(data=np.float32([np.nan] * 12).tobytes()))),
+    "inf": ("non-finite", with_update("weight", ours(data=np.float32([-np.inf] * 12).tobytes()))),
+    "huge": ("norm", with_update("weight", ours(data=np.float32([1e38] * 12).tobytes()))),
+    "norm": ("norm", with_update("weight", ours(data=np.float32([0.3] * 12).tobytes()))),
+    # Receipts.
+    "other run": ("stale", with_receipt(run="other")),
+    "other round": ("stale", with_receipt(round=2)),
+    "round as float": ("stale", with_receipt(round=3.0)),
+    "round as text": ("stale", with_receipt(round="3")),
+    "other items": ("stale", with_receipt(items="j" * 64)),
+    "other model": ("stale", with_receipt(model="n" * 64)),
+    "no model": ("stale", without("model", "receipt")),
+    "devices as float": ("malformed", with_receipt(devices=2.0)),
+    "devices as bool": ("malformed", with_receipt(devices=True)),
+    "devices as list": ("malformed", with_receipt(devices=[2])),
+    "negative devices": ("malformed", with_receipt(devices=-2)),
+    "no devices": ("malformed", without("devices", "receipt")),
+    "clip as int": ("malformed", with_receipt(clip_norm=1)),
+    "clip as text": ("malformed", with_receipt(clip_norm="0.5")),
+    "clip is nan": ("norm", with_receipt(clip_norm=math.nan)),
+    "clip is negative": ("norm", with_receipt(clip_norm=-0.5)),
+    # Records.
+    "no receipt": ("malformed", without("receipt")),
+    "no update": ("malformed", without("update")),
+    "receipt of arrays": ("malformed", with_record("receipt", ArrayRecord())),
+    "update of settings": ("malformed", with_record("update", ConfigRecord({"weight": 1.0}))),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_replies_are_refused_with_their_reason(kind):
+    reason, change = HOSTILE[kind]
+    message = reply()
+    change(message)
+    with pytest.raises(ReplyRejected) as caught:
+        read(over_the_wire(message))
+    assert caught.value.reason == reason
+    assert "\n" not in str(caught.value)
+
+
+def test_a_round_of_one_is_not_a_truth():
+    binding = Binding(run="r", round=1, items="i")
+    message = over_the_wire(
+        update_reply(instruction(), binding, ClippedUpdate(arrays(), devices=2, clip_norm=0.5))
+    )
+    message.content["receipt"]["round"] = True
+    with pytest.raises(ReplyRejected, match="another round"):
+        read_update(over_the_wire(message), binding=binding, shapes=SHAPES)
+
+
+@pytest.mark.parametrize("reason", ["died", None, "line\nbreak", "x" * 10_000])
+def test_error_replies_are_refused_in_one_line(reason):
+    message = Message(Error(code=5, reason=reason), reply_to=instruction())
+    with pytest.raises(ReplyRejected) as caught:
+        read(message)
+    assert caught.value.reason == "error"
+    assert "code 5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_hosting_comes_through():
+    query = over_the_wire(hosting_query(4))
+    assert read_hosting(over_the_wire(hosting_reply(query, first=10, count=5))) == range(10, 15)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"first": 0},
+        {"first": -1, "count": 2},
+        {"first": 0, "count": -1},
+        {"first": 0.0, "count": 2},
+        {"first": "0", "count": 2},
+        {"first": True, "count": True},
+        {"first": [0], "count": 2},
+    ],
+    ids=str,
+)
+def test_malformed_hosting_is_refused(record):
+    message = Message(
+        RecordDict({"hosting": ConfigRecord(record)}), reply_to=over_the_wire(hosting_query(4))
+    )
+    with pytest.raises(ReplyRejected, match="malformed"):
+        read_hosting(over_the_wire(message))
+    with pytest.raises(ReplyRejected, match="malformed"):
+        read_hosting(Message(RecordDict(), reply_to=over_the_wire(hosting_query(4))))

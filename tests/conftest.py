@@ -1,0 +1,164 @@
+"""A small town: devices with visits, a catalogue, and federations over them that run in a second."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedprofile.client.app import build_client_app
+from fedprofile.common.config import RunConfig
+from fedprofile.common.encoder import build_encoder
+from fedprofile.common.histories import Histories
+from fedprofile.common.items import ItemTable
+from fedprofile.common.ledger import Ledger
+from fedprofile.server.app import Federation
+from fedprofile.server.budget import plan_budget
+from fedprofile.simulations.federate import randomness
+from fedprofile.simulations.grid import InProcessGrid
+from fedprofile.simulations.population import Population
+
+DAY = 86_400
+NOW = 1_700_000_000
+
+
+def make_histories(n_devices, n_items, *, sessions=5, basket=3, seed=0):
+    """Devices with up to ``sessions`` visits each, on days before NOW."""
+    rng = np.random.default_rng(seed)
+    rows, lengths = [], []
+    for _ in range(n_devices):
+        count = 0
+        days = np.sort(rng.choice(300, size=rng.integers(1, sessions + 1), replace=False))
+        for session, day in enumerate(days):
+            for item in rng.choice(n_items, size=rng.integers(1, basket + 1), replace=False):
+                rows.append((item, NOW - (300 - day) * DAY, session, rng.uniform(0.5, 2), 0))
+                count += 1
+        lengths.append(count)
+    items, times, visits, weights, types = zip(*rows, strict=True)
+    return Histories(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=np.array(items, dtype=np.int32),
+        times=np.array(times, dtype=np.int64),
+        sessions=np.array(visits, dtype=np.int32),
+        weights=np.array(weights, dtype=np.float32),
+        types=np.array(types, dtype=np.int16),
+    )
+
+
+def make_table(n_items, dimension=6, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(n_items, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    # The names of the blocks are not in the order of the columns.
+    return ItemTable(
+        vectors=vectors,
+        ids=tuple(f"item {i}" for i in range(n_items)),
+        tags=((),) * n_items,
+        blocks={"text": (0, dimension - 2), "category": (dimension - 2, dimension)},
+    )
+
+
+@dataclass
+class Town:
+    """A population, a configuration, and what it takes to run a federation over them."""
+
+    config: RunConfig
+    population: Population
+    devices_per_host: int = 1024
+
+    def __post_init__(self):
+        self.plan = plan_budget(
+            self.config.privacy, self.config.training, population_size=self.population.size
+        )
+        self.trainer = self.population.trainer(threads=1, compiled=False)
+        self.encoder = build_encoder(
+            self.config.model,
+            blocks=self.population.table.blocks,
+            n_items=self.population.table.n_items,
+            n_types=self.population.n_types,
+            seed=7,
+        )
+        self.rounds = []
+
+    def client_app(self):
+        return build_client_app(self.population.host_finder(self.devices_per_host, self.trainer))
+
+    def grid(self, client_app=None, kind=InProcessGrid):
+        nodes = self.population.hosts(self.devices_per_host)
+        return kind(client_app or self.client_app(), nodes=nodes)
+
+    def ledger(self, folder: Path):
+        path = folder / "ledger.jsonl"
+        if path.exists():
+            return Ledger.open(path)
+        return Ledger.create(
+            path,
+            population_size=self.population.size,
+            delta=self.plan.delta,
+            target_epsilon=self.plan.target_epsilon,
+            randomness="seeded",
+            code_version="test",
+            config_digest=self.config.digest(),
+        )
+
+    def federation(self, folder: Path, ledger: Ledger):
+        def on_round(record, weights, priors):
+            self.rounds.append((record, {name: w.clone() for name, w in weights.items()}))
+
+        return Federation(
+            run="test",
+            config=self.config,
+            plan=self.plan,
+            encoder=self.encoder,
+            table=self.population.table,
+            ledger=ledger,
+            randomness=randomness(self.config, label="federation"),
+            checkpoints=folder / "checkpoints",
+            now=NOW,
+            on_round=on_round,
+        )
+
+    def run(self, folder: Path, grid=None):
+        """Run to the end, or go on where ``folder`` stands."""
+        with self.ledger(folder) as ledger:
+            federation = self.federation(folder, ledger)
+            federation.run(grid or self.grid())
+        return federation.result
+
+    def initial(self):
+        return {name: p.detach().numpy().copy() for name, p in self.encoder.named_parameters()}
+
+
+@pytest.fixture(scope="session")
+def build_town():
+    """Town by keyword: sections of the configuration, and the size of the population."""
+
+    def build(
+        *, n_devices=40, n_items=30, devices_per_host=1024, histories=None, seed=3, **sections
+    ):
+        model = {"encoder": "mean", "width": 4, "heads": 1, "window": 6, "half_lives_days": (30,)}
+        training = {"rounds": 2, "negatives": 5, "local_steps": 2, "local_learning_rate": 0.5}
+        privacy = {"epsilon": 8.0, "noise_multiplier": 4.0}  # calibration takes seconds
+        config = RunConfig.model_validate(
+            {
+                "seed": seed,
+                **sections,
+                "model": {**model, **sections.get("model", {})},
+                "training": {**training, **sections.get("training", {})},
+                "privacy": {**privacy, **sections.get("privacy", {})},
+            }
+        )
+        population = Population.of(
+            make_histories(n_devices, n_items) if histories is None else histories,
+            table=make_table(n_items),
+            model=config.model,
+            n_types=1,
+        )
+        return Town(config, population, devices_per_host)
+
+    return build
+
+
+@pytest.fixture
+def grid_of_nobody():
+    """Sets the identity that Flower's messages need."""
+    return InProcessGrid(build_client_app(lambda context: None), nodes=0)
