@@ -17,21 +17,23 @@ from .errors import ConfigError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ColumnMapping(_Section):
     """Which column of the files holds what; names a preset leaves open."""
 
-    user: str | None = None
-    item: str | None = None
-    time: str | None = None
-    event: str | None = None
-    value: str | None = None
-    session: str | None = None
-    text: str | None = None
-    category: str | None = None
-    price: str | None = None
+    user: str | None = Field(None, description="id of the user; unset: the preset's name")
+    item: str | None = Field(None, description="id of the item")
+    time: str | None = Field(None, description="when")
+    event: str | None = Field(
+        None, description="type of the event; '' where the preset's column is not to be used"
+    )
+    value: str | None = Field(None, description="quantity, rating or duration")
+    session: str | None = Field(None, description="basket or visit")
+    text: str | None = Field(None, description="what the item is called")
+    category: str | None = Field(None, description="kind of the item")
+    price: str | None = Field(None, description="price of the item")
 
 
 class DataConfig(_Section):
@@ -44,14 +46,14 @@ class DataConfig(_Section):
     event_weights: dict[str, float] = Field(
         default_factory=dict, description="event type → weight; ≤ 0 drops the event"
     )
-    minimum_user_events: int = Field(2, ge=1)
-    minimum_item_events: int = Field(1, ge=1)
+    minimum_user_events: int = Field(2, ge=1, description="users with fewer are removed")
+    minimum_item_events: int = Field(1, ge=1, description="items with fewer are removed")
     session_gap_minutes: float = Field(
         30.0, gt=0, description="a longer pause starts a new session where none is given"
     )
-    synthetic_users: int = Field(4_000, ge=1)
-    synthetic_items: int = Field(1_500, ge=2)
-    synthetic_seed: int = 0
+    synthetic_users: int = Field(4_000, ge=1, description="users of the built-in population")
+    synthetic_items: int = Field(1_500, ge=2, description="items of the built-in population")
+    synthetic_seed: int = Field(0, description="another one, another population of the same kind")
 
 
 class StatisticsConfig(_Section):
@@ -72,7 +74,9 @@ class StatisticsConfig(_Section):
 class ItemsConfig(_Section):
     """How public item vectors are made from catalogue content."""
 
-    text_encoder: Literal["tfidf", "hashed", "sentence"] = "tfidf"
+    text_encoder: Literal["tfidf", "hashed", "sentence"] = Field(
+        "tfidf", description="'sentence' is pretrained and needs fedprofile[text]"
+    )
     dimension: int = Field(128, ge=4, description="columns of the text block")
     sentence_model: str = Field(
         "all-MiniLM-L6-v2", description="name or folder, for text_encoder = 'sentence'"
@@ -82,10 +86,12 @@ class ItemsConfig(_Section):
 class ModelConfig(_Section):
     """The shared encoder."""
 
-    encoder: Literal["transformer", "gru", "mean"] = "transformer"
-    width: int = Field(32, ge=4)
-    layers: int = Field(1, ge=1)
-    heads: int = Field(2, ge=1)
+    encoder: Literal["transformer", "gru", "mean"] = Field(
+        "transformer", description="what reads the recent window"
+    )
+    width: int = Field(32, ge=4, description="of the hidden layers; a multiple of heads")
+    layers: int = Field(1, ge=1, description="of the Transformer")
+    heads: int = Field(2, ge=1, description="of the Transformer's attention")
     window: int = Field(32, ge=2, description="recent events the encoder reads")
     half_lives_days: tuple[float, ...] = Field(
         (7.0, 60.0, 365.0), description="time scales of the decayed interest sums, by the clock"
@@ -94,7 +100,7 @@ class ModelConfig(_Section):
         (), description="time scales counted in distinct event times, for logs made in few sittings"
     )
     item_ids: bool = Field(False, description="add a trainable vector per item")
-    item_id_dimension: int = Field(32, ge=1)
+    item_id_dimension: int = Field(32, ge=1, description="length of that vector")
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -122,20 +128,22 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """Rounds, what a device does in one, and the server's step."""
 
-    rounds: int = Field(30, ge=0)
-    local_steps: int = Field(2, ge=1)
-    local_learning_rate: float = Field(0.1, gt=0)
+    rounds: int = Field(150, ge=0, description="0: popularity alone is released")
+    local_steps: int = Field(1, ge=1, description="of SGD, on a device in a round")
+    local_learning_rate: float = Field(0.1, gt=0, description="of those steps")
     negatives: int = Field(128, ge=1, description="random items shared by the cohort, per step")
     targets: Literal["new", "all"] = Field(
         "new", description="learn to predict first encounters only, or every event"
     )
-    server_optimizer: Literal["fedadam", "fedavg"] = "fedadam"
-    server_learning_rate: float = Field(0.02, gt=0)
+    server_optimizer: Literal["fedadam", "fedavg"] = Field(
+        "fedadam", description="what steps along the noisy mean update"
+    )
+    server_learning_rate: float = Field(0.01, gt=0, description="of that step")
     server_momentum: float = Field(0.9, ge=0, lt=1, description="β₁ of FedAdam, momentum of FedAvg")
     sampling_probability: float | None = Field(
         None, gt=0, le=1, description="Poisson rate q; unset: min(1, cohort / population)"
     )
-    cohort: int = Field(5_000, ge=1, description="expected devices a round, where q is unset")
+    cohort: int = Field(400, ge=1, description="expected devices a round, where q is unset")
     averaging: float = Field(
         0.5, ge=0, lt=1, description="share of the last rounds whose models are averaged"
     )
@@ -144,10 +152,10 @@ class TrainingConfig(_Section):
 class PrivacyConfig(_Section):
     """User-level central DP."""
 
-    enabled: bool = True
-    epsilon: float = Field(8.0, gt=0)
+    enabled: bool = Field(True, description="false: no clip, no noise, ε is infinite")
+    epsilon: float = Field(8.0, gt=0, description="budget of the whole run")
     delta: float | None = Field(None, gt=0, lt=1, description="unset: population^-1.1")
-    clip_norm: float = Field(0.5, gt=0)
+    clip_norm: float = Field(0.04, gt=0, description="bound on the norm of a device's update")
     noise_multiplier: float | None = Field(
         None, gt=0, description="unset: calibrated so that all rounds fit into epsilon"
     )
@@ -159,14 +167,20 @@ class PrivacyConfig(_Section):
 class EvaluationConfig(_Section):
     """Split and metrics."""
 
-    split: Literal["global-time", "leave-one-out", "none"] = "global-time"
-    validation_from: dt.date | None = None
-    test_from: dt.date | None = None
-    validation_quantile: float = Field(0.8, gt=0, lt=1)
-    test_quantile: float = Field(0.9, gt=0, lt=1)
-    k: int = Field(10, ge=1)
-    bootstrap_samples: int = Field(1_000, ge=0)
-    baselines: bool = True
+    split: Literal["global-time", "leave-one-out", "none"] = Field(
+        "global-time", description="what is held out"
+    )
+    validation_from: dt.date | None = Field(
+        None, description="first day held out for validation; with test_from, or neither"
+    )
+    test_from: dt.date | None = Field(None, description="first day held out for the test")
+    validation_quantile: float = Field(
+        0.8, gt=0, lt=1, description="share of events before the cut, where no date is set"
+    )
+    test_quantile: float = Field(0.9, gt=0, lt=1, description="the same for the test")
+    k: int = Field(10, ge=1, description="length of the lists that are measured")
+    bootstrap_samples: int = Field(1_000, ge=0, description="resamples of users; 0: no intervals")
+    baselines: bool = Field(True, description="measure other models beside the run's own")
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationConfig:
@@ -186,8 +200,12 @@ class EvaluationConfig(_Section):
 class EngineConfig(_Section):
     """How devices are simulated; changes speed, never results."""
 
-    kind: Literal["local", "ray"] = "local"
-    devices_per_host: int = Field(1_024, ge=1)
+    kind: Literal["local", "ray"] = Field(
+        "local", description="this process, or Flower's Ray engine (fedprofile[ray])"
+    )
+    devices_per_host: int = Field(
+        1_024, ge=1, description="devices that one Flower node speaks for"
+    )
     threads: int = Field(0, ge=0, description="0: as many as cores")
     compile: bool = Field(False, description="torch.compile the training step; needs g++")
 

@@ -4,12 +4,12 @@ All encoders share the interface of :class:`Encoder` and differ in the *body* th
 U lives in the space of the item vectors, so a candidate is scored by one inner product and the device
 needs no network to rank. U is the sum of three parts:
 
-    U = bias + Σ_s gain_s ⊙ d_s + out(GELU(norm(state + mix(d))))
+    U = bias + Σ_s gain_s ⊙ d_s + out(GELU(norm(read(state) + mix(d))))
 
 where d_s are the decayed interest sums, L2-normalised; ``gain`` holds one number per time scale and
 feature block, ``mix`` one per time scale; ``state`` is the body's reading of the recent window.
-``out`` starts at zero: an untrained encoder is the content cosine of the decayed profile, and
-training can only move away from there by what the devices teach it.
+``out`` and ``read`` start at zero: an untrained encoder is the content cosine of the decayed profile,
+and training moves away from there by what the devices teach it.
 
 Attention is written from Linear layers and the activation is smooth: per-sample gradients (Opacus) and
 batched training (``torch.func``) both need the first, and agreement to float precision the second.
@@ -72,6 +72,7 @@ class Encoder(nn.Module):
         self.gains = nn.Linear(scales, 1 + len(blocks), bias=False)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, dimension)
+        self.read = nn.Linear(width, width, bias=False)
         self.item_ids: nn.Embedding | None = None
         if config.item_ids:
             self.item_ids = nn.Embedding(n_items, config.item_id_dimension)
@@ -80,6 +81,7 @@ class Encoder(nn.Module):
             nn.init.normal_(self.item_ids.weight, std=0.1)
             nn.init.zeros_(self.id_out.weight)
             nn.init.zeros_(self.id_out.bias)
+        nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         nn.init.constant_(self.gains.weight, CONTENT_TEMPERATURE / scales)
@@ -100,7 +102,7 @@ class Encoder(nn.Module):
         lengths = torch.linalg.vector_norm(inputs.sums, dim=-1).clamp(min=1e-6)
         gains = self.gains(torch.diag_embed(lengths.reciprocal())).transpose(-1, -2)
         mixed, *content = (gains @ inputs.sums).unbind(dim=-2)
-        hidden = nn.functional.gelu(self.norm(state + self.adapter(mixed)))
+        hidden = nn.functional.gelu(self.norm(self.read(state) + self.adapter(mixed)))
         content = [
             part[..., start:stop] for part, (start, stop) in zip(content, self._blocks, strict=True)
         ]

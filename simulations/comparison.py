@@ -139,7 +139,10 @@ def _measure(
                     test.new_items.ranks,
                     samples=evaluation.bootstrap_samples,
                 )
-            validation = mean_ndcg(model, split.validation, k=evaluation.k)
+            # Nothing of `local-only` is chosen on validation, and it trains anew for every user.
+            validation = None
+            if key != "local-only":
+                validation = mean_ndcg(model, split.validation, k=evaluation.k)
             results.append(ModelResult(key, kind, private, test, validation, settings, difference))
             progress.advance(key)
     return results

@@ -125,7 +125,7 @@ class LocalOnly:
     model: ModelConfig
     training: TrainingConfig
     trainer: Trainer
-    steps: int = 5
+    steps: int = 3
 
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probability of each item to come next, float32 [m, n_items]."""

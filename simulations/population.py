@@ -67,7 +67,7 @@ class Population:
             n_types=self.n_types,
             seed=0,
         )
-        return Trainer(encoder, self.table.vectors, threads=threads)
+        return Trainer(encoder, self.table.vectors, threads=threads, compiled=compiled)
 
     def host_finder(
         self, devices_per_host: int, trainer: Trainer
