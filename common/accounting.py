@@ -17,11 +17,17 @@ from dp_accounting import (
     ComposedDpEvent,
     DpEvent,
     GaussianDpEvent,
+    NonPrivateDpEvent,
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
 )
 from dp_accounting.mechanism_calibration import ExplicitBracketInterval, calibrate_dp_mechanism
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.privacy_loss_distribution import (
+    PrivacyLossDistribution,
+    from_gaussian_mechanism,
+    identity,
+)
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
@@ -48,6 +54,29 @@ def epsilon(events: Sequence[DpEvent], *, delta: float) -> float:
         ConfigError: ``delta`` is outside (0, 1).
     """
     return _epsilon_pld(_counted(events), _checked(delta), _GRID)
+
+
+def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float]:
+    """ε after each of ``events``: the last is :func:`epsilon`, those before bound it from above.
+
+    A run of hundreds of rounds asks for hundreds of figures, so each event's loss distribution is
+    made once and the composition goes on from event to event, on the coarse grid.
+
+    Raises:
+        ConfigError: ``delta`` is outside (0, 1), or an event is no Gaussian release, sampled or not.
+    """
+    total = epsilon(events, delta=delta)
+    curve: list[float] = []
+    composed, alone = identity(value_discretization_interval=_COARSE_GRID), {}
+    for event in events:
+        if isinstance(event, NonPrivateDpEvent):
+            return curve + [math.inf] * (len(events) - len(curve))
+        if event not in alone:
+            alone[event] = _loss_distribution(event)
+        composed = composed.compose(alone[event])
+        # What comes later only adds, so the exact total bounds every figure too.
+        curve.append(min(composed.get_epsilon_for_delta(delta), total))
+    return [*curve[:-1], total] if curve else []
 
 
 def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> bool:
@@ -218,6 +247,17 @@ def _checked(delta: float) -> float:
     if not 0 < delta < 1:
         raise ConfigError(f"delta must be above 0 and below 1, got {delta}")
     return delta
+
+
+def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
+    q, gaussian = 1.0, event
+    if isinstance(event, PoissonSampledDpEvent):
+        q, gaussian = event.sampling_probability, event.event
+    if not isinstance(gaussian, GaussianDpEvent):
+        raise ConfigError(f"no loss distribution for {event}; use Gaussian releases")
+    return from_gaussian_mechanism(
+        gaussian.noise_multiplier, value_discretization_interval=_COARSE_GRID, sampling_prob=q
+    )
 
 
 _Counted = tuple[tuple[DpEvent, int], ...]

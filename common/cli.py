@@ -20,6 +20,7 @@ _COMMANDS = {
     "data": ("simulations.data_cli", "Look at interaction data before using it."),
 }
 _PACKAGE = __package__.rpartition(".")[0]
+_INTERRUPTED = 130
 
 
 class _LazyGroup(click.Group):
@@ -44,19 +45,32 @@ def root() -> None:
 
     \b
     Examples:
-      fedprofile simulate                           built-in data, user-level DP
-      fedprofile simulate --data log.csv --epsilon 2
-      fedprofile data describe log.csv
+      fedprofile simulate                              built-in data, user-level DP
+      fedprofile simulate --data log.csv --epsilon 2   your own interaction log
+      fedprofile data describe log.csv                 what is in it, row by row
     """
 
 
 def main() -> None:
-    """Entry point; an error of ours is one line and its exit code, never a traceback."""
+    """Entry point: exits with the code of the outcome; bad input is one line, never a traceback."""
     try:
-        root()
-    except FedprofileError as error:
-        sys.stderr.write(f"error: {error}\n")
+        # Not standalone, for click would turn an interrupt into exit code 1.
+        code = root.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; a run goes on with --resume --out FOLDER\n")
-        sys.exit(130)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "fedprofile"
+        sys.exit(_refuse(f"{error.format_message()} See {command} --help.", error.exit_code))
+    except FedprofileError as error:
+        sys.exit(_refuse(str(error), error.exit_code))
+    except OSError as error:  # a full disk, a folder that vanished
+        sys.exit(_refuse(f"{error.filename or 'input or output'}: {error.strerror}", 2))
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_refuse("interrupted", _INTERRUPTED))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str, code: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(stderr=True, highlight=False)
 """Progress and remarks go to standard error; standard output is for results."""
+
+_LINES = 10  # a stage prints about so many off a terminal
 
 
 class Stage:
@@ -21,15 +22,14 @@ class Stage:
         self._done = 0
         self._task = bar.add_task(name, total=total) if bar else None
 
-    def advance(self, remark: str = "") -> None:
-        """One step is done; off a terminal about ten lines a stage are printed."""
-        self._done += 1
+    def advance(self, note: str = "", *, to: int | None = None) -> None:
+        """One more step is done, or ``to`` steps are: a resumed run starts in the middle."""
+        self._done = self._done + 1 if to is None else to
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=1, description=f"{self._name} {remark}".strip())
-            return
-        tenth = max(1, self._total // 10)
-        if self._done % tenth == 0 or self._done == self._total:
-            print(f"{self._name} {self._done}/{self._total} {remark}".rstrip(), file=sys.stderr)
+            description = f"{self._name} {note}".strip()
+            self._bar.update(self._task, completed=self._done, description=description)
+        elif self._done % max(1, self._total // _LINES) == 0 or self._done == self._total:
+            remark(f"{self._name} {self._done}/{self._total} {note}".rstrip())
 
 
 @contextmanager
@@ -38,11 +38,16 @@ def stage(name: str, total: int) -> Iterator[Stage]:
     if not console.is_terminal:
         yield Stage(name, total, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
         yield Stage(name, total, bar)
 
 
-def remark(text: str) -> None:
+def remark(text: str, *, style: str | None = None) -> None:
     """One line about what is going on."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, markup=False, soft_wrap=True, style=style)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,60 +14,80 @@ from rich.console import Console
 from rich.table import Table
 
 from ..common.config import RunConfig, load_config
-from ..common.console import console
+from ..common.console import remark
 from ..common.errors import ConfigError
-from .simulate import SimulateOptions, simulate
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
-_EXAMPLES = """Train a shared encoder over simulated devices, with user-level privacy, and explain the run.
+_TALKATIVE = ("absl", "flwr", "ray")  # loggers of libraries whose remarks are no help to a user
+_WIDE = 100  # columns of a terminal that has room for a second interval
+_HELP = """Train a shared encoder over simulated devices, with user-level privacy, and explain the run.
 
 \b
 Examples:
   fedprofile simulate
-  fedprofile simulate --data log.csv --items items.csv --epsilon 2 --out runs/mine
+  fedprofile simulate --data log.csv --items items.csv --epsilon 2 --out runs/a
   fedprofile simulate --data retail/ --preset online-retail-ii --no-privacy
   fedprofile simulate --config study.toml --seed 1 --json
-  fedprofile simulate --resume --out runs/mine
-  fedprofile simulate --data log.csv --split none --recommendations lists.parquet --top-k 20
+  fedprofile simulate --resume --out runs/a
+  fedprofile simulate --data log.csv --split none --recommendations a.parquet
+
+Exit codes: 0 success; 2 wrong usage or bad input; 3 the budget doesn't allow the first release.
 """
 
 
-@app.command(name="simulate", help=_EXAMPLES)
+@app.command(name="simulate", help=_HELP)
 def command(
     config: Annotated[
-        Path | None, typer.Option(help="TOML file, see docs/configuration.md")
+        Path | None, typer.Option(metavar="FILE", help="TOML file; the options here go before it")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="'synthetic', a file or a folder")] = None,
-    preset: Annotated[str | None, typer.Option(help="layout or domain of the data")] = None,
-    items: Annotated[str | None, typer.Option(help="item table file")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="'synthetic' (the default), a file or a folder of files"),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="layout or domain of the data; unset: by its columns"),
+    ] = None,
+    items: Annotated[
+        str | None, typer.Option(metavar="FILE", help="item table: item_id, text, category, price")
+    ] = None,
     split: Annotated[
         Literal["global-time", "leave-one-out", "none"] | None,
-        typer.Option(help="what is held out"),
+        typer.Option(help="what is held out; unset: global-time"),
     ] = None,
-    epsilon: Annotated[float | None, typer.Option(help="budget of the run")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(metavar="E", help="budget of the whole run, user-level")
+    ] = None,
     no_privacy: Annotated[
-        bool, typer.Option("--no-privacy", help="no clip, no noise: research only")
+        bool, typer.Option("--no-privacy", help="no clip, no noise: for research only")
     ] = False,
-    delta: Annotated[float | None, typer.Option(help="unset: population^-1.1")] = None,
-    rounds: Annotated[int | None, typer.Option(help="rounds of training")] = None,
+    delta: Annotated[
+        float | None, typer.Option(metavar="D", help="of the guarantee; unset: population^-1.1")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="R", help="rounds of training")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="repeatable run; its noise is then no secret")
+        int | None,
+        typer.Option(metavar="S", help="repeatable run; its noise is then no secret"),
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"] | None, typer.Option(help="in this process, or Flower's Ray engine")
+        Literal["local", "ray"] | None, typer.Option(help="this process, or Flower's Ray engine")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="run folder; unset: a new one in runs/")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="run folder; unset: a new one in runs/")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     recommendations: Annotated[
-        Path | None, typer.Option(help="Parquet file for every user's list")
+        Path | None, typer.Option(metavar="FILE", help="Parquet file for every user's list")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="length of those lists")] = 10,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="length of those lists; unset: 10")
+    ] = None,
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="lists may repeat items of the history")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="one JSON object as the last line of output")
+        bool, typer.Option("--json", help="one JSON object as the last line of standard output")
     ] = False,
 ) -> None:
     """See the help text above."""
@@ -72,6 +95,12 @@ def command(
         raise ConfigError("--epsilon and --no-privacy exclude each other: give one of them")
     if resume and out is None:
         raise ConfigError("--resume needs --out: the folder of the run to go on with")
+    if recommendations is None and (top_k is not None or include_seen):
+        raise ConfigError(
+            "--top-k and --include-seen need --recommendations: the file of the lists"
+        )
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"--top-k must be 1 or more, got {top_k}")
     overrides: dict[str, dict[str, Any]] = {
         "": {"seed": seed},
         "data": {"path": data, "preset": preset, "items": items},
@@ -84,59 +113,73 @@ def command(
     if resume and config is None and out is not None and (out / "config.toml").is_file():
         source = out / "config.toml"
     settings = load_config(source, overrides)
+    from .simulate import SimulateOptions, simulate  # loads torch: --help and mistakes needn't wait
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     options = SimulateOptions(
         out=out,
         resume=resume,
         recommendations=recommendations,
-        top_k=top_k,
+        top_k=top_k or 10,
         include_seen=include_seen,
     )
-    metrics = simulate(settings, options)
+    # Whatever a library prints meanwhile is no result.
+    with contextlib.redirect_stdout(sys.stderr):
+        metrics = simulate(settings, options)
     if as_json:
-        summary = {key: metrics[key] for key in ("paths", "models", "privacy", "run", "data")}
-        typer.echo(json.dumps(summary, ensure_ascii=False))
+        typer.echo(json.dumps(_summary(metrics)))
     else:
-        _show(settings, metrics)
+        _show(settings, metrics, Console(highlight=False))
 
 
-def _show(config: RunConfig, metrics: dict[str, Any]) -> None:
-    out = Console(highlight=False)
+def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Paths, what the models reached, and what it cost; ``metrics.json`` has the rest."""
+    return {
+        "paths": metrics["paths"],
+        "metrics": {model["key"]: model["test"] for model in metrics["models"]},
+        "privacy": {key: v for key, v in metrics["privacy"].items() if key != "releases"},
+        "run": metrics["run"],
+        "data": metrics["data"],
+    }
+
+
+def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
     if metrics["models"]:
-        k = config.evaluation.k
+        wide = out.width >= _WIDE
         table = Table("model", title="Test users, full ranking, 95 % intervals over users")
-        for heading in (f"NDCG@{k} new items", f"HR@{k} new", f"NDCG@{k} all items"):
+        k = config.evaluation.k
+        for heading in (f"NDCG@{k}\nnew items", f"HR@{k}\nnew items", f"NDCG@{k}\nall items"):
             table.add_column(heading, justify="right")
         for model in metrics["models"]:
             new, every = model["test"]["new"], model["test"]["all"]
-            cells = [
+            cells = (
                 _interval(new["ndcg_at_k"]),
                 _mean(new["hr_at_k"]),
-                _interval(every["ndcg_at_k"]),
-            ]
-            table.add_row(model["label"], *cells, style="bold" if model["kind"] == "ours" else "")
+                (_interval if wide else _mean)(every["ndcg_at_k"]),
+            )
+            table.add_row(model["key"], *cells, style="bold" if model["kind"] == "ours" else None)
         out.print(table)
     privacy = metrics["privacy"]
     if privacy["enabled"]:
         out.print(
             f"Privacy: user-level (ε = {privacy['epsilon']:.3f}, δ = {privacy['delta']:.2e}), "
-            f"{privacy['population_size']:,} users, Poisson cohorts, {privacy['randomness']} noise"
+            f"{privacy['population_size']:,} users, Poisson cohorts, {privacy['randomness']} noise",
+            soft_wrap=True,
         )
         if privacy["randomness"] == "seeded":
-            console.print(
-                "The noise of a seeded run is no secret: for research only.", style="yellow"
-            )
+            remark("The noise of a seeded run is no secret: for research only.", style="yellow")
     else:
-        console.print("No privacy: this run protects nobody.", style="bold red")
-    out.print(f"Report: {metrics['paths']['report']}", soft_wrap=True)
+        remark("No privacy: this run protects nobody.", style="bold red")
+    out.print(f"Report: {metrics['paths']['report']}", soft_wrap=True, markup=False)
 
 
 def _interval(value: dict[str, float | None]) -> str:
-    if value["mean"] is None:
-        return "–"
-    if value["low"] is None or value["high"] is None:
-        return f"{value['mean']:.4f}"
-    return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+    mean, low, high = value["mean"], value["low"], value["high"]
+    if mean is None or low is None or high is None:
+        return _mean(value)
+    return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _mean(value: dict[str, float | None]) -> str:
-    return "–" if value["mean"] is None else f"{value['mean']:.3f}"
+    return "–" if value["mean"] is None else f"{value['mean']:.4f}"

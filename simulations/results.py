@@ -147,11 +147,12 @@ def _privacy(config: RunConfig, ledger: Ledger, releases: list[dict[str, Any]]) 
 
 def _releases(ledger: Ledger) -> list[dict[str, Any]]:
     commits = {e.release: e for e in ledger.entries if isinstance(e, Commit)}
-    found, events = [], []
-    for entry in ledger.entries:
-        if not isinstance(entry, Reserve):
-            continue
-        events.append(entry.mechanism.event())
+    reserves = [e for e in ledger.entries if isinstance(e, Reserve)]
+    spent = accounting.epsilon_after_each(
+        [entry.mechanism.event() for entry in reserves], delta=ledger.opening.delta
+    )
+    found = []
+    for entry, epsilon in zip(reserves, spent, strict=True):
         commit = commits.get(entry.sequence)
         found.append(
             {
@@ -160,7 +161,7 @@ def _releases(ledger: Ledger) -> list[dict[str, Any]]:
                 "noise_multiplier": entry.mechanism.noise_multiplier,
                 "clip_norm": entry.mechanism.clip_norm,
                 "sampling_probability": entry.mechanism.sampling_probability,
-                "epsilon_after": accounting.epsilon(events, delta=ledger.opening.delta),
+                "epsilon_after": epsilon,
                 "cohort": commit.cohort_size if commit else None,
                 "replies": commit.replies_counted if commit else None,
                 "rejected": dict(commit.rejected) if commit else {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,23 +63,33 @@ class RunFolder:
         return self.path / "report.html"
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> RunFolder:
-        """A new folder with its configuration.
+    def new(cls, path: Path) -> RunFolder:
+        """A folder for a new run; nothing is written yet.
 
         Raises:
             RunFolderError: it exists and isn't empty, or can't be made.
         """
-        folder = cls(path)
+        check_writable(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunFolderError(
-                f"{path}: exists already; continue it with --resume or choose --out"
+                f"{path}: exists already; go on with it by --resume, or choose another --out"
             )
+        return cls(path)
+
+    def create(self, config: RunConfig) -> None:
+        """Make the folder, with its configuration.
+
+        Raises:
+            RunFolderError: it has been taken meanwhile, or can't be made.
+        """
+        RunFolder.new(self.path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder.config, config.to_toml().encode())
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config, config.to_toml().encode())
         except OSError as error:
-            raise RunFolderError(f"{path}: can't write a run folder ({error.strerror})") from error
-        return folder
+            raise RunFolderError(
+                f"{self.path}: can't write a run folder ({error.strerror}); choose another --out"
+            ) from error
 
     @classmethod
     def reopen(cls, path: Path, config: RunConfig) -> RunFolder:
@@ -89,7 +100,11 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.config.is_file():
-            raise RunFolderError(f"{path}: no run to resume here (config.toml is missing)")
+            raise RunFolderError(
+                f"{path}: no run to resume here (config.toml is missing); leave --resume out to "
+                "start one"
+            )
+        check_writable(path)
         recorded = load_config(folder.config)
         if recorded.digest() != config.digest():
             names = ", ".join(_differences(recorded.model_dump(), config.model_dump()))
@@ -102,12 +117,34 @@ class RunFolder:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``; NaN and infinity must have become None before."""
         text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.metrics, text.encode())
+        # A command line may hold bytes that are no text; \udcff is an escape in JSON too.
+        write_atomically(self.metrics, text.encode("utf-8", "backslashreplace"))
 
     def write_model(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write the released weights with what a reader needs to load them."""
         tensors = {name: weight.contiguous() for name, weight in weights.items()}
         write_atomically(self.model, save(tensors, dict(metadata)))
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path that nothing could be written to, before hours of work depend on it.
+
+    Raises:
+        RunFolderError: its name is no text, or the folder it would lie in can't be written to.
+    """
+    try:
+        str(path).encode()
+        folder = path
+        while not folder.is_dir() and (folder == path or not folder.exists()):
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except UnicodeEncodeError as error:
+        raise RunFolderError(f"{str(path)!r}: not a UTF-8 name; choose another") from error
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: can't be written ({error.strerror}); choose another place"
+        ) from error
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:

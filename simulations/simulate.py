@@ -17,7 +17,7 @@ from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.console import remark, stage
 from ..common.encoder import Encoder, build_encoder
-from ..common.errors import DataError
+from ..common.errors import DataError, RunFolderError
 from ..common.ledger import Ledger
 from ..server.app import FederationResult
 from ..server.budget import BudgetPlan, plan_budget
@@ -30,7 +30,7 @@ from .federate import randomness, run_federation, statistics_time
 from .loading import load_log
 from .models import ID_TABLE, EncoderScorer
 from .population import Population
-from .recommendations import write_recommendations
+from .recommendations import check_recommendations, write_recommendations
 from .report import write_report
 from .results import run_metrics, version
 from .run_folder import RunFolder
@@ -75,17 +75,23 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
         FedprofileError: bad input, a folder in the way, or a budget that allows no release.
     """
     started = time.monotonic()
-    # 1. Read, clean, split; build the public item table. Bad input ends here, nothing is written.
+    # 1. Refuse at once what would fail in the end.
+    folder = _find_folder(config, options)
+    if options.recommendations is not None:
+        check_recommendations(options.recommendations)
+    # 2. Read, clean, split; build the public item table. Bad input ends here, nothing is written.
     prepared = _prepare(config)
-    # 2. Open the run folder and its ledger.
-    folder = _open_folder(config, options)
-    with _open_ledger(folder, config, prepared, options.resume) as ledger:
-        # 3. Run the federation: popularity, then private rounds.
+    # 3. Make the run folder and its ledger.
+    if not options.resume:
+        folder.create(config)
+    remark(f"Run folder: {folder.path}")
+    with _open_ledger(folder, config, prepared) as ledger:
+        # 4. Run the federation: popularity, then private rounds.
         result, validation = _federate(config, prepared, folder, ledger)
-        # 4. Measure it beside baselines on the same split.
+        # 5. Measure it beside baselines on the same split.
         scorer = _scorer(config, prepared, result.weights, result.priors)
         models = [] if config.evaluation.split == "none" else _compare(config, prepared, scorer)
-        # 5. Write what explains the run.
+        # 6. Write what explains the run.
         metrics = run_metrics(
             config,
             name=folder.path.name,
@@ -99,7 +105,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
             ledger=ledger,
         )
     _write(folder, prepared, result, metrics)
-    # 6. Lists for every user, on request.
+    # 7. Lists for every user, on request.
     if options.recommendations is not None:
         write_recommendations(
             options.recommendations,
@@ -141,27 +147,39 @@ def _prepare(config: RunConfig) -> _Prepared:
     return _Prepared(log, split, population, encoder, trainer, plan)
 
 
-def _open_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
-    if options.resume and options.out is not None:
-        return RunFolder.reopen(options.out, config)
-    path = options.out
-    if path is None:
+def _find_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
+    if options.out is None:
         stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-        path = Path("runs") / f"{Path(config.data.path).stem or 'run'}-{stamp}"
-    return RunFolder.create(path, config)
+        return RunFolder.new(Path("runs") / f"{Path(config.data.path).stem or 'run'}-{stamp}")
+    return RunFolder.reopen(options.out, config) if options.resume else RunFolder.new(options.out)
 
 
-def _open_ledger(folder: RunFolder, config: RunConfig, prepared: _Prepared, resume: bool) -> Ledger:
-    if resume and folder.ledger.exists():
-        return Ledger.open(folder.ledger)
-    return Ledger.create(
-        folder.ledger,
-        population_size=prepared.population.size,
-        delta=prepared.plan.delta,
-        target_epsilon=prepared.plan.target_epsilon,
-        randomness="csprng" if config.seed is None else "seeded",
-        code_version=version(),
-        config_digest=config.digest(),
+def _open_ledger(folder: RunFolder, config: RunConfig, prepared: _Prepared) -> Ledger:
+    """A new ledger, or that of the run that goes on.
+
+    Raises:
+        RunFolderError: the ledger is of another configuration, or the data has changed.
+    """
+    size = prepared.population.size
+    if not folder.ledger.exists():
+        return Ledger.create(
+            folder.ledger,
+            population_size=size,
+            delta=prepared.plan.delta,
+            target_epsilon=prepared.plan.target_epsilon,
+            randomness="csprng" if config.seed is None else "seeded",
+            code_version=version(),
+            config_digest=config.digest(),
+        )
+    ledger = Ledger.open(folder.ledger)
+    opening = ledger.opening
+    if opening.config_digest == config.digest() and opening.population_size == size:
+        return ledger
+    ledger.close()
+    raise RunFolderError(
+        f"{folder.ledger}: is of a run with another configuration or other data "
+        f"({opening.population_size:,} users then, {size:,} now); put back what the run started "
+        "with, or choose another --out"
     )
 
 
@@ -182,7 +200,7 @@ def _federate(
                 quality = mean_ndcg(scorer, prepared.split.validation, k=config.evaluation.k)
                 validation[record.round] = quality
                 note += f", validation NDCG@{config.evaluation.k} {quality or 0:.4f}"
-            progress.advance(note)
+            progress.advance(note, to=record.round)
 
         result = run_federation(
             config,
