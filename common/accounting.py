@@ -67,13 +67,11 @@ def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float
     """
     total = epsilon(events, delta=delta)
     curve: list[float] = []
-    composed, alone = identity(value_discretization_interval=_COARSE_GRID), {}
+    composed = identity(value_discretization_interval=_COARSE_GRID)
     for event in events:
         if isinstance(event, NonPrivateDpEvent):
             return curve + [math.inf] * (len(events) - len(curve))
-        if event not in alone:
-            alone[event] = _loss_distribution(event)
-        composed = composed.compose(alone[event])
+        composed = composed.compose(_loss_distribution(event))
         # What comes later only adds, so the exact total bounds every figure too.
         curve.append(min(composed.get_epsilon_for_delta(delta), total))
     return [*curve[:-1], total] if curve else []
@@ -88,8 +86,14 @@ def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> b
         ConfigError: ``delta`` is outside (0, 1).
     """
     counted = _counted(events)
-    coarse = _epsilon_pld(counted, _checked(delta), _COARSE_GRID)
-    if coarse <= target_epsilon * (1 - _ROUNDING):
+    _checked(delta)
+    if any(isinstance(event, NonPrivateDpEvent) for event, _ in counted):
+        return False
+    composed = identity(value_discretization_interval=_COARSE_GRID)
+    for event, count in counted:
+        # A run asks after every round: what one event loses is worked out once.
+        composed = composed.compose(_loss_distribution(event).self_compose(count))
+    if composed.get_epsilon_for_delta(delta) <= target_epsilon * (1 - _ROUNDING):
         return True
     return _epsilon_pld(counted, delta, _GRID) <= target_epsilon
 
@@ -249,6 +253,7 @@ def _checked(delta: float) -> float:
     return delta
 
 
+@lru_cache(maxsize=64)
 def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
     q, gaussian = 1.0, event
     if isinstance(event, PoissonSampledDpEvent):
