@@ -61,7 +61,7 @@ def profile_vectors(
     with torch.no_grad():
         for start in range(0, histories.n_devices, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, histories.n_devices))
-            inputs = _inputs(histories, rows, sums[rows], vectors, window)
+            inputs = encoder_inputs(histories, rows, sums[rows], vectors, window)
             parts.append(functional_call(encoder, dict(weights), (inputs,))[:, 0].numpy())
     width = table.dimension
     if encoder.item_ids is not None:
@@ -70,13 +70,22 @@ def profile_vectors(
     return np.concatenate([found, np.ones((len(found), 1), dtype=np.float32)], axis=1)
 
 
-def _inputs(
+def encoder_inputs(
     histories: Histories,
     rows: NDArray[np.int64],
     sums: NDArray[np.float32],
     vectors: Tensor,
     window: int,
 ) -> EncoderInputs:
+    """What the encoder reads of the devices ``rows``: one query each, after all they know.
+
+    Args:
+        histories: devices.
+        rows: int64 [m], which of them.
+        sums: float32 [m, S, k], their decayed interest sums.
+        vectors: float [n_items, k].
+        window: recent events to read.
+    """
     start, stop = histories.offsets[rows], histories.offsets[rows + 1]
     known = np.minimum(stop - start, window)
     column = np.arange(max(1, int(known.max())))  # a window of nothing still has a column

@@ -156,10 +156,7 @@ class Trainer:
                 popularity doesn't explain.
             training: what each device does.
         """
-        shared = {
-            name: torch.from_numpy(value.T.copy() if name in self._transposed else value)
-            for name, value in weights.items()
-        }
+        shared = self._held(weights)
         cohort = _Cohort(examples, self._vectors, torch.from_numpy(prior), training)
         total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in shared.items()}
         # Sums come back by chunk number, whichever thread was faster.
@@ -181,10 +178,55 @@ class Trainer:
             clip_norm=training.clip_norm,
         )
 
+    def local_weights(
+        self,
+        weights: Mapping[str, NDArray[np.float32]],
+        examples: Examples,
+        prior: NDArray[np.float32],
+        training: LocalTraining,
+    ) -> Iterator[tuple[NDArray[np.int64], Weights]]:
+        """Devices with examples, a chunk at a time, and their own weights after local training.
+
+        For use where the devices are, inside :class:`StackedWeights`; arguments as
+        :meth:`clipped_sum`, without a trainable ID table.
+        """
+        shared = self._held(weights)
+        cohort = _Cohort(examples, self._vectors, torch.from_numpy(prior), training)
+        for devices in cohort.chunks(self._chunk):
+            with _one_core_each():
+                updates, _ = self._updates(shared, cohort, devices)
+            rows = len(devices)  # a compiled batch is padded beyond them
+            yield devices, {name: shared[name] - moved[:rows] for name, moved in updates.items()}
+
+    def _held(self, weights: Mapping[str, NDArray[np.float32]]) -> Weights:
+        return {
+            name: torch.from_numpy(value.T.copy() if name in self._transposed else value)
+            for name, value in weights.items()
+        }
+
     def _train(
         self, shared: Weights, cohort: _Cohort, devices: NDArray[np.int64]
     ) -> tuple[Weights, Tensor, Tensor | None]:
         """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
+        updates, items = self._updates(shared, cohort, devices)
+        # A device whose training diverged contributes nothing; the others' work stands.
+        finite = torch.stack([u.flatten(1).isfinite().all(dim=1) for u in updates.values()]).all(0)
+        if not finite.all():
+            for update in updates.values():
+                update[~finite] = 0.0
+        sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
+        if ID_TABLE not in sums:
+            return sums, items, None
+        # Row r is another item on each device: these rows are clipped here and added up by item.
+        del sums[ID_TABLE]
+        factors = (cohort.training.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
+        return sums, items.flatten(), rows.flatten(0, 1)
+
+    def _updates(
+        self, shared: Weights, cohort: _Cohort, devices: NDArray[np.int64]
+    ) -> tuple[Weights, Tensor]:
+        """Unclipped updates, [C, *shape] each, and the items of each device's part of the ID table."""
         fixed = self._chunk if self._compiled else None
         batch, items, steps = cohort.batch(devices, fixed)
         start = {
@@ -208,15 +250,7 @@ class Trainer:
                 torch._foreach_add_(moved, gradients)
             else:
                 moved = list(gradients)
-        updates = dict(zip(start, moved, strict=True))
-        sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
-        if ID_TABLE not in sums:
-            return sums, items, None
-        # Row r is another item on each device: these rows are clipped here and added up by item.
-        del sums[ID_TABLE]
-        factors = (cohort.training.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-        rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
-        return sums, items.flatten(), rows.flatten(0, 1)
+        return dict(zip(start, moved, strict=True)), items
 
     def _loss(self) -> Loss:
         if self._compiled is not None:
@@ -332,7 +366,7 @@ class _Cohort:
         """Padded arrays of a chunk, the items of each device's part of the ID table, and the steps.
 
         With ``fixed`` there are that many devices, those beyond the chunk with weight 0, in one of
-        three shapes.
+        four shapes.
         """
         examples, n = self._examples, len(devices)
         devices = np.concatenate([devices, np.repeat(devices[:1], (fixed or n) - n)])
@@ -385,11 +419,12 @@ class _Cohort:
         ]
 
     def _shape(self, needed: list[int]) -> list[int]:
-        for parts in (4, 2):
-            sizes = [-(-longest // (8 * parts)) * 8 for longest in self._longest]
+        """The smallest that fits of four shapes: quarters of the cohort's longest device."""
+        for quarters in (1, 2, 3):
+            sizes = [-(-longest * quarters // 16) * 4 for longest in self._longest]
             if all(n <= size for n, size in zip(needed, sizes, strict=True)):
                 return sizes
-        return [-(-longest // 8) * 8 for longest in self._longest]
+        return list(self._longest)
 
 
 def _padded(

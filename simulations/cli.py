@@ -113,8 +113,13 @@ def command(
     if resume and config is None and out is not None and (out / "config.toml").is_file():
         source = out / "config.toml"
     settings = load_config(source, overrides)
-    from .simulate import SimulateOptions, simulate  # loads torch: --help and mistakes needn't wait
+    import torch  # slow to load: --help and mistakes needn't wait
 
+    from .simulate import SimulateOptions, simulate
+
+    # Chunks of devices run side by side; a second level of threads inside them only gets in the way,
+    # and on a busy machine costs tenfold.
+    torch.set_num_threads(1)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     options = SimulateOptions(

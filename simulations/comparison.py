@@ -104,8 +104,9 @@ def compare(
             central, epoch = _central(config, population, trainer, encoder, split)
             candidates.append(("central", "ceiling", False, central, f"epoch {epoch}"))
             progress.advance("central training")
-            local = LocalOnly(encoder, population.table, config.model, config.training, trainer)
-            candidates.append(("local-only", "baseline", True, local, "nothing is shared"))
+            if not config.model.item_ids:
+                local = LocalOnly(encoder, population.table, config.model, config.training, trainer)
+                candidates.append(("local-only", "baseline", True, local, "nothing is shared"))
             progress.advance("local only")
             tuned = tuned_baselines(split, population.table, k=config.evaluation.k)
             candidates += [(n, "baseline", False, m, _settings(m)) for n, m in tuned.items()]
@@ -139,10 +140,7 @@ def _measure(
                     test.new_items.ranks,
                     samples=evaluation.bootstrap_samples,
                 )
-            # Nothing of `local-only` is chosen on validation, and it trains anew for every user.
-            validation = None
-            if key != "local-only":
-                validation = mean_ndcg(model, split.validation, k=evaluation.k)
+            validation = mean_ndcg(model, split.validation, k=evaluation.k)
             results.append(ModelResult(key, kind, private, test, validation, settings, difference))
             progress.advance(key)
     return results

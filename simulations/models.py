@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..client.examples import build_examples
-from ..client.inference import profile_vectors, serving_table
+from ..client.inference import encoder_inputs, profile_vectors, serving_table
 from ..client.local_training import LocalTraining, Trainer
 from ..client.scoring import mix_repeats, score_matrix
+from ..client.stacked import StackedWeights
 from ..common.config import ModelConfig, TrainingConfig
+from ..common.decay import decayed_sums
 from ..common.encoder import Encoder
 from ..common.histories import Histories
 from ..common.items import ItemTable
@@ -111,6 +114,8 @@ def train_centrally(
 class LocalOnly:
     """Each device on its own: the encoder trained on its history alone, without popularity.
 
+    Not for a trainable ID table: alone, a device learns vectors of its own items only.
+
     Attributes:
         encoder: architecture and initial weights.
         table: public item table.
@@ -125,12 +130,31 @@ class LocalOnly:
     model: ModelConfig
     training: TrainingConfig
     trainer: Trainer
-    steps: int = 3
+    steps: int = 5
 
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probability of each item to come next, float32 [m, n_items]."""
         flat = np.zeros(self.table.n_items, dtype=np.float32)
-        initial = {n: p.detach().numpy() for n, p in self.encoder.named_parameters()}
+        model, table = self.model, self.table
+        shared = dict(self.encoder.named_parameters())
+        users = profile_vectors(
+            self.encoder,
+            shared,
+            history,
+            now,
+            table=table,
+            scales=model.scales,
+            window=model.window,
+        )
+        examples = build_examples(
+            history,
+            np.arange(history.n_devices, dtype=np.uint64),
+            vectors=table.vectors,
+            scales=model.scales,
+            window=model.window,
+            new_targets_only=self.training.targets == "new",
+            seed=0,
+        )
         local = LocalTraining(
             steps=self.steps,
             learning_rate=self.training.local_learning_rate,
@@ -138,20 +162,13 @@ class LocalOnly:
             clip_norm=float("inf"),
             seed=0,
         )
-        rows = []
-        for device in range(history.n_devices):
-            alone = history.take(np.array([device]))
-            examples = build_examples(
-                alone,
-                np.array([device], dtype=np.uint64),
-                vectors=self.table.vectors,
-                scales=self.model.scales,
-                window=self.model.window,
-                new_targets_only=self.training.targets == "new",
-                seed=0,
-            )
-            update = self.trainer.clipped_sum(initial, examples, flat, local)
-            own = {n: torch.from_numpy(w - update.arrays[n]) for n, w in initial.items()}
-            scorer = EncoderScorer(self.encoder, own, self.table, flat, self.model)
-            rows.append(scorer.scores(alone, now[device : device + 1]))
-        return np.concatenate(rows)
+        sums = decayed_sums(history, table.vectors, now, model.scales)
+        vectors = torch.from_numpy(table.vectors)
+        initial = {n: p.detach().numpy() for n, p in shared.items()}
+        for rows, own in self.trainer.local_weights(initial, examples, flat, local):
+            inputs = encoder_inputs(history, rows, sums[rows], vectors, model.window)
+            with torch.no_grad(), StackedWeights():
+                found = functional_call(self.encoder, own, (inputs,))
+            users[rows, : table.dimension] = found[:, 0].numpy()
+        served = serving_table(table, prior=flat, ids=None)
+        return mix_repeats(score_matrix(users, served), history)
