@@ -35,12 +35,13 @@ def item_priors(
 
     Args:
         noisy: float [1 + time scales, n_items], the release.
-        stddev: of its noise; 0 leaves the sums as they are.
+        stddev: of its noise; 0 leaves the sums as they are, and so does a single item.
         vectors: float32 [n_items, k], public.
     """
     rates = []
     for sums in noisy:
-        estimate = sums if stddev == 0 else _shrunk(sums, stddev, vectors)
+        exact = stddev == 0 or len(sums) == 1
+        estimate = sums if exact else _shrunk(sums, stddev, vectors)
         positive = estimate[estimate > 0]
         # No item is impossible: a floor at the low end of what is seen, or within the noise.
         lowest = np.quantile(positive, 0.05) if len(positive) else 1.0

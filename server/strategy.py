@@ -114,7 +114,10 @@ class PrivateAveraging(Strategy):
         self._prior = prior
         self._folder = folder
         self._on_round = on_round
-        self._parameters = {n: nn.Parameter(w.clone()) for n, w in checkpoint.weights.items()}
+        # By name: noise is drawn in this order, and a file of weights keeps none.
+        self._parameters = {
+            n: nn.Parameter(w.clone()) for n, w in sorted(checkpoint.weights.items())
+        }
         self._optimizer = self._server_optimizer()
         restore_moments(self._optimizer, self._parameters, checkpoint.moments)
         self._open: _OpenRound | None = None

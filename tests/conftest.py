@@ -64,6 +64,7 @@ class Town:
     config: RunConfig
     population: Population
     devices_per_host: int = 1024
+    now: int = NOW
 
     def __post_init__(self):
         self.plan = plan_budget(
@@ -113,7 +114,7 @@ class Town:
             ledger=ledger,
             randomness=randomness(self.config, label="federation"),
             checkpoints=folder / "checkpoints",
-            now=NOW,
+            now=self.now,
             on_round=on_round,
         )
 

@@ -1,0 +1,256 @@
+import time
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+from fedprofile.client.popularity import popularity_contribution
+from fedprofile.common.errors import BudgetError, ConfigError, LedgerError, RunFolderError
+from fedprofile.common.ledger import Commit, Ledger
+from fedprofile.common.messages import hosting_reply
+from fedprofile.server.app import find_hosts
+from fedprofile.server.popularity import item_priors
+from fedprofile.simulations.grid import InProcessGrid
+
+NOTHING = {"rounds": 0}
+OPEN = {"enabled": False}
+
+
+def hosting(answer):
+    """A client app that answers the first question only."""
+
+    def app(message, context):
+        partition = context.node_config["partition-id"]
+        return answer(message, partition)
+
+    return app
+
+
+def ranges(*spans):
+    def answer(message, partition):
+        first, stop = spans[partition]
+        return hosting_reply(message, first=first, count=stop - first)
+
+    return InProcessGrid(hosting(answer), nodes=len(spans))
+
+
+# --- hosts ---------------------------------------------------------------------------------------
+
+
+def test_hosts_are_found_and_ordered_by_their_devices():
+    grid = ranges((6, 10), (0, 4), (4, 4), (4, 6))
+    hosts = find_hosts(grid, population_size=10, timeout=0)
+    assert [r for r in hosts.values() if r] == [range(0, 4), range(4, 6), range(6, 10)]
+
+
+@pytest.mark.parametrize(
+    ("spans", "complaint"),
+    [
+        ([(0, 4), (4, 9)], "host 9 devices, but the population is 10"),
+        ([(0, 4), (3, 10)], "device 3 is hosted twice"),
+        ([(0, 2**62)], "but the population is 10"),
+        ([], "host 0 devices"),
+    ],
+)
+def test_nodes_that_do_not_host_the_population_are_an_error_not_a_hang(spans, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        find_hosts(ranges(*spans), population_size=10, timeout=0)
+
+
+def test_hosts_that_come_late_are_awaited():
+    class Late(InProcessGrid):
+        asked = 0
+
+        def get_node_ids(self):
+            self.asked += 1
+            return list(super().get_node_ids())[: self.asked - 1]
+
+    def answer(message, partition):
+        return hosting_reply(message, first=5 * partition, count=5)
+
+    grid = Late(hosting(answer), nodes=2)
+    assert len(find_hosts(grid, population_size=10, timeout=30)) == 2
+    assert grid.asked == 3
+
+
+def lies(message, partition):
+    return {
+        0: Message(Error(code=5, reason="gone\naway"), reply_to=message),
+        1: Message(RecordDict(), reply_to=message),
+        2: Message(
+            RecordDict({"hosting": ConfigRecord({"first": -4, "count": 14})}), reply_to=message
+        ),
+        3: Message(
+            RecordDict({"hosting": ConfigRecord({"first": 0.5, "count": 2})}), reply_to=message
+        ),
+    }[partition]
+
+
+@pytest.mark.parametrize("lie", range(4))
+def test_a_hostile_answer_is_a_clear_error_at_once(lie):
+    grid = InProcessGrid(hosting(lambda message, _: lies(message, lie)), nodes=1)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"node 2 doesn't say which devices it hosts") as caught:
+        find_hosts(grid, population_size=10)
+    assert time.monotonic() - started < 5
+    assert "\n" not in str(caught.value)
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+
+def exact_popularity(town):
+    return popularity_contribution(
+        town.population.histories,
+        now=town.now,
+        half_lives_days=town.config.statistics.half_lives_days,
+        n_items=town.population.table.n_items,
+        clip_norm=1.0,
+    ).arrays["popularity"]
+
+
+def test_popularity_without_privacy_is_exact(build_town, tmp_path):
+    town = build_town(privacy=OPEN, training=NOTHING, devices_per_host=7)
+    result = town.run(tmp_path)
+    np.testing.assert_allclose(result.checkpoint.popularity, exact_popularity(town), rtol=1e-5)
+    expected = item_priors(
+        result.checkpoint.popularity.numpy(), stddev=0, vectors=town.population.table.vectors
+    )
+    np.testing.assert_array_equal(result.priors.current, expected.current)
+    for name, weight in town.initial().items():
+        np.testing.assert_array_equal(result.weights[name].numpy(), weight)
+
+
+def test_popularity_carries_the_noise_of_its_mechanism(build_town, tmp_path):
+    town = build_town(n_items=4_000, training=NOTHING)
+    result = town.run(tmp_path)
+    noise = result.checkpoint.popularity.numpy() - exact_popularity(town)
+    expected = town.plan.popularity.noise_stddev
+    assert noise.std() == pytest.approx(expected, rel=4.5 / np.sqrt(2 * noise.size))
+    assert result.checkpoint.rounds[0]["trained"] == 40
+
+
+def test_hosts_that_fail_cost_the_statistics_their_part(build_town, tmp_path):
+    town = build_town(privacy=OPEN, training=NOTHING, devices_per_host=10)
+    honest = town.client_app()
+
+    def app(message, context):
+        if message.metadata.message_type == "query.popularity":
+            if context.node_config["partition-id"] == 1:
+                return Message(Error(code=2, reason="died"), reply_to=message)
+            if context.node_config["partition-id"] == 2:
+                reply = honest(message, context)
+                reply.content["receipt"]["round"] = 1
+                return reply
+        return honest(message, context)
+
+    result = town.run(tmp_path, town.grid(app))
+    [record] = result.checkpoint.rounds
+    assert record["rejected"] == {"error": 10, "stale": 10}
+    assert (record["sampled"], record["trained"]) == (40, 20)
+    with town.ledger(tmp_path) as ledger:
+        [commit] = [entry for entry in ledger.entries if isinstance(entry, Commit)]
+    assert commit.rejected == {"error": 10, "stale": 10}
+
+
+def test_no_share_no_statistics(build_town, tmp_path):
+    town = build_town(privacy={"statistics_share": 0.0}, training={"rounds": 1})
+    result = town.run(tmp_path)
+    np.testing.assert_allclose(np.exp(result.priors.current), 1 / 30, rtol=1e-5)
+    np.testing.assert_array_equal(result.priors.current, result.priors.long_run)
+    with town.ledger(tmp_path) as ledger:
+        assert [entry.kind for entry in ledger.entries] == ["open", "reserve", "commit"]
+
+
+def test_a_budget_without_room_for_anything_is_refused_before_it_is_asked_for(build_town, tmp_path):
+    town = build_town(privacy={"epsilon": 1.0, "noise_multiplier": 50.0})
+    asked = []
+    honest = town.client_app()
+
+    def app(message, context):
+        asked.append(message.metadata.message_type)
+        return honest(message, context)
+
+    path = tmp_path / "ledger.jsonl"
+    with Ledger.create(
+        path,
+        population_size=town.population.size,
+        delta=town.plan.delta,
+        target_epsilon=0.01,
+        randomness="seeded",
+        code_version="test",
+        config_digest="",
+    ) as ledger:
+        federation = town.federation(tmp_path, ledger)
+        with pytest.raises(BudgetError, match="statistics/popularity would bring ε"):
+            federation.run(town.grid(app))
+    assert set(asked) == {"query.hosting"}
+    assert federation.result is None
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+def test_a_release_whose_commit_was_lost_is_committed_late_and_charged_once(build_town, tmp_path):
+    town = build_town()
+    town.run(tmp_path)
+    path = tmp_path / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with town.ledger(tmp_path) as ledger:
+        assert len(ledger.pending()) == 1
+        spent = ledger.epsilon_spent()
+    town.run(tmp_path)
+    with town.ledger(tmp_path) as ledger:
+        assert ledger.pending() == ()
+        assert ledger.epsilon_spent() == spent
+        again, before = ledger.entries[-1], lines[-1].decode()
+        assert f'"model_after":"{again.model_after}"' in before
+        assert f'"replies_counted":{again.replies_counted}' in before
+
+
+def test_a_checkpoint_that_the_ledger_does_not_know_is_refused(build_town, tmp_path):
+    town = build_town()
+    town.run(tmp_path)
+    path = tmp_path / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for kept in (0, 1, 3):
+        path.unlink()
+        if kept:
+            path.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(RunFolderError, match="round 2 isn't in the ledger"):
+            town.run(tmp_path)
+
+
+def test_a_lost_checkpoint_is_paid_for_again(build_town, tmp_path):
+    town = build_town(training={"rounds": 1})
+    town.run(tmp_path)
+    for file in (tmp_path / "checkpoints").iterdir():
+        file.unlink()
+    with town.ledger(tmp_path) as ledger:
+        before = ledger.epsilon_spent()
+    town.run(tmp_path)
+    with town.ledger(tmp_path) as ledger:
+        assert ledger.epsilon_spent() > before
+        assert sum(entry.kind == "reserve" for entry in ledger.entries) == 4
+
+
+def test_another_catalogue_is_refused(build_town, tmp_path):
+    build_town().run(tmp_path)
+    with pytest.raises(RunFolderError, match="items of the data have changed"):
+        build_town(n_items=31).run(tmp_path)
+
+
+def test_another_population_is_refused(build_town, tmp_path):
+    build_town(training={"rounds": 3}).run(tmp_path)
+    smaller = build_town(n_devices=39, training={"rounds": 3})
+    for file in (tmp_path / "checkpoints").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigError, match="for 39 users can't be charged"):
+        smaller.run(tmp_path)
+
+
+def test_one_run_at_a_time(build_town, tmp_path):
+    town = build_town()
+    with town.ledger(tmp_path), pytest.raises(LedgerError, match="another process is writing"):
+        town.run(tmp_path)

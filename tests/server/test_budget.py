@@ -1,0 +1,110 @@
+import math
+
+import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
+
+from fedprofile.common.accounting import gaussian_mu
+from fedprofile.common.config import PrivacyConfig, TrainingConfig
+from fedprofile.common.errors import BudgetError, ConfigError
+from fedprofile.server.budget import plan_budget
+
+N = 600
+
+
+def plan(*, rounds=20, cohort=60, population_size=N, **privacy):
+    return plan_budget(
+        PrivacyConfig(**privacy),
+        TrainingConfig(rounds=rounds, cohort=cohort),
+        population_size=population_size,
+    )
+
+
+def independent_epsilon(planned, rounds, delta):
+    """By dp_accounting alone, written from the definition of the releases."""
+    accountant = PLDAccountant()
+    if planned.popularity is not None:
+        accountant.compose(GaussianDpEvent(planned.popularity.noise_multiplier))
+    q = planned.training.sampling_probability
+    if rounds:
+        event = GaussianDpEvent(planned.training.noise_multiplier)
+        accountant.compose(event if q == 1 else PoissonSampledDpEvent(q, event), rounds)
+    return accountant.get_epsilon(delta)
+
+
+@pytest.mark.parametrize(
+    ("target", "rounds", "cohort", "share"),
+    [(1.0, 20, 600, 0.3), (2.0, 4, 100, 0.8), (0.5, 4, 100, 0.0)],
+)
+def test_all_releases_together_spend_the_target_and_no_more(target, rounds, cohort, share):
+    planned = plan(epsilon=target, rounds=rounds, cohort=cohort, statistics_share=share)
+    reached = independent_epsilon(planned, rounds, planned.delta)
+    assert reached <= target
+    # Tight: what is left is less than a noise multiplier 0.1 % smaller would take.
+    assert reached > target * (1 - 3e-3)
+    assert planned.delta == pytest.approx(N**-1.1)
+    assert planned.target_epsilon == target
+    assert planned.training.sampling_probability == pytest.approx(cohort / N)
+    assert planned.training.expected_cohort == pytest.approx(cohort)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
+def test_the_statistics_get_their_share_of_squared_mu(share):
+    planned = plan(epsilon=3.0, statistics_share=share, noise_multiplier=1e3)
+    mu = gaussian_mu(epsilon=3.0, delta=planned.delta)
+    assert planned.popularity.noise_multiplier**-2 == pytest.approx(share * mu**2)
+    assert planned.popularity.sampling_probability == 1
+
+
+def test_no_share_means_no_statistics():
+    assert plan(statistics_share=0.0, noise_multiplier=50.0).popularity is None
+
+
+@pytest.mark.parametrize("privacy", [{}, {"noise_multiplier": 0.01}, {"statistics_share": 0.0}])
+def test_without_rounds_the_statistics_get_everything(privacy):
+    planned = plan(rounds=0, epsilon=1.5, **privacy)
+    assert 1.5 * (1 - 2e-3) < independent_epsilon(planned, 0, planned.delta) <= 1.5
+
+
+def test_an_explicit_noise_multiplier_is_taken_as_it_is():
+    planned = plan(noise_multiplier=7.5, clip_norm=0.25, delta=1e-6)
+    assert planned.training.noise_multiplier == 7.5
+    assert planned.training.clip_norm == 0.25
+    assert planned.delta == 1e-6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_noise_too_small_for_the_first_round_is_refused_before_anything(share):
+    with pytest.raises(BudgetError, match=r"noise_multiplier = 0\.8 brings ε to") as caught:
+        plan(noise_multiplier=0.8, epsilon=1.0, statistics_share=share, cohort=N)
+    assert caught.value.epsilon_reached > 1
+    assert caught.value.exit_code == 3
+
+
+def test_more_rounds_than_any_noise_fits_are_refused():
+    with pytest.raises(BudgetError, match="no noise fits 1000 rounds"):
+        plan(epsilon=1e-9, delta=1e-12, rounds=1_000, cohort=N, statistics_share=0.0)
+
+
+@pytest.mark.parametrize(("cohort", "rate"), [(60, 0.1), (600, 1.0), (10_000, 1.0)])
+def test_the_rate_follows_from_the_cohort_unless_it_is_given(cohort, rate):
+    assert plan(cohort=cohort, noise_multiplier=50.0).training.sampling_probability == rate
+    given = plan_budget(
+        PrivacyConfig(noise_multiplier=50.0),
+        TrainingConfig(cohort=cohort, sampling_probability=0.25),
+        population_size=N,
+    )
+    assert given.training.sampling_probability == 0.25
+
+
+def test_without_privacy_nothing_is_clipped_noised_or_enforced():
+    planned = plan(enabled=False)
+    assert planned.target_epsilon is None
+    assert planned.training.clip_norm == math.inf
+    assert not planned.training.private
+    assert not planned.popularity.private
+
+
+def test_a_population_of_one_has_no_default_delta():
+    with pytest.raises(ConfigError, match=r"privacy\.delta"):
+        plan(population_size=1)
