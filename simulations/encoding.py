@@ -143,9 +143,11 @@ def require_population(source: str, events: pl.DataFrame, rules: Sequence[Rule])
     """
     if events.is_empty():
         worst = max(rules, key=lambda rule: rule.removed)
+        rare = worst.name.startswith("rare")
+        remedy = "lower data.minimum_user_events and data.minimum_item_events, or add data"
         raise DataError(
-            f"{source}: no events left; most rows were removed by '{worst.name}' "
-            f"({worst.removed}: {worst.explanation}); check data.preset and data.columns"
+            f"{source}: no events left; most rows were removed by '{worst.name}' ({worst.removed}: "
+            f"{worst.explanation}); {remedy if rare else 'check data.preset and data.columns'}"
         )
     for role in ("user", "item"):
         ids = events[role].unique()

@@ -23,7 +23,7 @@ from ..common.histories import Histories
 from ..common.items import ItemTable
 
 ID_TABLE = "item_ids.weight"
-_CENTRAL_EPOCHS, _CENTRAL_BATCH, _CENTRAL_RATE = 8, 64, 2e-3
+_CENTRAL_EPOCHS, _CENTRAL_BATCH, _CENTRAL_RATE = 6, 128, 1e-2
 
 
 @dataclass(frozen=True, eq=False)

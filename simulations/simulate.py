@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     if not options.resume:
         folder.create(config)
     remark(f"Run folder: {folder.path}")
-    with _open_ledger(folder, config, prepared) as ledger:
+    with _resumable(folder), _open_ledger(folder, config, prepared) as ledger:
         # 4. Run the federation: popularity, then private rounds.
         result, validation = _federate(config, prepared, folder, ledger)
         # 5. Measure it beside baselines on the same split.
@@ -152,6 +154,15 @@ def _find_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
         stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
         return RunFolder.new(Path("runs") / f"{Path(config.data.path).stem or 'run'}-{stamp}")
     return RunFolder.reopen(options.out, config) if options.resume else RunFolder.new(options.out)
+
+
+@contextmanager
+def _resumable(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        remark(f"Go on with: fedprofile simulate --resume --out {shlex.quote(str(folder.path))}")
+        raise
 
 
 def _open_ledger(folder: RunFolder, config: RunConfig, prepared: _Prepared) -> Ledger:

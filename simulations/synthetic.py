@@ -16,7 +16,7 @@ and the transitions are nowhere written down. Item ids are shuffled and say noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -93,6 +93,7 @@ _BLOCK = (
     16_384  # users made at a time: memory beyond the histories doesn't grow with the population
 )
 _HOMES = 2
+_MOST_EVENTS = 60  # of a user
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
@@ -138,21 +139,7 @@ def synthesise(users: int, items: int, seed: int) -> InteractionLog:
     rng = np.random.default_rng(seed)
     world = _make_world(items, rng)
     index = rng.permutation(items)  # position in topic order → public item index
-    blocks = [
-        _make_block(world, min(_BLOCK, users - first), np.random.default_rng([seed, first]))
-        for first in range(0, users, _BLOCK)
-    ]
-    lengths = np.concatenate([block.lengths for block, _ in blocks])
-    quantity = np.concatenate([block.weights for block, _ in blocks])
-    histories = Histories(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        items=index.astype(np.int32)[np.concatenate([block.items for block, _ in blocks])],
-        times=np.concatenate([block.times for block, _ in blocks]),
-        sessions=np.concatenate([block.sessions for block, _ in blocks]),
-        weights=np.log1p(quantity) / np.median(np.log1p(quantity)),
-        types=np.zeros(len(quantity), dtype=np.int16),
-    )
-    country = np.concatenate([country for _, country in blocks])
+    histories, country = _make_people(world, index, users, seed)
     people = pl.DataFrame(
         {
             "user_id": _ids("user", users),
@@ -245,12 +232,47 @@ def _pick(cumulative: _Floats, rng: np.random.Generator) -> _Ints:
     return choice
 
 
+def _make_people(
+    world: _World, index: _Ints, users: int, seed: int
+) -> tuple[Histories, NDArray[np.int64]]:
+    """Everybody's histories, and their countries."""
+    # Room for the most events there could be: memory that nothing is written to costs nothing.
+    room = users * _MOST_EVENTS
+    histories = Histories(
+        offsets=np.zeros(users + 1, dtype=np.int64),
+        items=np.empty(room, dtype=np.int32),
+        times=np.empty(room, dtype=np.int64),
+        sessions=np.empty(room, dtype=np.int32),
+        weights=np.empty(room, dtype=np.float32),
+        types=np.zeros(room, dtype=np.int16),
+    )
+    country = np.empty(users, dtype=np.int64)
+    events = 0
+    for first in range(0, users, _BLOCK):
+        stop = min(first + _BLOCK, users)
+        rng = np.random.default_rng([seed, first])
+        block, country[first:stop] = _make_block(world, stop - first, rng)
+        rows = slice(events, events + block.n_events)
+        histories.offsets[first + 1 : stop + 1] = events + block.offsets[1:]
+        histories.items[rows] = index[block.items]
+        histories.times[rows] = block.times
+        histories.sessions[rows] = block.sessions
+        np.log1p(block.weights, out=histories.weights[rows])
+        events = rows.stop
+    written = {f.name: getattr(histories, f.name)[:events] for f in fields(histories)[1:]}
+    histories = replace(histories, **written)
+    histories.weights[:] /= np.median(histories.weights)
+    return histories, country
+
+
 def _make_block(
     world: _World, users: int, rng: np.random.Generator
 ) -> tuple[Histories, NDArray[np.int64]]:
     """Histories over items in topic order, with quantities as weights; and the users' countries."""
     country = rng.choice(len(_COUNTRIES), size=users, p=_COUNTRY_SHARES)
-    lengths = np.clip(rng.lognormal(np.log(28.0), 0.4, size=users), 17, 60).astype(np.int64)
+    lengths = np.clip(rng.lognormal(np.log(28.0), 0.4, size=users), 17, _MOST_EVENTS).astype(
+        np.int64
+    )
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     user = np.repeat(np.arange(users), lengths)
     first = np.zeros(len(user), dtype=bool)
