@@ -31,7 +31,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from ..common.encoder import Encoder, EncoderInputs
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, ReplyRejected
 from ..common.updates import ClippedUpdate
 from ..common.user_level_optimizer import clip_and_sum
 from .examples import Examples
@@ -209,12 +209,14 @@ class Trainer:
     ) -> tuple[Weights, Tensor, Tensor | None]:
         """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
         updates, items = self._updates(shared, cohort, devices)
-        # A device whose training diverged contributes nothing; the others' work stands.
-        finite = torch.stack([u.flatten(1).isfinite().all(dim=1) for u in updates.values()]).all(0)
-        if not finite.all():
+        try:
+            sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
+        except ReplyRejected:
+            # A device whose training diverged contributes nothing; the others' work stands.
+            norms = torch.stack([u.flatten(1).norm(dim=1) for u in updates.values()]).norm(dim=0)
             for update in updates.values():
-                update[~finite] = 0.0
-        sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
+                update[~norms.isfinite()] = 0.0
+            sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
         if ID_TABLE not in sums:
             return sums, items, None
         # Row r is another item on each device: these rows are clipped here and added up by item.
