@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TYPES := build/types/fedprofile
 PACKAGES := common client server simulations
 
-.PHONY: install simulate test lint types unit clean
+.PHONY: help install simulate test lint types unit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11: install it, or name it by PYTHON="; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	touch $@

@@ -55,7 +55,7 @@ def main() -> None:
     """Entry point: exits with the code of the outcome; bad input is one line, never a traceback."""
     try:
         # Not standalone, for click would turn an interrupt into exit code 1.
-        code = root.main(standalone_mode=False)
+        code = root.main(prog_name="fedprofile", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)

@@ -258,10 +258,15 @@ def load_config(path: Path | None, overrides: dict[str, dict[str, Any]] | None =
         if isinstance(target, dict):
             target.update({key: value for key, value in values.items() if value is not None})
     try:
-        return RunConfig.model_validate(content)
+        config = RunConfig.model_validate(content)
+        config.to_toml().encode()
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
         raise ConfigError(where + "; ".join(_explain(e) for e in error.errors())) from error
+    except UnicodeEncodeError as error:
+        line = error.object[: error.end].rpartition("\n")[2]
+        raise ConfigError(f"{line!r}…: not UTF-8 text; rename the file") from error
+    return config
 
 
 def _explain(error: Any) -> str:

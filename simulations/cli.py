@@ -26,10 +26,10 @@ _HELP = """Train a shared encoder over simulated devices, with user-level privac
 \b
 Examples:
   fedprofile simulate
-  fedprofile simulate --data log.csv --items items.csv --epsilon 2 --out runs/a
+  fedprofile simulate --data log.csv --items items.csv --epsilon 2
   fedprofile simulate --data retail/ --preset online-retail-ii --no-privacy
   fedprofile simulate --config study.toml --seed 1 --json
-  fedprofile simulate --resume --out runs/a
+  fedprofile simulate --resume --out runs/synthetic-20260131-120000
   fedprofile simulate --data log.csv --split none --recommendations a.parquet
 
 Exit codes: 0 success; 2 wrong usage or bad input; 3 the budget doesn't allow the first release.

@@ -15,6 +15,7 @@ from fedprofile.common.accounting import (
     calibrate_noise_multiplier,
     default_delta,
     epsilon,
+    epsilon_after_each,
     epsilon_prv,
     epsilon_rdp,
     fits,
@@ -223,3 +224,23 @@ def test_accounting_loads_no_torch():
     code = "import sys; import fedprofile.common.accounting; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
+
+
+def test_cost_after_each_release_bounds_the_exact_cost_and_ends_in_it():
+    events = [GaussianDpEvent(6.0), *[sampled(1.0, 0.05)] * 20, GaussianDpEvent(8.0)]
+    curve = epsilon_after_each(events, delta=1e-5)
+    assert curve[-1] == epsilon(events, delta=1e-5)
+    assert curve == sorted(curve)
+    for made in (1, 2, 12, 21):
+        exact = epsilon(events[:made], delta=1e-5)
+        assert exact - 1e-6 <= curve[made - 1] <= exact + 1e-3
+
+
+def test_cost_after_each_release_of_nothing_and_without_noise():
+    assert epsilon_after_each([], delta=1e-5) == []
+    open_release = [GaussianDpEvent(1.0), NonPrivateDpEvent(), GaussianDpEvent(1.0)]
+    first, *rest = epsilon_after_each(open_release, delta=1e-5)
+    assert first == pytest.approx(epsilon(open_release[:1], delta=1e-5), abs=1e-3)
+    assert rest == [math.inf, math.inf]
+    with pytest.raises(ConfigError, match="Gaussian"):
+        epsilon_after_each([LaplaceDpEvent(1.0)], delta=1e-5)

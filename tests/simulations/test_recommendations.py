@@ -1,0 +1,87 @@
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fedprofile.common.errors import RunFolderError
+from fedprofile.common.histories import Histories
+from fedprofile.simulations.evaluation import CHUNK
+from fedprofile.simulations.recommendations import check_recommendations, write_recommendations
+
+
+class Ascending:
+    """Likes the last item best; notes what it was asked."""
+
+    def __init__(self, n_items):
+        self.n_items, self.asked = n_items, []
+
+    def scores(self, history, now):
+        self.asked.append((history, now))
+        return np.tile(np.arange(self.n_items, dtype=np.float32), (history.n_devices, 1))
+
+
+def make_log(seen, n_items):
+    """One device for each list of ``seen`` items, an event a second."""
+    items = [item for one in seen for item in one]
+    histories = Histories(
+        offsets=np.cumsum([0, *map(len, seen)]),
+        items=np.array(items, dtype=np.int32),
+        times=np.arange(len(items), dtype=np.int64),
+        sessions=np.zeros(len(items), dtype=np.int32),
+        weights=np.ones(len(items), dtype=np.float32),
+        types=np.zeros(len(items), dtype=np.int16),
+    )
+    return SimpleNamespace(
+        histories=histories,
+        n_users=len(seen),
+        user_ids=tuple(f"佐藤 {number}" for number in range(len(seen))),
+        item_ids=tuple(f'"{number}",' for number in range(n_items)),
+    )
+
+
+def write(tmp_path, log, **options):
+    scorer = Ascending(len(log.item_ids))
+    write_recommendations(tmp_path / "new" / "lists.parquet", scorer, log, **options)
+    return pl.read_parquet(tmp_path / "new" / "lists.parquet"), scorer
+
+
+def test_best_first_from_rank_1_by_original_ids_without_what_was_seen(tmp_path):
+    lists, _ = write(tmp_path, make_log([[4], [0, 4]], 5), k=2, include_seen=False)
+    assert lists.columns == ["user_id", "rank", "item_id", "score"]
+    assert lists.rows() == [
+        ("佐藤 0", 1, '"3",', 3.0),
+        ("佐藤 0", 2, '"2",', 2.0),
+        ("佐藤 1", 1, '"3",', 3.0),
+        ("佐藤 1", 2, '"2",', 2.0),
+    ]
+
+
+def test_what_was_seen_stays_in_on_request(tmp_path):
+    lists, _ = write(tmp_path, make_log([[4], [0, 4]], 5), k=1, include_seen=True)
+    assert lists["item_id"].to_list() == ['"4",', '"4",']
+
+
+def test_a_list_is_as_long_as_there_are_items_left(tmp_path):
+    lists, _ = write(tmp_path, make_log([[1], [0, 1, 2]], 3), k=10, include_seen=False)
+    assert lists.select("user_id", "rank").rows() == [("佐藤 0", 1), ("佐藤 0", 2)]
+
+
+def test_everybody_is_asked_at_the_end_of_the_log_with_all_they_did(tmp_path):
+    log = make_log([[number % 7] for number in range(CHUNK + 3)], 7)
+    lists, scorer = write(tmp_path, log, k=1, include_seen=False)
+    assert lists["user_id"].to_list() == list(log.user_ids)
+    assert {int(t) for _, now in scorer.asked for t in now} == {CHUNK + 3}
+    assert sum(history.n_events for history, _ in scorer.asked) == CHUNK + 3
+
+
+def test_a_file_that_holds_something_is_refused_before_the_run(tmp_path):
+    check_recommendations(tmp_path / "deep" / "lists.parquet")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "lists.parquet").write_bytes(b"")
+    check_recommendations(tmp_path / "lists.parquet")
+    (tmp_path / "lists.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunFolderError, match="exists already"):
+        check_recommendations(tmp_path / "lists.parquet")
+    with pytest.raises(RunFolderError, match="is a folder"):
+        check_recommendations(tmp_path)
