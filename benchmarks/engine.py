@@ -1,11 +1,12 @@
 """How fast devices train as one batch, against the ways others train them.
 
-    python -m benchmarks.engine [--compile] [--ray] [--json]
+    python -m benchmarks.engine [--size default] [--compile] [--ray] [--json]
 
-All engines do the same work in one run: frozen item vectors of 128 columns, a Transformer encoder of
-width 64 with two blocks, 128 shared negatives, three local SGD steps, one clip over the whole update.
-They take turns, and what counts is the median over the turns of their ratio within a turn: other load
-on the machine slows them all.
+All engines do the same work in one run: frozen item vectors of 128 columns, 128 shared negatives, one
+clip over the whole update. The reference encoder is a Transformer of width 64 with two blocks, reading
+windows of 50 events and trained for three local SGD steps; the default one is that of the default
+configuration. Engines take turns, and what counts is the median over the turns of their ratio within
+a turn: other load on the machine slows them all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -24,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.resident import (
-    TRAINING,
+    Lengths,
     ResidentEngine,
+    Size,
     Workload,
     build_workload,
 )
@@ -79,20 +82,21 @@ _QUIET = {
 def main() -> None:
     arguments = _parse()
     tables: list[Table] = []
-    for lengths in ("equal", "mixed"):
-        work = build_workload(lengths, arguments.devices)
+    kinds: tuple[Lengths, ...] = ("equal", "mixed")
+    for lengths in kinds:
+        name = f"{arguments.size} encoder, {lengths} lengths"
+        work = build_workload(arguments.size, lengths, arguments.devices)
         _assert_same(_batched(work, 1)(), ResidentEngine(work, 1).clipped_sum())
         for threads in sorted({1, arguments.threads}):
             seconds = _take_turns(work, threads, arguments.turns, arguments.compile)
-            tables.append(_table(f"{lengths} lengths", work, threads, seconds))
+            tables.append(_table(name, work, threads, seconds))
             if not arguments.json:
                 _print(tables[-1])
-    if arguments.ray:
-        work = build_workload("equal", arguments.nodes)
-        seconds = _against_ray(work, arguments.threads, arguments.turns)
-        tables.append(_table("equal lengths", work, arguments.threads, seconds))
-        if not arguments.json:
-            _print(tables[-1])
+        if arguments.ray:
+            seconds = _against_ray(work, lengths, arguments)
+            tables.append(_table(name, work, arguments.threads, seconds))
+            if not arguments.json:
+                _print(tables[-1])
     if arguments.json:
         print(json.dumps(tables))
 
@@ -102,6 +106,8 @@ def _parse() -> argparse.Namespace:
         prog="python -m benchmarks.engine",
         description="Devices trained as one batch, a resident model, and Flower's Ray engine.",
     )
+    sizes: tuple[Size, ...] = ("reference", "default")
+    parser.add_argument("--size", choices=sizes, default="reference", help="of the encoder")
     parser.add_argument("--devices", type=int, default=256, help="devices a turn (256)")
     parser.add_argument("--turns", type=int, default=5, help="turns of each engine (5)")
     parser.add_argument(
@@ -109,9 +115,14 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="also the compiled batch: minutes")
     parser.add_argument("--ray", action="store_true", help="also Flower's Ray engine")
-    parser.add_argument("--nodes", type=int, default=128, help="devices on Ray, each a node (128)")
+    parser.add_argument(
+        "--nodes", type=int, default=1_000, help="devices on Ray to sample from (1000)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON list instead of tables")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 < arguments.devices <= arguments.nodes:
+        parser.error("--devices must be at least 1, and at most --nodes")
+    return arguments
 
 
 def _assert_same(ours: ClippedUpdate, theirs: list[NDArray[np.float32]]) -> None:
@@ -127,7 +138,7 @@ def _batched(
     work: Workload, threads: int, *, compiled: bool = False
 ) -> Callable[[], ClippedUpdate]:
     trainer = Trainer(work.encoder, work.vectors, threads=threads, compiled=compiled)
-    return lambda: trainer.clipped_sum(work.weights, work.examples, work.prior, TRAINING)
+    return lambda: trainer.clipped_sum(work.weights, work.examples, work.prior, work.training)
 
 
 def _multiply() -> None:
@@ -163,44 +174,53 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _against_ray(work: Workload, threads: int, turns: int) -> Seconds:
-    """Rounds through Flower's Ray engine, one device a node, an actor a thread; and the same here."""
+def _against_ray(work: Workload, lengths: Lengths, arguments: argparse.Namespace) -> Seconds:
+    """Rounds through Flower's Ray engine, one device a node, an actor a core; and the same here.
+
+    Each round asks as many of the nodes as the workload has devices.
+    """
     os.environ.update(_QUIET)
-    from flwr.app import ArrayRecord, Context, Message, RecordDict
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    size, devices, threads = arguments.size, arguments.devices, arguments.threads
     batch = _batched(work, threads)
     seconds: Seconds = {GEMM: [], "Ray": [], "batch": []}
-    nodes = work.devices
     client, server = ClientApp(), ServerApp()
 
     @client.train()
-    def train(message: Message, context: Context) -> Message:
+    def train(message: Message, _: Context) -> Message:
+        # Imported where it runs, so that the actor keeps its model.
         from benchmarks.resident import train_node
 
         weights = message.content["weights"].to_torch_state_dict()
-        update = train_node(nodes, int(context.node_config["partition-id"]), weights)
+        device = message.content["task"]["device"]
+        update = train_node(size, lengths, devices, device, weights)
         return Message(RecordDict({"update": ArrayRecord(update)}), reply_to=message)
 
     def ask(grid: Grid) -> list[NDArray[np.float32]]:
         weights = ArrayRecord({n: torch.from_numpy(w) for n, w in work.weights.items()})
         messages = [
-            Message(RecordDict({"weights": weights}), dst_node_id=node, message_type="train")
-            for node in grid.get_node_ids()
+            Message(
+                RecordDict({"weights": weights, "task": ConfigRecord({"device": device})}),
+                dst_node_id=node,
+                message_type="train",
+            )
+            for device, node in enumerate(random.sample(list(grid.get_node_ids()), devices))
         ]
         replies = [r.content["update"].to_numpy_ndarrays() for r in grid.send_and_receive(messages)]
         return [np.sum(parts, axis=0) for parts in zip(*replies, strict=True)]
 
     @server.main()
     def serve(grid: Grid, _: Context) -> None:
-        while len(list(grid.get_node_ids())) < nodes:
+        while len(list(grid.get_node_ids())) < arguments.nodes:
             time.sleep(0.1)
         _assert_same(batch(), ask(grid))
         torch.set_num_threads(threads)
-        for _ in range(turns):
+        for _ in range(arguments.turns):
             seconds[GEMM].append(_timed(_multiply))
             seconds["Ray"].append(_timed(lambda: ask(grid)))
             seconds["batch"].append(_timed(batch))
@@ -208,7 +228,7 @@ def _against_ray(work: Workload, threads: int, turns: int) -> Seconds:
     run_simulation(
         server,
         client,
-        num_supernodes=nodes,
+        num_supernodes=arguments.nodes,
         backend_config={
             "init_args": {"include_dashboard": False, "num_cpus": threads},
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},

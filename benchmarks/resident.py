@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -21,14 +21,16 @@ from torch.nn import functional
 
 from fedprofile.client.examples import Examples, build_examples
 from fedprofile.client.local_training import LocalTraining, draw_negatives
-from fedprofile.common.config import ModelConfig
+from fedprofile.common.config import ModelConfig, TrainingConfig
 from fedprofile.common.encoder import Encoder, EncoderInputs, build_encoder
 from fedprofile.common.histories import Histories
 
 Lengths = Literal["equal", "mixed"]
-N_ITEMS, K, WINDOW = 3_000, 128, 50
-MODEL = ModelConfig(encoder="transformer", width=64, layers=2, heads=2, window=WINDOW)
-TRAINING = LocalTraining(steps=3, learning_rate=0.1, negatives=128, clip_norm=0.5, seed=0)
+Size = Literal["reference", "default"]
+N_ITEMS, K = 3_000, 128
+_REFERENCE = ModelConfig(encoder="transformer", width=64, layers=2, heads=2, window=50)
+_STEPS = {"reference": 3, "default": TrainingConfig().local_steps}
+_MODELS = {"reference": _REFERENCE, "default": ModelConfig()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,8 @@ class Workload:
     """Devices and what they train.
 
     Attributes:
+        model: shape of the encoder.
+        training: what a device does in a round.
         encoder: architecture and initial weights.
         vectors: float32 [n_items, k].
         prior: float32 [n_items].
@@ -43,11 +47,13 @@ class Workload:
         weights: name → shared weights.
     """
 
+    model: ModelConfig
+    training: LocalTraining
     encoder: Encoder
     vectors: NDArray[np.float32]
     prior: NDArray[np.float32]
     examples: Examples
-    weights: dict[str, NDArray[np.float32]] = field(repr=False)
+    weights: dict[str, NDArray[np.float32]]
 
     @property
     def devices(self) -> int:
@@ -60,7 +66,7 @@ class Workload:
         Per layer 2·rows·in·out forward, the same for the gradient of the weights, and again for that
         of the input where it is needed; attention over what came before only.
         """
-        d, k = MODEL.width, K
+        d, k = self.model.width, K
         t = np.diff(self.examples.window_offsets).astype(float)
         q = np.diff(self.examples.query_offsets).astype(float)
         m = np.diff(self.examples.target_offsets).astype(float)
@@ -68,22 +74,23 @@ class Workload:
         step = (
             4 * t * k * d  # adapter, over the window
             + 12 * q * k * d  # adapter over the sums, and out
-            + 8 * q * len(MODEL.half_lives) * k  # gains
-            + MODEL.layers * block
-            + 4 * q * k * TRAINING.negatives
+            + 8 * q * len(self.model.half_lives) * k  # gains
+            + self.model.layers * block
+            + 4 * q * k * self.training.negatives
             + 4 * m * k
         )
-        return float(TRAINING.steps * step.sum())
+        return float(self.training.steps * step.sum())
 
 
 @lru_cache(maxsize=2)
-def build_workload(lengths: Lengths, devices: int) -> Workload:
-    """One event a session; windows of 50 events, or log-normal ones with a median of 17."""
+def build_workload(size: Size, lengths: Lengths, devices: int) -> Workload:
+    """One event a session; full windows, or log-normal ones with a median of 17 events."""
+    model = _MODELS[size]
     rng = np.random.default_rng(0)
-    events = np.full(devices, WINDOW + 1)
+    events = np.full(devices, model.window + 1)
     if lengths == "mixed":
         drawn = rng.lognormal(math.log(18), 0.7, size=devices)
-        events = np.clip(drawn, 3, WINDOW + 1).astype(np.int64)
+        events = np.clip(drawn, 3, model.window + 1).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(events)]).astype(np.int64)
     order = np.arange(offsets[-1]) - np.repeat(offsets[:-1], events)
     histories = Histories(
@@ -96,8 +103,12 @@ def build_workload(lengths: Lengths, devices: int) -> Workload:
     )
     vectors = rng.normal(size=(N_ITEMS, K)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    encoder = build_encoder(MODEL, blocks={"text": (0, K)}, n_items=N_ITEMS, n_types=1, seed=0)
+    encoder = build_encoder(model, blocks={"text": (0, K)}, n_items=N_ITEMS, n_types=1, seed=0)
     return Workload(
+        model=model,
+        training=LocalTraining(
+            steps=_STEPS[size], learning_rate=0.1, negatives=128, clip_norm=0.5, seed=0
+        ),
         encoder=encoder,
         vectors=vectors,
         prior=np.log(rng.dirichlet(np.ones(N_ITEMS))).astype(np.float32),
@@ -105,8 +116,8 @@ def build_workload(lengths: Lengths, devices: int) -> Workload:
             histories,
             np.arange(devices, dtype=np.uint64),
             vectors=vectors,
-            scales=MODEL.scales,
-            window=WINDOW,
+            scales=model.scales,
+            window=model.window,
             new_targets_only=False,
             seed=0,
         ),
@@ -118,17 +129,19 @@ class ResidentModel:
     """One model, into which the shared weights are copied for each device."""
 
     def __init__(self, work: Workload) -> None:
-        self._examples = work.examples
+        self._examples, self._training = work.examples, work.training
         self._model = copy.deepcopy(work.encoder)
         self._parameters = list(self._model.parameters())
-        self._optimizer = torch.optim.SGD(self._parameters, lr=TRAINING.learning_rate, foreach=True)
+        self._optimizer = torch.optim.SGD(
+            self._parameters, lr=work.training.learning_rate, foreach=True
+        )
         self._vectors = torch.from_numpy(work.vectors)
         self._priors = torch.from_numpy(work.prior)
         drawn = draw_negatives(
             n_items=N_ITEMS,
-            steps=TRAINING.steps,
-            count=TRAINING.negatives,
-            seed=TRAINING.seed,
+            steps=work.training.steps,
+            count=work.training.negatives,
+            seed=work.training.seed,
         )
         self._drawn = torch.from_numpy(drawn)
         self._known = work.examples.known[:, drawn.ravel()]
@@ -141,7 +154,7 @@ class ResidentModel:
             with torch.no_grad():
                 update = torch._foreach_sub(weights, self._parameters)
                 norm = float(torch.stack(torch._foreach_norm(update)).norm())
-                factor = min(1.0, TRAINING.clip_norm / (norm + 1e-6))
+                factor = min(1.0, self._training.clip_norm / (norm + 1e-6))
                 torch._foreach_add_(total, update, alpha=factor)
         return total
 
@@ -167,7 +180,7 @@ class ResidentModel:
         targets = torch.from_numpy(examples.target_items[target].astype(np.int64))
         target_vectors, target_priors = self._vectors[targets], self._priors[targets]
         known = torch.from_numpy(self._known[device].toarray()).view(self._drawn.shape)
-        offset = math.log(N_ITEMS / TRAINING.negatives)
+        offset = math.log(N_ITEMS / self._training.negatives)
         bias = (self._priors[self._drawn] + offset).masked_fill(known, -1e4)
         for step, negatives in enumerate(self._drawn):
             profiles = self._model(inputs)[0]
@@ -198,13 +211,16 @@ class ResidentEngine:
             return [torch.stack(p).sum(dim=0).numpy() for p in zip(*parts, strict=True)]
 
 
-def train_node(nodes: int, device: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The clipped update of one device of ``nodes``, on this process's resident model."""
-    update = _node_model(nodes).clipped_sum(list(weights.values()), np.array([device]))
+def train_node(
+    size: Size, lengths: Lengths, devices: int, device: int, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The clipped update of one of ``devices``, on this process's resident model."""
+    model = _node_model(size, lengths, devices)
+    update = model.clipped_sum(list(weights.values()), np.array([device]))
     return dict(zip(weights, update, strict=True))
 
 
 @lru_cache(maxsize=1)
-def _node_model(nodes: int) -> ResidentModel:
+def _node_model(size: Size, lengths: Lengths, devices: int) -> ResidentModel:
     torch.set_num_threads(1)
-    return ResidentModel(build_workload("equal", nodes))
+    return ResidentModel(build_workload(size, lengths, devices))
