@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event
@@ -29,6 +30,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_POLL = 0.2  # seconds
 # Ray's ports ask nobody for a password. A Ray without clusters listens on loopback only, which is
 # what this switch does on any system, whatever its name says.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -58,29 +60,37 @@ def run_on_ray(federation: Federation, population: Population, *, devices_per_ho
 
     _silence_flower()
     stopped = Event()
-    with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch,
+        ThreadPoolExecutor(1) as thread,
+    ):
         folder = Path(scratch)
         population.save(folder)
+        simulation = thread.submit(
+            _run_simulation,
+            num_supernodes=population.hosts(devices_per_host),
+            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+            client_app=build_client_app(partial(_find_host, folder, devices_per_host)),
+            server_app=_server_app(federation, stopped),
+            backend_config={
+                "init_args": {"include_dashboard": False},
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            },
+        )
         try:
-            _run_simulation(
-                num_supernodes=population.hosts(devices_per_host),
-                exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-                client_app=build_client_app(partial(_find_host, folder, devices_per_host)),
-                server_app=_server_app(federation, stopped),
-                backend_config={
-                    "init_args": {"include_dashboard": False},
-                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                },
-            )
+            # In short steps: with Ray's signal handlers no wait is interrupted by Ctrl-C.
+            while wait([simulation], timeout=_POLL).not_done:
+                pass
         finally:
             stopped.set()
+    simulation.result()
 
 
 def _server_app(federation: Federation, stopped: Event) -> ServerApp:
-    """The ServerApp of ``federation``, which gives up waiting once the engine has stopped.
+    """The ServerApp of ``federation``, which gives up once the engine has stopped or should.
 
     Flower runs it in a thread that outlives an interrupt or a crash of the engine, and that would
-    wait for replies that nobody sends any more.
+    wait an hour for replies that nobody sends any more. Where it ends, Flower ends the engine.
     """
     app = ServerApp()
 
@@ -90,7 +100,7 @@ def _server_app(federation: Federation, stopped: Event) -> ServerApp:
 
         def pull_while_running(message_ids: Iterable[str]) -> Iterable[Message]:
             if stopped.is_set():
-                raise RuntimeError("the Ray engine has stopped")
+                raise RuntimeError("the Ray engine was stopped")
             return pull(message_ids)
 
         grid.pull_messages = pull_while_running  # type: ignore[method-assign]
