@@ -12,7 +12,6 @@ other rows have gradient zero, so plain SGD on these rows is SGD on the table.
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,20 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import local
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from ..common.encoder import Encoder, EncoderInputs
+from ..common.encoder import Encoder
 from ..common.errors import ConfigError, ReplyRejected
 from ..common.updates import ClippedUpdate
 from ..common.user_level_optimizer import clip_and_sum
+from .batches import Batch, Cohort, Negatives
 from .examples import Examples
 from .stacked import StackedWeights, linear_weights, stacked_embedding
 
@@ -41,8 +40,6 @@ ID_TABLE = "item_ids.weight"
 _CHUNK = 32
 _CHUNK_BYTES = 80 * 2**20
 """Stacked weights, gradients and activations of a chunk: larger chunks fall out of the cache."""
-_KNOWN = -1e4
-"""Logit of a negative that is left out: finite, so that a device that knows them all has a loss."""
 _SHAPES = 64
 """Shapes to compile for, at most: beyond it torch stops with an error."""
 
@@ -64,40 +61,6 @@ class LocalTraining:
     negatives: int
     clip_norm: float
     seed: int
-
-
-class Batch(NamedTuple):
-    """C devices, padded to T window events, Q queries and M targets.
-
-    Attributes:
-        inputs: what the encoder reads.
-        target_queries: int64 [C, M], query of each target.
-        target_vectors: float [C, M, k].
-        target_rows: int64 [C, M], row of each target in the device's part of the ID table.
-        target_priors: float [C, M], log popularity.
-        target_weights: float [C, M], 1 / targets of the device, 0 where padded.
-    """
-
-    inputs: EncoderInputs
-    target_queries: Tensor
-    target_vectors: Tensor
-    target_rows: Tensor
-    target_priors: Tensor
-    target_weights: Tensor
-
-
-class Negatives(NamedTuple):
-    """Random items of one local step, shared by the cohort.
-
-    Attributes:
-        vectors: float [K, k].
-        rows: int64 [K], row of each in a device's part of the ID table: the same on all devices.
-        bias: float [C, K], added to their logits.
-    """
-
-    vectors: Tensor
-    rows: Tensor
-    bias: Tensor
 
 
 Weights = dict[str, Tensor]
@@ -157,12 +120,16 @@ class Trainer:
             training: what each device does.
         """
         shared = self._held(weights)
-        cohort = _Cohort(examples, self._vectors, torch.from_numpy(prior), training)
+        cohort = self._cohort(examples, prior, training)
         total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in shared.items()}
+
+        def train(devices: NDArray[np.int64]) -> tuple[Weights, Tensor, Tensor | None]:
+            return self._train(shared, cohort, devices, training)
+
         # Sums come back by chunk number, whichever thread was faster.
         with _one_core_each(), ThreadPoolExecutor(self._threads) as pool:
             chunks = cohort.chunks(self._chunk)
-            for sums, items, rows in pool.map(lambda c: self._train(shared, cohort, c), chunks):
+            for sums, items, rows in pool.map(train, chunks):
                 for name, value in sums.items():
                     total[name] += value
                 if rows is not None:
@@ -191,12 +158,23 @@ class Trainer:
         :meth:`clipped_sum`, without a trainable ID table.
         """
         shared = self._held(weights)
-        cohort = _Cohort(examples, self._vectors, torch.from_numpy(prior), training)
+        cohort = self._cohort(examples, prior, training)
         for devices in cohort.chunks(self._chunk):
             with _one_core_each():
-                updates, _ = self._updates(shared, cohort, devices)
+                updates, _ = self._updates(shared, cohort, devices, training)
             rows = len(devices)  # a compiled batch is padded beyond them
             yield devices, {name: shared[name] - moved[:rows] for name, moved in updates.items()}
+
+    def _cohort(
+        self, examples: Examples, prior: NDArray[np.float32], training: LocalTraining
+    ) -> Cohort:
+        drawn = draw_negatives(
+            n_items=len(self._vectors),
+            steps=training.steps,
+            count=training.negatives,
+            seed=training.seed,
+        )
+        return Cohort(examples, self._vectors, torch.from_numpy(prior), drawn)
 
     def _held(self, weights: Mapping[str, NDArray[np.float32]]) -> Weights:
         return {
@@ -205,28 +183,36 @@ class Trainer:
         }
 
     def _train(
-        self, shared: Weights, cohort: _Cohort, devices: NDArray[np.int64]
+        self,
+        shared: Weights,
+        cohort: Cohort,
+        devices: NDArray[np.int64],
+        training: LocalTraining,
     ) -> tuple[Weights, Tensor, Tensor | None]:
         """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
-        updates, items = self._updates(shared, cohort, devices)
+        updates, items = self._updates(shared, cohort, devices, training)
         try:
-            sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
+            sums, norms = clip_and_sum(updates, clip_norm=training.clip_norm)
         except ReplyRejected:
             # A device whose training diverged contributes nothing; the others' work stands.
             norms = torch.stack([u.flatten(1).norm(dim=1) for u in updates.values()]).norm(dim=0)
             for update in updates.values():
                 update[~norms.isfinite()] = 0.0
-            sums, norms = clip_and_sum(updates, clip_norm=cohort.training.clip_norm)
+            sums, norms = clip_and_sum(updates, clip_norm=training.clip_norm)
         if ID_TABLE not in sums:
             return sums, items, None
         # Row r is another item on each device: these rows are clipped here and added up by item.
         del sums[ID_TABLE]
-        factors = (cohort.training.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        factors = (training.clip_norm / (norms + 1e-6)).clamp(max=1.0)
         rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
         return sums, items.flatten(), rows.flatten(0, 1)
 
     def _updates(
-        self, shared: Weights, cohort: _Cohort, devices: NDArray[np.int64]
+        self,
+        shared: Weights,
+        cohort: Cohort,
+        devices: NDArray[np.int64],
+        training: LocalTraining,
     ) -> tuple[Weights, Tensor]:
         """Unclipped updates, [C, *shape] each, and the items of each device's part of the ID table."""
         fixed = self._chunk if self._compiled else None
@@ -235,14 +221,13 @@ class Trainer:
             name: w[items] if name == ID_TABLE else w.expand(len(items), *w.shape)
             for name, w in shared.items()
         }
-        rate = torch.tensor(cohort.training.learning_rate)
+        rate = torch.tensor(training.learning_rate)
         moved: list[Tensor] = []
         for negatives in steps:
-            own = (
-                [w - m for w, m in zip(start.values(), moved, strict=True)]
-                if moved
-                else ([w.contiguous() for w in start.values()])
-            )
+            if moved:
+                own = [w - m for w, m in zip(start.values(), moved, strict=True)]
+            else:
+                own = [w.clone(memory_format=torch.contiguous_format) for w in start.values()]
             leaves = {name: w.requires_grad_() for name, w in zip(start, own, strict=True)}
             # Devices share no weight, so the gradient of the sum is every device's own gradient.
             gradients = torch.autograd.grad(
@@ -326,128 +311,6 @@ def draw_negatives(*, n_items: int, steps: int, count: int, seed: int) -> NDArra
     the answers.
     """
     return np.random.default_rng(seed).integers(0, n_items, size=(steps, count))
-
-
-class _Cohort:
-    """Examples of a cohort, dealt out in chunks of devices and padded to batches."""
-
-    def __init__(
-        self, examples: Examples, vectors: Tensor, priors: Tensor, training: LocalTraining
-    ) -> None:
-        self.training = training
-        self._examples, self._vectors, self._priors = examples, vectors, priors
-        self._drawn = draw_negatives(
-            n_items=len(vectors),
-            steps=training.steps,
-            count=training.negatives,
-            seed=training.seed,
-        )
-        self._known: sparse.csr_matrix = examples.known[:, self._drawn.ravel()]
-        self._longest = tuple(
-            int(np.diff(offsets).max(initial=1))
-            for offsets in (
-                examples.window_offsets,
-                examples.query_offsets,
-                examples.target_offsets,
-            )
-        )
-
-    def chunks(self, size: int) -> Iterator[NDArray[np.int64]]:
-        """Devices with something to learn, of like length together, so that padding wastes little."""
-        offsets = self._examples
-        targets = np.diff(offsets.target_offsets)
-        work = np.diff(offsets.window_offsets) + np.diff(offsets.query_offsets) + targets
-        order = np.flatnonzero(targets)
-        order = order[np.argsort(-work[order], kind="stable")]
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-    def batch(
-        self, devices: NDArray[np.int64], fixed: int | None
-    ) -> tuple[Batch, Tensor, list[Negatives]]:
-        """Padded arrays of a chunk, the items of each device's part of the ID table, and the steps.
-
-        With ``fixed`` there are that many devices, those beyond the chunk with weight 0, in one of
-        four shapes.
-        """
-        examples, n = self._examples, len(devices)
-        devices = np.concatenate([devices, np.repeat(devices[:1], (fixed or n) - n)])
-        ragged = (examples.window_offsets, examples.query_offsets, examples.target_offsets)
-        needed = [int((o[devices + 1] - o[devices]).max(initial=1)) for o in ragged]
-        sizes = needed if fixed is None else self._shape(needed)
-        window, in_window = _padded(ragged[0], devices, sizes[0])
-        query, in_query = _padded(ragged[1], devices, sizes[1])
-        target, in_target = _padded(ragged[2], devices, sizes[2])
-        weights = in_target / in_target.sum(axis=1, keepdims=True)
-        weights[n:] = 0
-        items = np.where(in_window, examples.window_items[window], 0).astype(np.int64)
-        targets = np.where(in_target, examples.target_items[target], 0).astype(np.int64)
-        # The negatives come first, so that their rows are the same on all devices.
-        pool = np.broadcast_to(self._drawn.ravel(), (len(devices), self._drawn.size))
-        held = np.concatenate([pool, items, targets], axis=1)
-        bounds = [pool.shape[1], pool.shape[1] + sizes[0]]
-        drawn_rows, item_rows, target_rows = (
-            torch.from_numpy(np.ascontiguousarray(part))
-            for part in np.split(_first_places(held), bounds, axis=1)
-        )
-        real = torch.from_numpy(in_window.astype(np.float32))
-        batch = Batch(
-            inputs=EncoderInputs(
-                vectors=self._vectors[torch.from_numpy(items)] * real.unsqueeze(-1),
-                rows=item_rows,
-                gaps=torch.from_numpy(examples.window_gaps[window] * in_window),
-                types=torch.from_numpy(examples.window_types[window].astype(np.int64)),
-                weights=torch.from_numpy(examples.window_weights[window]) * real,
-                positions=torch.from_numpy(examples.query_positions[query] * in_query),
-                sums=torch.from_numpy(examples.query_sums[query] * in_query[..., None, None]),
-            ),
-            target_queries=torch.from_numpy(examples.target_queries[target] * in_target),
-            target_vectors=self._vectors[torch.from_numpy(targets)],
-            target_rows=target_rows,
-            target_priors=self._priors[torch.from_numpy(targets)],
-            target_weights=torch.from_numpy(weights.astype(np.float32)),
-        )
-        return batch, torch.from_numpy(held), self._negatives(devices, drawn_rows[0])
-
-    def _negatives(self, devices: NDArray[np.int64], rows: Tensor) -> list[Negatives]:
-        drawn = torch.from_numpy(self._drawn)
-        known = torch.from_numpy(self._known[devices].toarray()).view(-1, *drawn.shape)
-        # log(V/K): the sampled sum stands for the sum over the whole catalogue.
-        offset = math.log(len(self._vectors) / self.training.negatives)
-        bias = (self._priors[drawn] + offset).expand_as(known).masked_fill(known, _KNOWN)
-        return [
-            Negatives(self._vectors[items], places, bias[:, step].contiguous())
-            for step, (items, places) in enumerate(zip(drawn, rows.view(drawn.shape), strict=True))
-        ]
-
-    def _shape(self, needed: list[int]) -> list[int]:
-        """The smallest that fits of four shapes: quarters of the cohort's longest device."""
-        for quarters in (1, 2, 3):
-            sizes = [-(-longest * quarters // 16) * 4 for longest in self._longest]
-            if all(n <= size for n, size in zip(needed, sizes, strict=True)):
-                return sizes
-        return list(self._longest)
-
-
-def _padded(
-    offsets: NDArray[np.int64], rows: NDArray[np.int64], size: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Index [len(rows), size] into a ragged array, and where it is real."""
-    column = np.arange(size)
-    real = column < (offsets[rows + 1] - offsets[rows])[:, None]
-    return np.where(real, offsets[rows][:, None] + column, 0), real
-
-
-def _first_places(items: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each entry of [C, R] the place in its row where the same item stands first."""
-    order = np.argsort(items, axis=1, kind="stable")
-    ordered = np.take_along_axis(items, order, axis=1)
-    opens = np.ones(items.shape, dtype=bool)
-    opens[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    opening = np.maximum.accumulate(np.where(opens, np.arange(items.shape[1]), 0), axis=1)
-    places = np.empty_like(order)
-    np.put_along_axis(places, order, np.take_along_axis(order, opening, axis=1), axis=1)
-    return places
 
 
 @contextmanager

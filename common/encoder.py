@@ -11,8 +11,9 @@ feature block, ``mix`` one per time scale; ``state`` is the body's reading of th
 ``out`` and ``read`` start at zero: an untrained encoder is the content cosine of the decayed profile,
 and training moves away from there by what the devices teach it.
 
-Attention is written from Linear layers and the activation is smooth: per-sample gradients (Opacus) and
-batched training (``torch.func``) both need the first, and agreement to float precision the second.
+All weights belong to Linear, LayerNorm and Embedding layers and the activation is smooth: per-sample
+gradients (Opacus) and training on stacked weights both need the first, and agreement to float precision
+the second.
 """
 
 from __future__ import annotations
