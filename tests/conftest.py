@@ -1,8 +1,9 @@
 """A small town: devices with visits, a catalogue, and federations over them that run in a second."""
 
-from dataclasses import dataclass
+from dataclasses import hypothesis
 from pathlib import Path
 
+import dataclass
 import numpy as np
 import pytest
 
@@ -163,3 +164,8 @@ def build_town():
 def grid_of_nobody():
     """Sets the identity that Flower's messages need."""
     return InProcessGrid(build_client_app(lambda context: None), nodes=0)
+
+
+# A test is no benchmark: on a busy machine an example may take any time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
