@@ -1,9 +1,9 @@
 """A small town: devices with visits, a catalogue, and federations over them that run in a second."""
 
-from dataclasses import hypothesis
+from dataclasses import dataclass
 from pathlib import Path
 
-import dataclass
+import hypothesis
 import numpy as np
 import pytest
 
