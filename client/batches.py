@@ -79,14 +79,16 @@ class Cohort:
         )
 
     def chunks(self, size: int) -> Iterator[NDArray[np.int64]]:
-        """Devices with something to learn, of like length together, so that padding wastes little."""
+        """Devices with something to learn, of like length together, so that padding wastes little.
+
+        Chunks of at most ``size``, as equal as can be, so that threads have equal work.
+        """
         offsets = self._examples
         targets = np.diff(offsets.target_offsets)
         work = np.diff(offsets.window_offsets) + np.diff(offsets.query_offsets) + targets
         order = np.flatnonzero(targets)
         order = order[np.argsort(-work[order], kind="stable")]
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+        yield from np.array_split(order, max(1, -(-len(order) // size))) if len(order) else ()
 
     def batch(
         self, devices: NDArray[np.int64], fixed: int | None

@@ -37,7 +37,7 @@ from .examples import Examples
 from .stacked import StackedWeights, linear_weights, stacked_embedding
 
 ID_TABLE = "item_ids.weight"
-_CHUNK = 32
+_CHUNK = 64
 _CHUNK_BYTES = 80 * 2**20
 """Stacked weights, gradients and activations of a chunk: larger chunks fall out of the cache."""
 _SHAPES = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -39,8 +39,11 @@ _GRID = 1e-4  # dp_accounting's default step between privacy losses
 _COARSE_GRID = 1e-3  # ten times as fast; a multiple of the fine one, so its ε is never below
 _ROUNDING = 1e-9  # relative, between two ways to the same ε
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
+_BRACKET = 1.5  # between a noise multiplier that is too small and one that is enough
 _LEAST_NOISE_MULTIPLIER = 2.0**-4  # ε is in the hundreds there, and the cost grows as 1/σ²
 _MOST_NOISE_MULTIPLIER = 2.0**30
+# (δ, ε) → the largest sets of releases found to fit.
+_FITTING: dict[tuple[float, float], list[dict[DpEvent, int]]] = {}
 
 
 def epsilon(events: Sequence[DpEvent], *, delta: float) -> float:
@@ -81,6 +84,8 @@ def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> b
     """Whether all ``events`` together cost at most ``target_epsilon``, by :func:`epsilon`.
 
     Asks the coarse grid first, whose ε is never below; the fine one decides close to the target.
+    Part of what fitted before fits: a release less never costs more. So a run whose rounds were
+    calibrated, or asked about together, gets its answers at once.
 
     Raises:
         ConfigError: ``delta`` is outside (0, 1).
@@ -89,13 +94,17 @@ def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> b
     _checked(delta)
     if any(isinstance(event, NonPrivateDpEvent) for event, _ in counted):
         return False
+    if _known_to_fit(counted, delta, target_epsilon):
+        return True
     composed = identity(value_discretization_interval=_COARSE_GRID)
     for event, count in counted:
-        # A run asks after every round: what one event loses is worked out once.
+        # A run may ask after every round: what one event loses is worked out once.
         composed = composed.compose(_loss_distribution(event).self_compose(count))
-    if composed.get_epsilon_for_delta(delta) <= target_epsilon * (1 - _ROUNDING):
+    fitting = composed.get_epsilon_for_delta(delta) <= target_epsilon * (1 - _ROUNDING)
+    if fitting or _epsilon_pld(counted, delta, _GRID) <= target_epsilon:
+        _remember_fit(counted, delta, target_epsilon)
         return True
-    return _epsilon_pld(counted, delta, _GRID) <= target_epsilon
+    return False
 
 
 def epsilon_rdp(events: Sequence[DpEvent], *, delta: float) -> float:
@@ -113,22 +122,24 @@ def epsilon_prv(events: Sequence[DpEvent], *, delta: float) -> float:
 
     Raises:
         ConfigError: ``delta`` is outside (0, 1), or there is no event, or one that is no Gaussian
-            release, sampled or not: Opacus can't express those.
+            release, sampled or not: Opacus can't express those; or it finds no ε at this δ.
     """
     from opacus.accountants import PRVAccountant  # loads torch
 
     accountant = PRVAccountant()
     for event, count in _counted(events):
-        q, gaussian = 1.0, event
-        if isinstance(event, PoissonSampledDpEvent):
-            q, gaussian = event.sampling_probability, event.event
-        if not isinstance(gaussian, GaussianDpEvent):
+        release = _gaussian(event)
+        if release is None:
             raise ConfigError(f"the PRV accountant can't express {event}; use PLD")
-        accountant.history.append((gaussian.noise_multiplier, q, count))
+        accountant.history.append((*release, count))
     if not accountant.history:
         raise ConfigError("the PRV accountant needs at least one event; use PLD")
-    with np.errstate(divide="ignore", invalid="ignore"):  # takes log(1 − q), also at q = 1
-        return float(accountant.get_epsilon(_checked(delta)))
+    _checked(delta)
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):  # takes log(1 − q), also at q = 1
+            return float(accountant.get_epsilon(delta))
+    except (RuntimeError, ValueError) as error:  # δ next to 0 or 1
+        raise ConfigError(f"the PRV accountant can't tell ε at δ = {delta}; use PLD") from error
 
 
 def default_delta(population_size: int) -> float:
@@ -166,6 +177,10 @@ def calibrate_noise_multiplier(
     if rounds < 1:
         raise ConfigError(f"rounds must be 1 or more to calibrate noise, got {rounds}")
     spent = epsilon(prior_events, delta=delta)
+    if math.isinf(spent) and all(_gaussian(event) for event in prior_events):
+        raise ConfigError(
+            f"delta {delta:.3g} is below what loss distributions resolve; raise privacy.delta"
+        )
     if spent >= target_epsilon:
         raise BudgetError(
             f"earlier releases cost ε = {spent:.4g} of {target_epsilon:.4g}: nothing is left for "
@@ -182,22 +197,26 @@ def calibrate_noise_multiplier(
             sampling_probability=sampling_probability,
             population_size=1,
         )
-        return _counted([*prior_events, *[mechanism.event()] * rounds])
+        return _counted(prior_events, {mechanism.event(): rounds})
 
     def enough(noise_multiplier: float, grid: float) -> bool:
         return _epsilon_pld(counted(noise_multiplier), delta, grid) <= target
 
-    upper = 1.0
+    # Near the answer from the start: far below it a loss distribution outgrows memory. By the
+    # central limit μ = q·√(R·(e^(1/σ²) − 1)) (Bu, Dong, Long & Su 2020, theorem 5).
+    mu = gaussian_mu(epsilon=target_epsilon, delta=delta)
+    guess = math.log1p((mu / sampling_probability) ** 2 / rounds) ** -0.5
+    upper = max(guess, 2 * _LEAST_NOISE_MULTIPLIER)
     while not enough(upper, _COARSE_GRID):
-        upper *= 2
+        upper *= _BRACKET
         if upper > _MOST_NOISE_MULTIPLIER:
             raise BudgetError(
                 f"no noise fits {rounds} rounds into ε = {target_epsilon:.4g} after releases that "
                 f"cost {spent:.4g}; raise epsilon",
                 epsilon_reached=spent,
             )
-    while enough(upper / 2, _COARSE_GRID):
-        upper /= 2
+    while enough(upper / _BRACKET, _COARSE_GRID):
+        upper /= _BRACKET
         if upper <= _LEAST_NOISE_MULTIPLIER:
             raise ConfigError(
                 f"epsilon {target_epsilon:.4g} asks for next to no noise; lower it or switch "
@@ -208,7 +227,7 @@ def calibrate_noise_multiplier(
         make_event_from_param=lambda x: _composed(counted(math.exp(x))),
         target_epsilon=target,
         target_delta=delta,
-        bracket_interval=ExplicitBracketInterval(math.log(upper / 2), math.log(upper)),
+        bracket_interval=ExplicitBracketInterval(math.log(upper / _BRACKET), math.log(upper)),
         tol=_TOLERANCE / 10,
     )
     # Enough on the coarse grid is enough on the fine one; less may be too.
@@ -220,6 +239,7 @@ def calibrate_noise_multiplier(
         step /= 2
         if enough(noise_multiplier * (1 - step), _GRID):
             noise_multiplier *= 1 - step
+    _remember_fit(counted(noise_multiplier), delta, target_epsilon)
     return noise_multiplier
 
 
@@ -244,7 +264,10 @@ def gaussian_mu(*, epsilon: float, delta: float) -> float:
     most = 1.0
     while gap(most) < 0:
         most *= 2
-    return float(brentq(gap, most * 1e-9, most, xtol=1e-15, rtol=1e-12))
+    least = most / 2
+    while gap(least) > 0:
+        least /= 2
+    return float(brentq(gap, least, most, xtol=least * 1e-12, rtol=1e-12))
 
 
 def _checked(delta: float) -> float:
@@ -253,31 +276,65 @@ def _checked(delta: float) -> float:
     return delta
 
 
+def _gaussian(event: DpEvent) -> tuple[float, float] | None:
+    """σ and q of a Gaussian release, sampled or not; None for another event."""
+    q, inner = 1.0, event
+    if isinstance(event, PoissonSampledDpEvent):
+        q, inner = event.sampling_probability, event.event
+    return (inner.noise_multiplier, q) if isinstance(inner, GaussianDpEvent) else None
+
+
+def _check_noise(event: DpEvent) -> None:
+    """Loss distributions of next to no noise take hours, and their ε means nothing."""
+    release = _gaussian(event)
+    if release is not None and 0 < release[0] < _LEAST_NOISE_MULTIPLIER / 2:
+        raise ConfigError(
+            f"a noise multiplier of {release[0]:.3g} is next to no noise; lower epsilon, raise "
+            "privacy.noise_multiplier, or switch privacy off"
+        )
+
+
 @lru_cache(maxsize=64)
 def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
-    q, gaussian = 1.0, event
-    if isinstance(event, PoissonSampledDpEvent):
-        q, gaussian = event.sampling_probability, event.event
-    if not isinstance(gaussian, GaussianDpEvent):
+    release = _gaussian(event)
+    if release is None:
         raise ConfigError(f"no loss distribution for {event}; use Gaussian releases")
+    _check_noise(event)
+    noise_multiplier, q = release
     return from_gaussian_mechanism(
-        gaussian.noise_multiplier, value_discretization_interval=_COARSE_GRID, sampling_prob=q
+        noise_multiplier, value_discretization_interval=_COARSE_GRID, sampling_prob=q
     )
 
 
 _Counted = tuple[tuple[DpEvent, int], ...]
 
 
-def _counted(events: Sequence[DpEvent]) -> _Counted:
+def _counted(events: Sequence[DpEvent], more: Mapping[DpEvent, int] | None = None) -> _Counted:
     """Equal events together, in an order that no caller can change: so rounding is the same too."""
-    return tuple(sorted(Counter(events).items(), key=repr))
+    counts = Counter(events)
+    counts.update(more or {})
+    return tuple(sorted(counts.items(), key=repr))
 
 
 def _composed(counted: _Counted) -> DpEvent:
     return ComposedDpEvent([SelfComposedDpEvent(event, count) for event, count in counted])
 
 
+def _known_to_fit(counted: _Counted, delta: float, target_epsilon: float) -> bool:
+    held = _FITTING.get((delta, target_epsilon), [])
+    return any(all(count <= more.get(event, 0) for event, count in counted) for more in held)
+
+
+def _remember_fit(counted: _Counted, delta: float, target_epsilon: float) -> None:
+    held = _FITTING.setdefault((delta, target_epsilon), [])
+    most = dict(counted)
+    held[:] = [h for h in held if any(count > most.get(event, 0) for event, count in h.items())]
+    held.append(most)
+
+
 @lru_cache(maxsize=256)
 def _epsilon_pld(counted: _Counted, delta: float, grid: float) -> float:
+    for event, _ in counted:
+        _check_noise(event)
     accountant = PLDAccountant(value_discretization_interval=grid)
     return float(accountant.compose(_composed(counted)).get_epsilon(delta))

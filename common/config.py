@@ -204,7 +204,7 @@ class EngineConfig(_Section):
         "local", description="this process, or Flower's Ray engine (fedprofile[ray])"
     )
     devices_per_host: int = Field(
-        1_024, ge=1, description="devices that one Flower node speaks for"
+        4_096, ge=1, description="devices that one Flower node speaks for"
     )
     threads: int = Field(0, ge=0, description="0: as many as cores")
     compile: bool = Field(False, description="torch.compile the training step; needs g++")

@@ -91,15 +91,22 @@ def plan_budget(
         every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds, spent), rate)
     else:
         every_round = mechanism(privacy.clip_norm, privacy.noise_multiplier, rate)
-        _check_first_round(every_round, spent, delta=delta, target_epsilon=privacy.epsilon)
+        _check_rounds(every_round, training.rounds, spent, delta, privacy.epsilon)
     return BudgetPlan(delta, privacy.epsilon, popularity, every_round)
 
 
-def _check_first_round(
-    every_round: Mechanism, spent: Sequence[DpEvent], *, delta: float, target_epsilon: float
+def _check_rounds(
+    every_round: Mechanism,
+    rounds: int,
+    spent: Sequence[DpEvent],
+    delta: float,
+    target_epsilon: float,
 ) -> None:
-    """Later rounds are checked when they come; without a first one nothing is worth releasing."""
-    events = [*spent, every_round.event()]
+    """Without a first round nothing is worth releasing; a later one may end the run early."""
+    event = every_round.event()
+    if fits([*spent, *[event] * rounds], delta=delta, target_epsilon=target_epsilon):
+        return  # answered once for all rounds; each is charged when it comes
+    events = [*spent, event]
     if not fits(events, delta=delta, target_epsilon=target_epsilon):
         reached = epsilon(events, delta=delta)
         raise BudgetError(

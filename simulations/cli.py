@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,6 +123,7 @@ def command(
     torch.set_num_threads(1)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="opacus")
     options = SimulateOptions(
         out=out,
         resume=resume,

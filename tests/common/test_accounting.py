@@ -244,3 +244,27 @@ def test_cost_after_each_release_of_nothing_and_without_noise():
     assert rest == [math.inf, math.inf]
     with pytest.raises(ConfigError, match="Gaussian"):
         epsilon_after_each([LaplaceDpEvent(1.0)], delta=1e-5)
+
+
+def test_hundreds_of_thousands_of_rounds_are_calibrated_without_listing_them():
+    noise_multiplier = calibrate_noise_multiplier(
+        target_epsilon=0.5, delta=1e-5, sampling_probability=1.0, rounds=10**9
+    )
+    # Without sampling rounds are one Gaussian release of σ/√rounds.
+    alone = epsilon([GaussianDpEvent(noise_multiplier / math.sqrt(10**9))], delta=1e-5)
+    assert alone == pytest.approx(0.5, rel=5e-3)
+
+
+def test_what_cannot_be_computed_is_refused_in_words():
+    with pytest.raises(ConfigError, match="next to no noise"):
+        epsilon([GaussianDpEvent(1e-4)], delta=1e-5)
+    with pytest.raises(ConfigError, match="raise privacy.delta"):
+        calibrate_noise_multiplier(
+            target_epsilon=8.0,
+            delta=1e-300,
+            sampling_probability=1.0,
+            rounds=1,
+            prior_events=[GaussianDpEvent(1.0)],
+        )
+    with pytest.raises(ConfigError, match="PRV"):
+        epsilon_prv([GaussianDpEvent(1.0)], delta=0.999)

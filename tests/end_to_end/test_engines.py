@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -150,6 +151,8 @@ class Watched:
         return not left
 
 
+# Beside the interpreter that runs the tests, for its folder need not be on the path.
+FEDPROFILE = str(Path(sys.executable).with_name("fedprofile"))
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
@@ -174,7 +177,7 @@ def watched(tmp_path):
 def test_ray_gives_the_same_weights_on_loopback_and_ends(fedprofile, watched, tmp_path):
     (tmp_path / "small.toml").write_text(CONFIG)
     command = ("simulate", "--config", "small.toml", "--seed", "1", "--json")
-    ray = watched("fedprofile", *command, "--engine", "ray", "--out", "ray")
+    ray = watched(FEDPROFILE, *command, "--engine", "ray", "--out", "ray")
     code, out, err = ray.finish()
     assert code == 0, err
     assert len(out.splitlines()) == 1
