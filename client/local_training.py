@@ -159,11 +159,20 @@ class Trainer:
         """
         shared = self._held(weights)
         cohort = self._cohort(examples, prior, training)
-        for devices in cohort.chunks(self._chunk):
-            with _one_core_each():
-                updates, _ = self._updates(shared, cohort, devices, training)
-            rows = len(devices)  # a compiled batch is padded beyond them
-            yield devices, {name: shared[name] - moved[:rows] for name, moved in updates.items()}
+        chunks = list(cohort.chunks(self._chunk))
+
+        def train(devices: NDArray[np.int64]) -> Weights:
+            return self._updates(shared, cohort, devices, training)[0]
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            # No further ahead than there are threads: weights of all devices would fill the memory.
+            for start in range(0, len(chunks), self._threads):
+                ready = chunks[start : start + self._threads]
+                with _one_core_each():
+                    updates = list(pool.map(train, ready))
+                for devices, moved in zip(ready, updates, strict=True):
+                    rows = len(devices)  # a compiled batch is padded beyond them
+                    yield devices, {name: shared[name] - w[:rows] for name, w in moved.items()}
 
     def _cohort(
         self, examples: Examples, prior: NDArray[np.float32], training: LocalTraining
