@@ -258,7 +258,7 @@ def test_hundreds_of_thousands_of_rounds_are_calibrated_without_listing_them():
 def test_what_cannot_be_computed_is_refused_in_words():
     with pytest.raises(ConfigError, match="next to no noise"):
         epsilon([GaussianDpEvent(1e-4)], delta=1e-5)
-    with pytest.raises(ConfigError, match="raise privacy.delta"):
+    with pytest.raises(ConfigError, match=r"raise privacy\.delta"):
         calibrate_noise_multiplier(
             target_epsilon=8.0,
             delta=1e-300,
