@@ -6,11 +6,20 @@ import datetime as dt
 import hashlib
 import json
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from .decay import Scale
 from .errors import ConfigError
@@ -18,6 +27,15 @@ from .errors import ConfigError
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """TOML tells true from 1; pydantic would take one for the other."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("true and false are no value here")
+        return value
 
 
 class ColumnMapping(_Section):
@@ -160,7 +178,10 @@ class PrivacyConfig(_Section):
         None, gt=0, description="unset: calibrated so that all rounds fit into epsilon"
     )
     statistics_share: float = Field(
-        0.3, ge=0, lt=1, description="share of μ² (Gaussian DP) for the one-shot statistics"
+        0.3,
+        ge=0,
+        lt=1,
+        description="share of μ² (Gaussian DP) for one-shot statistics; all where rounds = 0",
     )
 
 
@@ -269,10 +290,28 @@ def load_config(path: Path | None, overrides: dict[str, dict[str, Any]] | None =
     return config
 
 
+_NO_DATE = frozenset(
+    {"date_from_datetime_inexact", "date_from_datetime_parsing", "date_parsing", "date_type"}
+)
+
+
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{key}'; see docs/configuration.md for the keys"
-    message = error["msg"].removeprefix("Value error, ")
+        return f"unknown key '{key}'{_meant(error['loc'])}; docs/configuration.md lists the keys"
+    if error["type"] == "model_type":
+        return f"{key}: must be a section, written as [{key}] (got {error['input']!r})"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    if error["type"] in _NO_DATE:
+        message = "must be a date such as 2024-05-01"
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message + shown
+
+
+def _meant(location: tuple[str | int, ...]) -> str:
+    """The key that is spelled most like it, if one is."""
+    section: Any = RunConfig
+    for name in location[:-1]:
+        section = section.model_fields[name].annotation
+    near = get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f", did you mean '{near[0]}'?" if near else ""

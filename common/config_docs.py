@@ -18,7 +18,7 @@ _INTRODUCTION = """\
 <!-- Made by `python -m fedprofile.common.config_docs > docs/configuration.md`; a test compares. -->
 
 `fedprofile simulate --config FILE` reads a TOML file. Every key is optional, options of the command line
-go before the file, and an unknown key is an error. The `config.toml` of a run folder holds all keys as
+override the file, and an unknown key is an error. The `config.toml` of a run folder holds all keys as
 they were used, so it is an example of the whole, and running it again is repeating the run.
 """
 

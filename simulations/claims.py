@@ -15,6 +15,8 @@ from .formatting import count, epsilon, known, number, scientific
 
 WEAK_EPSILON = 10.0
 """Above it an ε says hardly more than "not in clear" (docs/sharp-edges.md)."""
+WEAK_DELTA = 1e-3
+"""Above it a guarantee that may fail with probability δ is none to speak of."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,14 @@ def warnings(run: Mapping[str, Any], privacy: Mapping[str, Any]) -> Iterator[Sta
             "δ is too large",
             f"δ = {scientific(privacy['delta'])} is not below 1/N: a mechanism that publishes a "
             "random user's data in clear would satisfy it. Set privacy.delta below 1/N.",
+            "warn",
+        )
+    elif protected(privacy) and privacy["delta"] > WEAK_DELTA:
+        yield Statement(
+            "δ is too large",
+            f"δ = {scientific(privacy['delta'])}: where the guarantee may fail outright with such a "
+            f"chance it says little. {count(privacy['population_size'])} users are few; have more, or "
+            "set privacy.delta lower.",
             "warn",
         )
     if run["stopped"]:

@@ -17,6 +17,9 @@ from rich.table import Table
 from ..common.config import RunConfig, load_config
 from ..common.console import remark
 from ..common.errors import ConfigError
+from .claims import warnings as warnings_of
+from .formatting import epsilon as epsilon_text
+from .formatting import scientific
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
@@ -33,14 +36,15 @@ Examples:
   fedprofile simulate --resume --out runs/synthetic-20260131-120000
   fedprofile simulate --data log.csv --split none --recommendations a.parquet
 
-Exit codes: 0 success; 2 wrong usage or bad input; 3 the budget doesn't allow the first release.
+Exit codes: 0 success; 2 wrong usage or bad input; 3 the budget doesn't allow the first release;
+130 interrupted.
 """
 
 
 @app.command(name="simulate", help=_HELP)
 def command(
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML file; the options here go before it")
+        Path | None, typer.Option(metavar="FILE", help="TOML file; options given here override it")
     ] = None,
     data: Annotated[
         str | None,
@@ -170,14 +174,14 @@ def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
     privacy = metrics["privacy"]
     if privacy["enabled"]:
         out.print(
-            f"Privacy: user-level (ε = {privacy['epsilon']:.3f}, δ = {privacy['delta']:.2e}), "
+            f"Privacy: user-level (ε = {epsilon_text(privacy['epsilon'])}, "
+            f"δ = {scientific(privacy['delta'])}), "
             f"{privacy['population_size']:,} users, Poisson cohorts, {privacy['randomness']} noise",
             soft_wrap=True,
         )
-        if privacy["randomness"] == "seeded":
-            remark("The noise of a seeded run is no secret: for research only.", style="yellow")
-    else:
-        remark("No privacy: this run protects nobody.", style="bold red")
+    for warning in warnings_of(metrics["run"], privacy):
+        style = {"bad": "bold red", "warn": "yellow"}.get(warning.level)
+        remark(f"{warning.title}. {warning.text}", style=style)
     out.print(f"Report: {metrics['paths']['report']}", soft_wrap=True, markup=False)
 
 

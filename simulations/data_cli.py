@@ -17,7 +17,24 @@ from ..common.errors import FedprofileError
 from .dataset import InteractionLog
 from .loading import load_log
 
-app = typer.Typer(help="Look at interaction data.", no_args_is_help=True)
+_HELP = """Clean the data and account for every row.
+
+\b
+Examples:
+  fedprofile data describe log.csv
+  fedprofile data describe log.csv --preset shop --items items.csv
+  fedprofile data describe retail/ --json
+
+Exit codes: 0 success; 2 wrong usage or bad input.
+"""
+
+app = typer.Typer(
+    help="Look at interaction data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
 
 
 @app.callback()
@@ -25,15 +42,15 @@ def data() -> None:
     """Look at interaction data."""
 
 
-@app.command()
+@app.command(help=_HELP)
 def describe(
     path: Annotated[str, typer.Argument(help="a file, a folder of files, or 'synthetic'")],
     preset: Annotated[str | None, typer.Option(help="layout or domain; told by columns")] = None,
     items: Annotated[str | None, typer.Option(help="item table file")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with a [data] section")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a data section")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Clean the data and account for every row."""
+    """See the help text above."""
     overrides = {"data": {"path": path, "preset": preset, "items": items}}
     try:
         log = load_log(load_config(config, overrides).data)

@@ -42,8 +42,19 @@ def scientific(value: float | None) -> str:
 
 
 def epsilon(value: float | None) -> str:
-    """``1.998``; ∞ for None, which is how JSON has it."""
-    return "∞" if value is None else number(value, 3)
+    """``1.999``, ``1.0 × 10⁻⁴``; ∞ for None, which is how JSON has it.
+
+    Rounded up, for it is quoted as a bound: 1.9984 is not below 1.998.
+    """
+    if value is None or not known(value) or value <= 0:
+        return "∞" if value is None else number(value, 3)
+    digits = 3 if value >= 0.01 else 1 - math.floor(math.log10(value))
+    # A millionth of the last digit is what floats lose, not what was spent.
+    up = math.ceil(value * 10**digits - 1e-6) / 10**digits
+    if digits == 3:
+        return number(up, 3)
+    mantissa, exponent = f"{up:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
 def share(part: float | None, whole: float | None) -> str:

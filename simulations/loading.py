@@ -10,6 +10,8 @@ import polars as pl
 from ..common.config import DataConfig
 from ..common.errors import DataError
 from .cleaning import (
+    ROW,
+    TABLE,
     Cleaner,
     add_sessions,
     event_weights,
@@ -127,7 +129,8 @@ def _read_interactions(
 def _read_items(path: Path, config: DataConfig, preset: Preset) -> pl.DataFrame:
     """``item_id`` (unique) and what the table says about it; the first line of an item counts."""
     rows = stack(read_tables(path, preset.header(path), preset.fallback_encoding))
-    roles = preset.resolve_items(config.columns, rows.columns, path.name)
+    found = [name for name in rows.columns if name not in (TABLE, ROW)]
+    roles = preset.resolve_items(config.columns, found, path.name)
     ids = as_text(rows[roles["item"]]).alias("item_id")
     if preset.product_code:
         ids = ids.str.to_uppercase()

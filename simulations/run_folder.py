@@ -71,9 +71,7 @@ class RunFolder:
         """
         check_writable(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunFolderError(
-                f"{path}: exists already; go on with it by --resume, or choose another --out"
-            )
+            raise RunFolderError(f"{path}: {_way_on(path)}")
         return cls(path)
 
     def create(self, config: RunConfig) -> None:
@@ -157,3 +155,11 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str
         elif value != theirs.get(key):
             found.append(f"{prefix}{key}")
     return found
+
+
+def _way_on(path: Path) -> str:
+    if not path.is_dir():
+        return "is a file; choose another --out"
+    if (path / "config.toml").is_file():
+        return "exists already; go on with it by --resume, or choose another --out"
+    return "exists already and holds no run; choose another --out, or empty it"

@@ -161,6 +161,7 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        remark("Interrupted. What was released stays charged.")
         remark(f"Go on with: fedprofile simulate --resume --out {shlex.quote(str(folder.path))}")
         raise
 

@@ -68,7 +68,10 @@ def test_options(simulate, log, arguments, words):
     ("text", "words"),
     [
         ("[privacy]\nepsilom = 2.0\n", ["wrong.toml", "unknown key", "privacy.epsilom"]),
-        ("[privat]\nepsilon = 2.0\n", ["unknown key 'privat'"]),
+        ("[privat]\nepsilon = 2.0\n", ["unknown key 'privat', did you mean 'privacy'?"]),
+        ("training = 3\n", ["must be a section", "[training]"]),
+        ("[training]\nrounds = true\n", ["training.rounds", "true and false"]),
+        ("[evaluation]\nvalidation_from = 2024-05-01T10:00:00\n", ["a date such as 2024-05-01"]),
         ("privacy = 3\n", ["privacy"]),
         ("[training]\nrounds = 'many'\n", ["training.rounds", "many"]),
         ("[model]\nwidth = 30\nheads = 4\n", ["width 30", "heads 4"]),
@@ -167,8 +170,8 @@ def test_a_budget_too_small_for_the_first_release(fedprofile, log):
 def test_a_folder_in_the_way_is_left_alone(simulate, log):
     Path("taken").mkdir()
     Path("taken/thesis.txt").write_text("draft")
-    refused(simulate("--data", log(), "--out", "taken"), "taken", "--resume", "--out")
-    refused(simulate("--data", log(), "--out", "taken/thesis.txt"), "thesis.txt")
+    refused(simulate("--data", log(), "--out", "taken"), "taken", "holds no run", "--out")
+    refused(simulate("--data", log(), "--out", "taken/thesis.txt"), "thesis.txt", "is a file")
     assert Path("taken/thesis.txt").read_text() == "draft"
 
 

@@ -376,6 +376,7 @@ def test_seeded_noise_is_amber_and_no_guarantee(metrics):
     [
         ({"epsilon": 10.1}, "A weak guarantee"),
         ({"delta": 1 / 5042}, "δ is too large"),
+        ({"delta": 0.02, "population_size": 35}, "where the guarantee may fail"),
     ],
 )
 def test_guarantees_that_say_little_are_pointed_out(metrics, page, change, title):

@@ -30,7 +30,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(RunFolderError, match="exists already"):
         RunFolder.new(tmp_path)
-    with pytest.raises(RunFolderError, match="exists already"):
+    with pytest.raises(RunFolderError, match="is a file"):
         RunFolder.new(tmp_path / "mine")
 
 
