@@ -42,11 +42,15 @@ _TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
 _BRACKET = 1.5  # between a noise multiplier that is too small and one that is enough
 _LEAST_NOISE_MULTIPLIER = 2.0**-4  # ε is in the hundreds there, and the cost grows as 1/σ²
 _MOST_NOISE_MULTIPLIER = 2.0**30
+
+Events = Sequence[DpEvent] | Mapping[DpEvent, int]
+"""Releases one by one in any order, or each with how often it was made."""
+
 # (δ, ε) → the largest sets of releases found to fit.
 _FITTING: dict[tuple[float, float], list[dict[DpEvent, int]]] = {}
 
 
-def epsilon(events: Sequence[DpEvent], *, delta: float) -> float:
+def epsilon(events: Events, *, delta: float) -> float:
     """ε of all ``events`` together, by PLD; inf where one is non-private, 0 where there are none.
 
     Equal events are composed at once, whatever their order, and the grid is dp_accounting's own
@@ -80,7 +84,7 @@ def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float
     return [*curve[:-1], total] if curve else []
 
 
-def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> bool:
+def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
     """Whether all ``events`` together cost at most ``target_epsilon``, by :func:`epsilon`.
 
     Asks the coarse grid first, whose ε is never below; the fine one decides close to the target.
@@ -107,7 +111,7 @@ def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> b
     return False
 
 
-def epsilon_rdp(events: Sequence[DpEvent], *, delta: float) -> float:
+def epsilon_rdp(events: Events, *, delta: float) -> float:
     """ε by Rényi DP (Mironov 2017; Mironov et al. 2019): looser, up to 11-fold at small q.
 
     Raises:
@@ -117,7 +121,7 @@ def epsilon_rdp(events: Sequence[DpEvent], *, delta: float) -> float:
     return float(composed.get_epsilon(_checked(delta)))
 
 
-def epsilon_prv(events: Sequence[DpEvent], *, delta: float) -> float:
+def epsilon_prv(events: Events, *, delta: float) -> float:
     """ε by Opacus's PRV accountant (Gopi et al. 2021), an upper bound with error up to 0.01.
 
     Raises:
@@ -161,7 +165,7 @@ def calibrate_noise_multiplier(
     delta: float,
     sampling_probability: float,
     rounds: int,
-    prior_events: Sequence[DpEvent] = (),
+    prior_events: Events = (),
 ) -> float:
     """Least σ with which ``rounds`` Poisson-sampled releases after ``prior_events`` cost ≤ ε.
 
@@ -309,7 +313,7 @@ def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
 _Counted = tuple[tuple[DpEvent, int], ...]
 
 
-def _counted(events: Sequence[DpEvent], more: Mapping[DpEvent, int] | None = None) -> _Counted:
+def _counted(events: Events, more: Mapping[DpEvent, int] | None = None) -> _Counted:
     """Equal events together, in an order that no caller can change: so rounding is the same too."""
     counts = Counter(events)
     counts.update(more or {})

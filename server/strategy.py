@@ -152,7 +152,11 @@ class PrivateAveraging(Strategy):
         model = hash_of_weights(weights)
         # 1. Reserve the release: from here on the budget is charged, whatever happens.
         release = self._ledger.reserve(
-            task="training", mechanism=self._mechanism, round=server_round, model_before=model
+            task="training",
+            mechanism=self._mechanism,
+            run=self._run,
+            round=server_round,
+            model_before=model,
         )
         # 2. Draw the cohort by secret coins.
         randomness = self._randomness.child(f"round/{server_round}")
