@@ -24,13 +24,13 @@ from ..common.ledger_entries import Reserve
 from ..common.messages import (
     Binding,
     PopularityTask,
-    hash_of_weights,
     hosting_query,
     popularity_message,
     read_hosting,
 )
 from ..common.randomness import NoiseSource
 from ..common.user_level_optimizer import release_sum
+from ..common.weights import hash_of_weights
 from .budget import BudgetPlan
 from .checkpoint import Checkpoint
 from .cohorts import check_coverage, sample_cohort, split_by_host

@@ -27,9 +27,10 @@ from ..common.config import TrainingConfig
 from ..common.errors import BudgetError
 from ..common.ledger import Ledger
 from ..common.mechanism import Mechanism
-from ..common.messages import Binding, TrainTask, hash_of_weights, train_message
+from ..common.messages import Binding, TrainTask, train_message
 from ..common.randomness import NoiseSource
 from ..common.user_level_optimizer import UserLevelDPOptimizer
+from ..common.weights import hash_of_weights
 from .checkpoint import Checkpoint, optimizer_moments, restore_moments
 from .cohorts import sample_cohort, split_by_host
 from .validation import Tally, add_up
