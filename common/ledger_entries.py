@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -220,18 +220,18 @@ def seal(values: Mapping[str, Any], key: SigningKey) -> tuple[Entry, bytes]:
     Raises:
         ConfigError: a value is out of range.
     """
-    line = canonical({**values, "signature": key.sign(canonical(values))})
     try:
-        return _ENTRY.validate_json(line), line
+        # As it will be read: 8 is 8.0 where a number is no count.
+        unsigned = _ENTRY.validate_json(canonical({**values, "signature": "0" * 128}))
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
+    entry = replace(unsigned, signature=key.sign(_unsigned(unsigned)))
+    return entry, canonical(_ENTRY.dump_python(entry))
 
 
 def signed_by(entry: Entry, public_key: str) -> bool:
     """Whether the entry's signature is that of ``public_key`` (hex)."""
-    values = _ENTRY.dump_python(entry)
-    signature = values.pop("signature")
-    return signature_holds(canonical(values), signature=signature, public_key=public_key)
+    return signature_holds(_unsigned(entry), signature=entry.signature, public_key=public_key)
 
 
 def canonical(values: Mapping[str, Any]) -> bytes:
@@ -301,6 +301,12 @@ def explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
+
+
+def _unsigned(entry: Entry) -> bytes:
+    values = _ENTRY.dump_python(entry)
+    del values["signature"]
+    return canonical(values)
 
 
 def _complete(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -106,6 +106,14 @@ def test_what_was_written_is_read_back(finished):
     assert [e.sequence for e in (opening, first, done, second, stop)] == [0, 1, 2, 3, 4]
 
 
+def test_whole_numbers_are_as_good_as_any(path):
+    with create(path, target_epsilon=2) as ledger:
+        ledger.reserve(task="training", mechanism=mechanism(clip_norm=1, sampling_probability=1))
+    opening, reserve = read_ledger(path)
+    assert (opening.target_epsilon, reserve.mechanism.clip_norm) == (2.0, 1)
+    reopen(path).close()
+
+
 def test_lines_are_canonical_json_chained_by_sha256(finished):
     previous = FIRST
     for line in finished.read_bytes().splitlines():
