@@ -35,6 +35,7 @@ from fedprofile.common.config import RunConfig
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.items import ItemTable
 from fedprofile.common.ledger import Ledger
+from fedprofile.common.signing import SigningKey
 from fedprofile.server.budget import plan_budget
 from fedprofile.server.item_vectors import build_item_table
 from fedprofile.simulations.federate import run_federation
@@ -191,6 +192,8 @@ def _run(
 
         with Ledger.create(
             Path(scratch) / "ledger.jsonl",
+            signing_key=SigningKey.generate(),
+            population="benchmark",
             population_size=population.size,
             delta=plan.delta,
             target_epsilon=plan.target_epsilon,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +31,7 @@ from dp_accounting.pld.privacy_loss_distribution import (
 )
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, ndtri_exp
 
 from .errors import BudgetError, ConfigError
 from .mechanism import Mechanism
@@ -42,21 +43,30 @@ _TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
 _BRACKET = 1.5  # between a noise multiplier that is too small and one that is enough
 _LEAST_NOISE_MULTIPLIER = 2.0**-4  # ε is in the hundreds there, and the cost grows as 1/σ²
 _MOST_NOISE_MULTIPLIER = 2.0**30
+
+Events = Sequence[DpEvent] | Mapping[DpEvent, int]
+"""Releases one by one in any order, or each with how often it was made."""
+
 # (δ, ε) → the largest sets of releases found to fit.
 _FITTING: dict[tuple[float, float], list[dict[DpEvent, int]]] = {}
 
 
-def epsilon(events: Sequence[DpEvent], *, delta: float) -> float:
+def epsilon(events: Events, *, delta: float, coarse: bool = False) -> float:
     """ε of all ``events`` together, by PLD; inf where one is non-private, 0 where there are none.
 
     Equal events are composed at once, whatever their order, and the grid is dp_accounting's own
     (1e-4), so that anybody who recomputes the figure gets the same digits. A grid of 1e-3 mostly
     agrees to 1e-3, but not with many rounds at small q: 2,000 at q = 0.005 came out 0.002 too high.
 
+    Args:
+        events: what was released.
+        delta: δ.
+        coarse: take that grid of 1e-3: ten times as fast, and its ε is never below.
+
     Raises:
         ConfigError: ``delta`` is outside (0, 1).
     """
-    return _epsilon_pld(_counted(events), _checked(delta), _GRID)
+    return _epsilon_pld(_counted(events), _checked(delta), _COARSE_GRID if coarse else _GRID)
 
 
 def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float]:
@@ -80,7 +90,7 @@ def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float
     return [*curve[:-1], total] if curve else []
 
 
-def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> bool:
+def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
     """Whether all ``events`` together cost at most ``target_epsilon``, by :func:`epsilon`.
 
     Asks the coarse grid first, whose ε is never below; the fine one decides close to the target.
@@ -107,7 +117,7 @@ def fits(events: Sequence[DpEvent], *, delta: float, target_epsilon: float) -> b
     return False
 
 
-def epsilon_rdp(events: Sequence[DpEvent], *, delta: float) -> float:
+def epsilon_rdp(events: Events, *, delta: float) -> float:
     """ε by Rényi DP (Mironov 2017; Mironov et al. 2019): looser, up to 11-fold at small q.
 
     Raises:
@@ -117,7 +127,7 @@ def epsilon_rdp(events: Sequence[DpEvent], *, delta: float) -> float:
     return float(composed.get_epsilon(_checked(delta)))
 
 
-def epsilon_prv(events: Sequence[DpEvent], *, delta: float) -> float:
+def epsilon_prv(events: Events, *, delta: float) -> float:
     """ε by Opacus's PRV accountant (Gopi et al. 2021), an upper bound with error up to 0.01.
 
     Raises:
@@ -142,6 +152,34 @@ def epsilon_prv(events: Sequence[DpEvent], *, delta: float) -> float:
         raise ConfigError(f"the PRV accountant can't tell ε at δ = {delta}; use PLD") from error
 
 
+def epsilon_without_amplification(mechanisms: Mapping[Mechanism, int], *, delta: float) -> float:
+    """ε of releases, each with how often, if nothing is to be believed about who was sampled.
+
+    A cohort that isn't a Poisson sample may be one of fixed size, where the place of a removed user is
+    taken by another: the sum moves by 2C. What is left are Gaussian mechanisms, exactly composed by
+    adding up μ² (Dong, Roth & Su 2022, corollary 2), and ε of a μ is :func:`gaussian_mu` inverted.
+
+    Raises:
+        ConfigError: ``delta`` is outside (0, 1).
+    """
+    _checked(delta)
+    mu_squared = 0.0
+    for mechanism, count in mechanisms.items():
+        event = replace(mechanism, sampler="fixed-size").event()
+        if mechanism.sampler == "self-selected":
+            event = mechanism.event()
+        release = _gaussian(event)
+        if release is None:
+            return math.inf
+        mu_squared += count / release[0] ** 2
+    mu = math.sqrt(mu_squared)
+    if mu == 0 or _gaussian_gap(mu, 0.0, delta) <= 0:
+        return 0.0
+    # P(loss > ε) for loss ~ N(μ²/2, μ²) is above δ(ε), so this ε is enough.
+    most = mu * (mu / 2 - float(ndtri_exp(math.log(delta))))
+    return float(brentq(lambda e: _gaussian_gap(mu, e, delta), 0.0, most, rtol=1e-12))
+
+
 def default_delta(population_size: int) -> float:
     """δ = N^-1.1, below 1/N: the chance that the guarantee fails is less than one user's share.
 
@@ -161,7 +199,7 @@ def calibrate_noise_multiplier(
     delta: float,
     sampling_probability: float,
     rounds: int,
-    prior_events: Sequence[DpEvent] = (),
+    prior_events: Events = (),
 ) -> float:
     """Least σ with which ``rounds`` Poisson-sampled releases after ``prior_events`` cost ≤ ε.
 
@@ -258,8 +296,7 @@ def gaussian_mu(*, epsilon: float, delta: float) -> float:
     _checked(delta)
 
     def gap(mu: float) -> float:
-        outside = log_ndtr(mu / 2 - epsilon / mu)
-        return math.exp(outside) - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)) - delta
+        return _gaussian_gap(mu, epsilon, delta)
 
     most = 1.0
     while gap(most) < 0:
@@ -268,6 +305,12 @@ def gaussian_mu(*, epsilon: float, delta: float) -> float:
     while gap(least) > 0:
         least /= 2
     return float(brentq(gap, least, most, xtol=least * 1e-12, rtol=1e-12))
+
+
+def _gaussian_gap(mu: float, epsilon: float, delta: float) -> float:
+    """δ(ε) of a μ-Gaussian-DP mechanism, less ``delta``."""
+    outside = log_ndtr(mu / 2 - epsilon / mu)
+    return math.exp(outside) - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)) - delta
 
 
 def _checked(delta: float) -> float:
@@ -309,7 +352,7 @@ def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
 _Counted = tuple[tuple[DpEvent, int], ...]
 
 
-def _counted(events: Sequence[DpEvent], more: Mapping[DpEvent, int] | None = None) -> _Counted:
+def _counted(events: Events, more: Mapping[DpEvent, int] | None = None) -> _Counted:
     """Equal events together, in an order that no caller can change: so rounding is the same too."""
     counts = Counter(events)
     counts.update(more or {})

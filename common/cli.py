@@ -5,40 +5,31 @@ A device that ranks must not load what a simulation needs, and ``--help`` must n
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import sys
 
 import click
-import typer
 
 from .errors import FedprofileError
+from .lazy_group import LazyGroup
 
-# name → (module with a Typer ``app``, one line of help)
+# name → (module and what it calls its Typer app, one line of help)
 _COMMANDS = {
-    "simulate": ("simulations.cli", "Train over simulated devices and explain the run."),
-    "data": ("simulations.data_cli", "Look at interaction data before using it."),
+    "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
+    "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
+    "audit": ("common.cli:audit", "Check what was spent, whether it was so, and what is left."),
 }
-_PACKAGE = __package__.rpartition(".")[0]
+# What needs a running federation is driven from simulations; the rest needs neither torch nor Flower.
+_AUDITS = {
+    "verify": ("audit.cli:verify_app", "Check a ledger or a run, trusting nobody."),
+    "compose": ("audit.cli:compose_app", "Joint cost of several ledgers over the same users."),
+    "forecast": ("audit.cli:forecast_app", "Rounds left of a budget, and what more would cost."),
+}
 _INTERRUPTED = 130
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"{_PACKAGE}.{_COMMANDS[cmd_name][0]}")
-        return typer.main.get_command(module.app)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, table=_COMMANDS, context_settings=_SETTINGS)
 @click.version_option(importlib.metadata.version("fedprofile"), prog_name="fedprofile")
 def root() -> None:
     """Recommendations that learn from everyone and watch no one.
@@ -48,6 +39,19 @@ def root() -> None:
       fedprofile simulate                              built-in data, user-level DP
       fedprofile simulate --data log.csv --epsilon 2   your own interaction log
       fedprofile data describe log.csv                 what is in it, row by row
+      fedprofile audit verify runs/shop                what was spent, and whether it was so
+    """
+
+
+@click.command(cls=LazyGroup, table=_AUDITS, context_settings=_SETTINGS)
+def audit() -> None:
+    """Check what was spent, whether it was really so, and what is left.
+
+    \b
+    Examples:
+      fedprofile audit verify runs/shop
+      fedprofile audit forecast runs/shop --epsilon 4
+      fedprofile audit compose runs/first runs/second
     """
 
 

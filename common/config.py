@@ -231,6 +231,23 @@ class EngineConfig(_Section):
     compile: bool = Field(False, description="torch.compile the training step; needs g++")
 
 
+class LedgerConfig(_Section):
+    """Whose budget is charged, and where the ledger's key and anchor are kept."""
+
+    population: str | None = Field(
+        None, min_length=1, description="name of the users in all their ledgers; unset: the data's"
+    )
+    earlier: tuple[str, ...] = Field(
+        (), description="ledgers or run folders of the same population whose releases count too"
+    )
+    signing_key: str | None = Field(
+        None, description="PEM file, made where missing; unset: in the run folder"
+    )
+    anchor: str | None = Field(
+        None, description="file that the head is published in; unset: in the run folder"
+    )
+
+
 class RunConfig(_Section):
     """Everything that defines a run."""
 
@@ -244,11 +261,18 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    ledger: LedgerConfig = LedgerConfig()
     engine: EngineConfig = EngineConfig()
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides the result: all but ``engine`` and where the ledger's key and anchor are."""
+        return self.model_dump(
+            mode="json", exclude={"engine": True, "ledger": {"signing_key", "anchor"}}
+        )
+
     def digest(self) -> str:
-        """SHA-256 of what decides the result: all sections but ``engine``."""
-        content = self.model_dump(mode="json", exclude={"engine"})
+        """SHA-256 of :meth:`deciding`."""
+        content = self.deciding()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:

@@ -4,13 +4,19 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 ├── ConfigError                    a key, value or option
 ├── DataError                      a file, column or row
 ├── RunFolderError                 a run folder that exists, is missing or belongs to another run
-├── LedgerError                    a ledger that can't be read or doesn't hold together
+├── LedgerError                    a ledger, its anchor or its key that can't be read or used
+│   └── BadEntry                   a line of a ledger that doesn't hold, with its number
 ├── MessageError                   a message outside the wire format
 │   └── ReplyRejected              a reply refused before aggregation, with its reason
 └── BudgetError                    exit code 3: a release would exceed the privacy budget
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FedprofileError(Exception):
@@ -32,7 +38,21 @@ class RunFolderError(FedprofileError):
 
 
 class LedgerError(FedprofileError):
-    """A ledger can't be read, or its chain or pairing doesn't hold."""
+    """A ledger, its anchor or its key can't be read or used."""
+
+
+class BadEntry(LedgerError):
+    """A line of a ledger doesn't hold: its format, its place in the chain, or its pairing.
+
+    Attributes:
+        line: its number in the file, from 1.
+        why: what is wrong, without file and line.
+    """
+
+    def __init__(self, path: Path, line: int, why: str) -> None:
+        super().__init__(f"{path}: line {line}: {why}")
+        self.line = line
+        self.why = why
 
 
 class MessageError(FedprofileError):

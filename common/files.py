@@ -6,15 +6,21 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write ``content`` to a temporary neighbour, fsync it, and rename it over ``path``.
+
+    Args:
+        path: the file.
+        content: all of it.
+        mode: permission bits of the file, less those of the umask.
 
     Raises:
         OSError: the folder is missing or the disk is full; ``path`` keeps its old content.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

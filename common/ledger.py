@@ -1,6 +1,6 @@
 """The privacy ledger: what was released from user data, written down before it happens.
 
-An append-only file of JSON lines, each holding the SHA-256 of the line before. A release is
+An append-only file of signed JSON lines, each holding the SHA-256 of the line before. A release is
 reserved durably before it is made and committed after; a crash in between leaves it charged, never
 refunded, because nobody can know whether it got out. docs/ledger.md describes the format.
 """
@@ -8,134 +8,41 @@ refunded, because nobody can know whether it got out. docs/ledger.md describes t
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
+import io
 import math
 import os
-from collections.abc import Mapping
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PlainSerializer,
-    PlainValidator,
-    TypeAdapter,
-    ValidationError,
-)
+from typing import TYPE_CHECKING, Any, Self
 
 from . import accounting
+from .anchor import Anchor
 from .errors import BudgetError, ConfigError, LedgerError
 from .files import sync_folder
+from .ledger_entries import (
+    Chain,
+    Earlier,
+    Entry,
+    Open,
+    Releases,
+    Reserve,
+    Stop,
+    events_of,
+    follow,
+    read_chain,
+    seal,
+    signed_by,
+)
 from .mechanism import Mechanism
 from .randomness import Kind
+from .signing import SigningKey
 
-FIRST = "0" * 64
-"""What the first entry names as the one before."""
-
-
-def _mechanism(value: Mechanism | dict[str, Any]) -> Mechanism:
-    if isinstance(value, Mechanism):
-        return value
-    try:
-        return Mechanism.from_description(value)
-    except (ConfigError, TypeError) as error:
-        raise ValueError(str(error)) from error
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    sequence: NonNegativeInt
-    previous: str = Field(pattern="^[0-9a-f]{64}$")
-    time: str
-
-
-class Open(_Entry):
-    """First entry: the population, its budget, and what runs on it."""
-
-    kind: Literal["open"] = "open"
-    version: Literal[1] = 1
-    unit: Literal["user"] = "user"
-    adjacency: Literal["add-or-remove-one"] = "add-or-remove-one"
-    population_size: int = Field(ge=1)
-    delta: float = Field(gt=0, lt=1)
-    target_epsilon: float | None = Field(gt=0)
-    randomness: Kind
-    code_version: str
-    config_digest: str
-
-
-class Reserve(_Entry):
-    """A release is about to be made, and costs from here on; ``sequence`` is its number."""
-
-    kind: Literal["reserve"] = "reserve"
-    task: str = Field(min_length=1)
-    round: int | None = Field(ge=0)
-    mechanism: Annotated[Mechanism, PlainValidator(_mechanism), PlainSerializer(Mechanism.describe)]
-    model_before: str | None
-
-
-class Commit(_Entry):
-    """A reserved release was made."""
-
-    kind: Literal["commit"] = "commit"
-    release: NonNegativeInt
-    cohort_size: NonNegativeInt
-    replies_counted: NonNegativeInt
-    rejected: dict[str, NonNegativeInt]
-    model_after: str | None
-
-
-class Stop(_Entry):
-    """Last entry: nothing is released any more."""
-
-    kind: Literal["stop"] = "stop"
-    reason: str = Field(min_length=1)
-    epsilon: float | None
-
-
-Entry = Open | Reserve | Commit | Stop
-_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
-
-
-class _Chain:
-    """Entries that hold together, and what the next one must continue."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.head = FIRST
-        self.pending: dict[int, Reserve] = {}
-
-    def objection(self, entry: Entry) -> str | None:
-        """Why ``entry`` can't come next, None where it can."""
-        if entry.sequence != len(self.entries) or entry.previous != self.head:
-            return "doesn't continue the line before; lines were changed, removed or reordered"
-        if isinstance(entry, Open) != (not self.entries):
-            return "an 'open' entry must come first and only there"
-        if self.entries and isinstance(self.entries[-1], Stop):
-            return "the ledger is stopped; nothing can follow"
-        if isinstance(entry, Commit) and entry.release not in self.pending:
-            return f"release {entry.release} isn't pending: never reserved, or committed before"
-        return None
-
-    def add(self, entry: Entry, line: bytes) -> None:
-        self.entries.append(entry)
-        self.head = hashlib.sha256(line).hexdigest()
-        if isinstance(entry, Reserve):
-            self.pending[entry.sequence] = entry
-        elif isinstance(entry, Commit):
-            del self.pending[entry.release]
-
-    @property
-    def opening(self) -> Open:
-        first = self.entries[0]
-        assert isinstance(first, Open)
-        return first
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 
 class Ledger:
@@ -147,10 +54,22 @@ class Ledger:
         torn_bytes: length of an unfinished last line that :meth:`open` cut off; 0: there was none.
     """
 
-    def __init__(self, path: Path, *, descriptor: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        descriptor: int,
+        signing_key: SigningKey,
+        anchor: Path | None,
+        code_version: str,
+    ) -> None:
         self._path = path
         self._descriptor = descriptor
-        self._chain = _Chain()
+        self._signing_key = signing_key
+        self._anchor = anchor
+        self._code_version = code_version
+        self._chain = Chain()
+        self._events: Counter[DpEvent] = Counter()
         self.torn_bytes = 0
 
     @classmethod
@@ -158,28 +77,40 @@ class Ledger:
         cls,
         path: Path,
         *,
+        signing_key: SigningKey,
+        population: str,
         population_size: int,
         delta: float,
         target_epsilon: float | None,
         randomness: Kind,
         code_version: str,
         config_digest: str,
+        anchor: Path | None = None,
+        earlier: Sequence[Earlier] = (),
     ) -> Ledger:
         """Start a ledger with its ``open`` entry.
 
         Args:
             path: the new file.
+            signing_key: signs every entry.
+            population: name of the users the budget is for, the same in all their ledgers.
             population_size: N, users the budget is for.
             delta: δ at which ε is stated.
             target_epsilon: the budget; None records without enforcing (runs without privacy).
             randomness: where noise and cohorts come from.
             code_version: of the program.
             config_digest: hash of the configuration.
+            anchor: a new file, where the head is published after every entry; None: nowhere.
+            earlier: what ledgers of the same population had reserved before; see :func:`find_earlier`.
 
         Raises:
-            LedgerError: ``path`` exists or can't be written.
+            LedgerError: ``path`` or ``anchor`` exists or can't be written.
             ConfigError: a value is out of range.
         """
+        if anchor is not None and anchor.exists():
+            raise LedgerError(
+                f"{anchor}: anchors a ledger already; put back that ledger, or name another anchor"
+            )
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError as error:
@@ -188,18 +119,32 @@ class Ledger:
             ) from error
         except OSError as error:
             raise LedgerError(f"{path}: can't create the ledger ({error.strerror})") from error
-        ledger = cls(path, descriptor=descriptor)
+        ledger = cls(
+            path,
+            descriptor=descriptor,
+            signing_key=signing_key,
+            anchor=anchor,
+            code_version=code_version,
+        )
         try:
             ledger._lock()
             ledger._append(
-                Open,
+                kind="open",
+                version=2,
+                unit="user",
+                adjacency="add-or-remove-one",
+                population=population,
                 population_size=population_size,
                 delta=delta,
                 target_epsilon=target_epsilon,
                 randomness=randomness,
                 code_version=code_version,
                 config_digest=config_digest,
+                public_key=signing_key.public_key,
+                nonce=secrets.token_hex(16),  # two ledgers may be alike in all else
+                earlier=[_plain(other) for other in earlier],
             )
+            ledger._events = events_of(ledger.entries)
             sync_folder(path.parent)
         except BaseException:
             ledger.close()
@@ -208,30 +153,56 @@ class Ledger:
         return ledger
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
-        """Go on with a ledger, after checking every line of it.
+    def open(
+        cls,
+        path: Path,
+        *,
+        signing_key: SigningKey,
+        code_version: str,
+        anchor: Path | None = None,
+    ) -> Ledger:
+        """Go on with a ledger, after checking every line of it and the last signature.
 
         Bytes after the last newline are an append that a crash cut short. They are cut off:
         appending returns only once the whole line is on disk, so nothing was done on the strength
-        of them.
+        of them. An anchor one entry behind is what a crash between the two leaves; it is brought up
+        to date. One that is ahead tells of entries that are gone, and with them of budget spent.
+
+        Args:
+            path: the file.
+            signing_key: the one the ledger was created with.
+            code_version: of the program that goes on.
+            anchor: where the head is published; None: nowhere.
 
         Raises:
-            LedgerError: the file is missing, locked by another writer, or doesn't hold together.
+            LedgerError: the file is missing, locked by another writer, or doesn't hold together; it
+                is of another key, or the anchor tells of another ledger or a longer one.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         except OSError as error:
             raise LedgerError(f"{path}: can't open the ledger ({error.strerror})") from error
-        ledger = cls(path, descriptor=descriptor)
+        ledger = cls(
+            path,
+            descriptor=descriptor,
+            signing_key=signing_key,
+            anchor=anchor,
+            code_version=code_version,
+        )
         try:
             ledger._lock()
             content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            ledger._chain = follow(path, io.BytesIO(content))
+            ledger._events = events_of(ledger._chain.entries)
+            ledger._check_key()
+            behind = ledger._check_anchor()
             complete = content.rfind(b"\n") + 1
-            ledger._chain = _parse(path, content[:complete])
             ledger.torn_bytes = len(content) - complete
             if ledger.torn_bytes:
                 os.ftruncate(descriptor, complete)
                 os.fsync(descriptor)
+            if behind:
+                ledger._publish()
         except BaseException:
             ledger.close()
             raise
@@ -274,15 +245,20 @@ class Ledger:
         """Releases reserved but never committed: charged, perhaps made."""
         return tuple(self._chain.pending.values())
 
+    def events(self) -> Counter[DpEvent]:
+        """Event → how often it was reserved, here or in earlier ledgers of the population."""
+        return self._events.copy()
+
     def epsilon_spent(self) -> float:
-        """ε at the ledger's δ of all reserved releases, committed or not; inf without privacy."""
-        return accounting.epsilon(self._events(), delta=self.opening.delta)
+        """ε at the ledger's δ of :meth:`events`, committed or not; inf without privacy."""
+        return accounting.epsilon(self._events, delta=self.opening.delta)
 
     def reserve(
         self,
         *,
         task: str,
         mechanism: Mechanism,
+        run: str | None = None,
         round: int | None = None,  # noqa: A002
         model_before: str | None = None,
     ) -> int:
@@ -291,6 +267,7 @@ class Ledger:
         Args:
             task: what is released, say ``training`` or ``statistics/popularity``.
             mechanism: how.
+            run: name of the run as its devices are told it, None where they are told none.
             round: number of the round, None where there are none.
             model_before: hash of the model that the release starts from, None where there is none.
 
@@ -309,7 +286,7 @@ class Ledger:
                 f"{self._path}, which is for {opening.population_size}"
             )
         if opening.target_epsilon is not None:
-            events, delta = [*self._events(), mechanism.event()], opening.delta
+            events, delta = self._events + Counter([mechanism.event()]), opening.delta
             target = opening.target_epsilon
             if not accounting.fits(events, delta=delta, target_epsilon=target):
                 reached = accounting.epsilon(events, delta=delta)
@@ -319,13 +296,19 @@ class Ledger:
                     "raise epsilon, add noise, or release less",
                     epsilon_reached=reached,
                 )
-        return self._append(
-            Reserve,
+        reserved = self._append(
+            kind="reserve",
+            run=run,
             task=task,
             round=round,
-            mechanism=mechanism,
+            mechanism=mechanism.describe(),
+            divisor=mechanism.expected_cohort,
+            weighting="equal",
             model_before=model_before,
+            code_version=self._code_version,
         ).sequence
+        self._events[mechanism.event()] += 1
+        return reserved
 
     def commit(
         self,
@@ -349,7 +332,7 @@ class Ledger:
             LedgerError: the release isn't pending, or the ledger is stopped, closed or unwritable.
         """
         self._append(
-            Commit,
+            kind="commit",
             release=release,
             cohort_size=cohort_size,
             replies_counted=replies_counted,
@@ -368,11 +351,7 @@ class Ledger:
             LedgerError: the ledger is stopped already, closed, or can't be written.
         """
         finite = None if epsilon is None or math.isinf(epsilon) else epsilon
-        self._append(Stop, reason=reason, epsilon=finite)
-
-    def _events(self) -> list[Any]:
-        entries = self._chain.entries
-        return [entry.mechanism.event() for entry in entries if isinstance(entry, Reserve)]
+        self._append(kind="stop", reason=reason, epsilon=finite)
 
     def _lock(self) -> None:
         try:
@@ -382,27 +361,80 @@ class Ledger:
                 f"{self._path}: another process is writing to this ledger; let it finish first"
             ) from error
 
-    def _append(self, kind: type[Entry], **values: Any) -> Entry:
+    def _check_key(self) -> None:
+        public_key = self.opening.public_key
+        if public_key != self._signing_key.public_key:
+            raise LedgerError(
+                f"{self._path}: was signed with another key; go on with the key it was made with"
+            )
+        # The last signature is over a line that holds the hash of the one before, and so of all.
+        if not signed_by(self._chain.entries[-1], public_key):
+            raise LedgerError(f"{self._path}: the last line isn't signed with the ledger's key")
+
+    def _check_anchor(self) -> bool:
+        """Whether the anchor is one entry behind.
+
+        Raises:
+            LedgerError: it is anywhere else than there or at the head.
+        """
+        if self._anchor is None:
+            return False
+        last = self._chain.entries[-1]
+        if not self._anchor.exists():
+            if last.sequence:
+                raise LedgerError(
+                    f"{self._anchor}: the anchor of {self._path} is missing; put it back"
+                )
+            return True
+        anchor = Anchor.read(self._anchor)
+        if anchor.ledger != self._chain.identity or not anchor.signed_by(self.opening.public_key):
+            raise LedgerError(f"{self._anchor}: isn't the anchor of {self._path}; name that one")
+        if anchor.sequence > last.sequence:
+            raise LedgerError(
+                f"{self._path}: ends {anchor.sequence - last.sequence} entries before its anchor "
+                f"{self._anchor}; put back the whole ledger, for what was spent stays spent"
+            )
+        if (anchor.sequence, anchor.head) == (last.sequence, self._chain.head):
+            return False
+        if (anchor.sequence, anchor.head) == (last.sequence - 1, last.previous):
+            return True
+        raise LedgerError(
+            f"{self._anchor}: doesn't fit {self._path}, neither its end nor the entry before; put "
+            "back the two as they were"
+        )
+
+    def _publish(self) -> None:
+        if self._anchor is not None:
+            Anchor.publish(
+                self._anchor,
+                ledger=self._chain.identity,
+                sequence=self._chain.entries[-1].sequence,
+                head=self._chain.head,
+                signing_key=self._signing_key,
+            )
+
+    def _append(self, **values: Any) -> Entry:
         if self._descriptor < 0:
             raise LedgerError(f"{self._path}: the ledger is closed; open it again")
+        linked = {
+            "sequence": len(self._chain.entries),
+            "previous": self._chain.head,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         try:
-            entry = kind(
-                sequence=len(self._chain.entries),
-                previous=self._chain.head,
-                time=datetime.now(UTC).isoformat(timespec="seconds"),
-                **values,
-            )
-        except ValidationError as error:
-            raise ConfigError(f"{self._path}: {_explain(error)}") from error
+            entry, line = seal({**linked, **values}, self._signing_key)
+        except ConfigError as error:
+            raise ConfigError(f"{self._path}: {error}") from error
         if objection := self._chain.objection(entry):
             raise LedgerError(f"{self._path}: {objection}")
-        line = _canonical(entry)
         try:
             written = os.write(self._descriptor, line + b"\n")
             if written <= len(line):
                 raise OSError(f"only {written} of {len(line) + 1} bytes written")
             os.fsync(self._descriptor)
             self._chain.add(entry, line)
+            # The ledger first: an anchor ahead of it would look like a tail cut off.
+            self._publish()
         except BaseException as error:
             # What the disk holds is unknown now; opening again reads it, and cuts off a torn line.
             self.close()
@@ -412,50 +444,49 @@ class Ledger:
         return entry
 
 
-def read_ledger(path: Path) -> list[Entry]:
-    """Read and check a ledger without locking or changing it, also while it is being written.
+def find_earlier(
+    paths: Sequence[Path], *, population: str, population_size: int
+) -> tuple[Earlier, ...]:
+    """What ledgers of one population have reserved, each once however often it is named.
 
-    A line without its newline isn't an entry yet and is left out.
+    Args:
+        paths: ledgers, or run folders with one; those that they name as earlier ones count too.
+        population: name of the users that all of them must be about.
+        population_size: how many they are.
 
     Raises:
-        LedgerError: the file can't be read, or a line, its hash, number or pairing is wrong.
+        LedgerError: a ledger can't be read, doesn't hold together, or is of another population.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LedgerError(f"{path}: can't read the ledger ({error.strerror})") from error
-    return _parse(path, content[: content.rfind(b"\n") + 1]).entries
+    found: dict[str, Earlier] = {}
+    for path in paths:
+        file = path / "ledger.jsonl" if path.is_dir() else path
+        chain = read_chain(file)
+        opening = chain.opening
+        if (opening.population, opening.population_size) != (population, population_size):
+            raise LedgerError(
+                f"{file}: is of population '{opening.population}' of {opening.population_size:,}, not "
+                f"of '{population}' of {population_size:,}; budgets add up within one population only"
+            )
+        if not signed_by(chain.entries[-1], opening.public_key):
+            raise LedgerError(f"{file}: the last line isn't signed with the ledger's key")
+        mechanisms = Counter(e.mechanism for e in chain.entries if isinstance(e, Reserve))
+        own = Earlier(
+            ledger=chain.identity,
+            head=chain.head,
+            releases=tuple(Releases(mechanism=m, count=n) for m, n in mechanisms.items()),
+        )
+        for other in (*opening.earlier, own):
+            known = found.get(other.ledger)
+            # A ledger only grows, so the one with more releases is the later state of it.
+            if known is None or _total(other) >= _total(known):
+                found[other.ledger] = other
+    return tuple(found.values())
 
 
-def _parse(path: Path, content: bytes) -> _Chain:
-    chain = _Chain()
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            entry = _ENTRY.validate_json(line)
-        except ValidationError as error:
-            raise LedgerError(f"{path}: line {number}: {_explain(error)}") from error
-        if _canonical(entry) != line:
-            raise LedgerError(f"{path}: line {number}: not canonical JSON, so changed afterwards")
-        if objection := chain.objection(entry):
-            raise LedgerError(f"{path}: line {number}: {objection}")
-        chain.add(entry, line)
-    if not chain.entries:
-        raise LedgerError(f"{path}: holds no complete entry; delete it and start a new ledger")
-    return chain
+def _total(earlier: Earlier) -> int:
+    return sum(releases.count for releases in earlier.releases)
 
 
-def _canonical(entry: Entry) -> bytes:
-    return json.dumps(
-        entry.model_dump(),
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
-    ).encode()
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message
+def _plain(earlier: Earlier) -> dict[str, Any]:
+    releases = [{"mechanism": r.mechanism.describe(), "count": r.count} for r in earlier.releases]
+    return {**asdict(earlier), "releases": releases}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConfigError
@@ -107,7 +107,7 @@ class Mechanism:
 
     def describe(self) -> dict[str, Any]:
         """The mechanism as JSON values, for the ledger; an infinite clip norm is None."""
-        description = asdict(self)
+        description = dict(vars(self))  # a ledger has thousands: asdict() copies deeply
         if math.isinf(self.clip_norm):
             description["clip_norm"] = None
         return description

@@ -7,7 +7,6 @@ travel as bare little-endian numbers: there is no header to parse, and nothing i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -90,15 +89,6 @@ class TrainTask:
     new_targets_only: bool
     clip_norm: float
     seed: int
-
-
-def hash_of_weights(weights: Mapping[str, NDArray[np.float32]]) -> str:
-    """SHA-256 over names, shapes and values, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(f"{name}{weights[name].shape}".encode())
-        digest.update(np.ascontiguousarray(weights[name], dtype="<f4").tobytes())
-    return digest.hexdigest()
 
 
 def hosting_query(node: int) -> Message:

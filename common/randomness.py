@@ -17,7 +17,6 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import binom
 
 from .errors import ConfigError
 
@@ -131,6 +130,8 @@ class NoiseSource:
             )
         if probability > _SPARSE:
             return np.flatnonzero(self.uniforms(population_size) < probability)
+        from scipy.stats import binom  # slow to load, and a ledger names a kind of source only
+
         count = int(binom.ppf(self.uniforms(1)[0], population_size, probability))
         chosen = np.empty(0, dtype=np.int64)
         while missing := count - len(chosen):

@@ -19,17 +19,18 @@ from ..common.config import RunConfig
 from ..common.encoder import Encoder
 from ..common.errors import ConfigError, ReplyRejected, RunFolderError
 from ..common.items import ItemTable
-from ..common.ledger import Ledger, Reserve
+from ..common.ledger import Ledger
+from ..common.ledger_entries import Reserve
 from ..common.messages import (
     Binding,
     PopularityTask,
-    hash_of_weights,
     hosting_query,
     popularity_message,
     read_hosting,
 )
 from ..common.randomness import NoiseSource
 from ..common.user_level_optimizer import release_sum
+from ..common.weights import hash_of_weights
 from .budget import BudgetPlan
 from .checkpoint import Checkpoint
 from .cohorts import check_coverage, sample_cohort, split_by_host
@@ -165,7 +166,9 @@ class Federation:
         if mechanism is None:
             return start
         # 1. Reserve.
-        release = self._ledger.reserve(task="statistics/popularity", mechanism=mechanism)
+        release = self._ledger.reserve(
+            task="statistics/popularity", mechanism=mechanism, run=self._run
+        )
         # 2. Ask every sampled device, through its host.
         randomness = self._randomness.child("statistics/popularity")
         cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))

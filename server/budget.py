@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,20 @@ class BudgetPlan:
 
 
 def plan_budget(
-    privacy: PrivacyConfig, training: TrainingConfig, *, population_size: int
+    privacy: PrivacyConfig,
+    training: TrainingConfig,
+    *,
+    population_size: int,
+    earlier: Mapping[DpEvent, int] | None = None,
 ) -> BudgetPlan:
-    """Noise of every release, so that together they cost at most ``privacy.epsilon``.
+    """Noise of every release, so that with ``earlier`` ones they cost at most ``privacy.epsilon``.
 
     The statistics get their share of μ² in the sense of Gaussian DP (Dong, Roth & Su 2022, corollary
     2: μ² adds up); what the exact accountant leaves is the rounds'.
 
     Raises:
-        BudgetError: the releases, or with a given noise the first round, don't fit.
+        BudgetError: the releases, or with a given noise the first round, don't fit, or nothing is
+            left of the budget.
         ConfigError: the population is too small for a default δ.
     """
     rate = training.sampling_probability or min(1.0, training.cohort / population_size)
@@ -68,7 +74,16 @@ def plan_budget(
         open_popularity = mechanism(POPULARITY_CLIP, 0.0, 1.0)
         return BudgetPlan(delta, None, open_popularity, mechanism(math.inf, 0.0, rate))
 
-    def calibrated(q: float, rounds: int, spent: Sequence[DpEvent]) -> float:
+    spent = Counter(earlier or {})
+    used = epsilon(spent, delta=delta)
+    if used >= privacy.epsilon:
+        raise BudgetError(
+            f"earlier releases on this population cost ε = {used:.4g} of {privacy.epsilon:g}: nothing "
+            "is left; raise epsilon",
+            epsilon_reached=used,
+        )
+
+    def calibrated(q: float, rounds: int) -> float:
         return calibrate_noise_multiplier(
             target_epsilon=privacy.epsilon,
             delta=delta,
@@ -78,17 +93,19 @@ def plan_budget(
         )
 
     if not training.rounds:
-        alone = mechanism(POPULARITY_CLIP, calibrated(1.0, 1, ()), 1.0)
+        alone = mechanism(POPULARITY_CLIP, calibrated(1.0, 1), 1.0)
         never = mechanism(privacy.clip_norm, privacy.noise_multiplier or 1.0, rate)
         return BudgetPlan(delta, privacy.epsilon, alone, never)
-    popularity, spent = None, []
+    popularity = None
     if privacy.statistics_share > 0:
-        mu = gaussian_mu(epsilon=privacy.epsilon, delta=delta)
-        noise = 1 / (mu * math.sqrt(privacy.statistics_share))
+        left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2
+        if used:
+            left -= gaussian_mu(epsilon=used, delta=delta) ** 2
+        noise = 1 / math.sqrt(left * privacy.statistics_share)
         popularity = mechanism(POPULARITY_CLIP, noise, 1.0)
-        spent = [popularity.event()]
+        spent[popularity.event()] += 1
     if privacy.noise_multiplier is None:
-        every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds, spent), rate)
+        every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds), rate)
     else:
         every_round = mechanism(privacy.clip_norm, privacy.noise_multiplier, rate)
         _check_rounds(every_round, training.rounds, spent, delta, privacy.epsilon)
@@ -98,15 +115,15 @@ def plan_budget(
 def _check_rounds(
     every_round: Mechanism,
     rounds: int,
-    spent: Sequence[DpEvent],
+    spent: Counter[DpEvent],
     delta: float,
     target_epsilon: float,
 ) -> None:
     """Without a first round nothing is worth releasing; a later one may end the run early."""
     event = every_round.event()
-    if fits([*spent, *[event] * rounds], delta=delta, target_epsilon=target_epsilon):
+    if fits(spent + Counter({event: rounds}), delta=delta, target_epsilon=target_epsilon):
         return  # answered once for all rounds; each is charged when it comes
-    events = [*spent, event]
+    events = spent + Counter([event])
     if not fits(events, delta=delta, target_epsilon=target_epsilon):
         reached = epsilon(events, delta=delta)
         raise BudgetError(

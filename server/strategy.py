@@ -27,9 +27,10 @@ from ..common.config import TrainingConfig
 from ..common.errors import BudgetError
 from ..common.ledger import Ledger
 from ..common.mechanism import Mechanism
-from ..common.messages import Binding, TrainTask, hash_of_weights, train_message
+from ..common.messages import Binding, TrainTask, train_message
 from ..common.randomness import NoiseSource
 from ..common.user_level_optimizer import UserLevelDPOptimizer
+from ..common.weights import hash_of_weights
 from .checkpoint import Checkpoint, optimizer_moments, restore_moments
 from .cohorts import sample_cohort, split_by_host
 from .validation import Tally, add_up
@@ -152,7 +153,11 @@ class PrivateAveraging(Strategy):
         model = hash_of_weights(weights)
         # 1. Reserve the release: from here on the budget is charged, whatever happens.
         release = self._ledger.reserve(
-            task="training", mechanism=self._mechanism, round=server_round, model_before=model
+            task="training",
+            mechanism=self._mechanism,
+            run=self._run,
+            round=server_round,
+            model_before=model,
         )
         # 2. Draw the cohort by secret coins.
         randomness = self._randomness.child(f"round/{server_round}")

@@ -78,6 +78,18 @@ def command(
     engine: Annotated[
         Literal["local", "ray"] | None, typer.Option(help="this process, or Flower's Ray engine")
     ] = None,
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LEDGER", help="of an earlier run on the same users; may be repeated"),
+    ] = None,
+    signing_key: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="signs the ledger; unset: one in the run folder"),
+    ] = None,
+    anchor: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="second place for the ledger's head; unset: run folder"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="run folder; unset: a new one in runs/")
     ] = None,
@@ -112,6 +124,7 @@ def command(
         "training": {"rounds": rounds},
         "privacy": {"epsilon": epsilon, "delta": delta, "enabled": False if no_privacy else None},
         "evaluation": {"split": split},
+        "ledger": {"earlier": earlier or None, "signing_key": signing_key, "anchor": anchor},
         "engine": {"kind": engine},
     }
     source = config

@@ -20,6 +20,7 @@ from ..common.config import RunConfig
 from ..common.console import stage
 from ..common.encoder import Encoder
 from ..common.ledger import Ledger
+from ..common.signing import SigningKey
 from ..server.budget import POPULARITY_CLIP, plan_budget
 from ..server.popularity import item_priors
 from .baselines import Popularity, tuned_baselines
@@ -170,6 +171,8 @@ def _without_privacy(
     with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
         ledger = Ledger.create(
             Path(scratch) / "ledger.jsonl",
+            signing_key=SigningKey.generate(),
+            population="without-privacy",
             population_size=population.size,
             delta=plan.delta,
             target_epsilon=None,

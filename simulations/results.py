@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from ..common import accounting
 from ..common.config import RunConfig
 from ..common.encoder import Encoder
 from ..common.errors import ConfigError
-from ..common.ledger import Commit, Ledger, Reserve
+from ..common.ledger import Ledger
+from ..common.ledger_entries import Commit, Reserve
 from ..server.app import FederationResult
 from .comparison import ModelResult
 from .dataset import InteractionLog
@@ -121,7 +123,7 @@ def _data(log: InteractionLog, split: Split, config: RunConfig) -> dict[str, Any
 
 def _privacy(config: RunConfig, ledger: Ledger, releases: list[dict[str, Any]]) -> dict[str, Any]:
     opening = ledger.opening
-    events = [e.mechanism.event() for e in ledger.entries if isinstance(e, Reserve)]
+    events = ledger.events()
     checks: dict[str, float | None] = {"epsilon_prv": None, "epsilon_rdp": None}
     if config.privacy.enabled and events:
         checks["epsilon_rdp"] = accounting.epsilon_rdp(events, delta=opening.delta)
@@ -148,11 +150,11 @@ def _privacy(config: RunConfig, ledger: Ledger, releases: list[dict[str, Any]]) 
 def _releases(ledger: Ledger) -> list[dict[str, Any]]:
     commits = {e.release: e for e in ledger.entries if isinstance(e, Commit)}
     reserves = [e for e in ledger.entries if isinstance(e, Reserve)]
-    spent = accounting.epsilon_after_each(
-        [entry.mechanism.event() for entry in reserves], delta=ledger.opening.delta
-    )
+    events = [entry.mechanism.event() for entry in reserves]
+    before = list((ledger.events() - Counter(events)).elements())  # of earlier ledgers
+    spent = accounting.epsilon_after_each([*before, *events], delta=ledger.opening.delta)
     found = []
-    for entry, epsilon in zip(reserves, spent, strict=True):
+    for entry, epsilon in zip(reserves, spent[len(before) :], strict=True):
         commit = commits.get(entry.sequence)
         found.append(
             {

@@ -43,6 +43,16 @@ class RunFolder:
         return self.path / "ledger.jsonl"
 
     @property
+    def signing_key(self) -> Path:
+        """The key that signs the ledger, where the configuration names no other."""
+        return self.path / "signing_key.pem"
+
+    @property
+    def anchor(self) -> Path:
+        """The head of the ledger, where the configuration names no other place."""
+        return self.path / "anchor.json"
+
+    @property
     def model(self) -> Path:
         """The released weights."""
         return self.path / "model.safetensors"
@@ -105,7 +115,7 @@ class RunFolder:
         check_writable(path)
         recorded = load_config(folder.config)
         if recorded.digest() != config.digest():
-            names = ", ".join(_differences(recorded.model_dump(), config.model_dump()))
+            names = ", ".join(_differences(recorded.deciding(), config.deciding()))
             raise RunFolderError(
                 f"{path}: was run with another configuration ({names} differ); resume without those "
                 "options, or choose another --out"
@@ -148,8 +158,6 @@ def check_writable(path: Path) -> None:
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in ours.items():
-        if key == "engine" and not prefix:
-            continue
         if isinstance(value, Mapping) and isinstance(theirs.get(key), Mapping):
             found += _differences(value, theirs[key], f"{prefix}{key}.")
         elif value != theirs.get(key):

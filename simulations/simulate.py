@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.console import remark, stage
 from ..common.encoder import Encoder, build_encoder
-from ..common.errors import DataError, RunFolderError
+from ..common.errors import DataError
 from ..common.ledger import Ledger
+from ..common.ledger_entries import Earlier
 from ..server.app import FederationResult
 from ..server.budget import BudgetPlan, plan_budget
 from ..server.item_vectors import build_item_table
@@ -34,8 +36,9 @@ from .models import ID_TABLE, EncoderScorer
 from .population import Population
 from .recommendations import check_recommendations, write_recommendations
 from .report import write_report
-from .results import run_metrics, version
+from .results import run_metrics
 from .run_folder import RunFolder
+from .run_ledger import check_keys, earlier_releases, open_ledger
 from .splits import Split, make_split
 
 _CURVE_POINTS = 10
@@ -67,6 +70,7 @@ class _Prepared:
     population: Population
     encoder: Encoder
     trainer: Trainer
+    earlier: tuple[Earlier, ...]
     plan: BudgetPlan
 
 
@@ -79,15 +83,23 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     started = time.monotonic()
     # 1. Refuse at once what would fail in the end.
     folder = _find_folder(config, options)
+    check_keys(config)
     if options.recommendations is not None:
         check_recommendations(options.recommendations)
     # 2. Read, clean, split; build the public item table. Bad input ends here, nothing is written.
-    prepared = _prepare(config)
+    prepared = _prepare(config, folder)
     # 3. Make the run folder and its ledger.
     if not options.resume:
         folder.create(config)
     remark(f"Run folder: {folder.path}")
-    with _resumable(folder), _open_ledger(folder, config, prepared) as ledger:
+    ledger = open_ledger(
+        folder,
+        config,
+        plan=prepared.plan,
+        population_size=prepared.population.size,
+        earlier=prepared.earlier,
+    )
+    with _resumable(folder), ledger:
         # 4. Run the federation: popularity, then private rounds.
         result, validation = _federate(config, prepared, folder, ledger)
         # 5. Measure it beside baselines on the same split.
@@ -119,7 +131,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     return {**metrics, "paths": _paths(folder, options)}
 
 
-def _prepare(config: RunConfig) -> _Prepared:
+def _prepare(config: RunConfig, folder: RunFolder) -> _Prepared:
     remark(f"Reading {config.data.path}")
     log = load_log(config.data)
     split = make_split(log.histories, config.evaluation)
@@ -132,7 +144,13 @@ def _prepare(config: RunConfig) -> _Prepared:
             f"{config.data.path}: {population.size} user has events before the cut; a federation "
             "needs two or more: give more data or a later cut"
         )
-    plan = plan_budget(config.privacy, config.training, population_size=population.size)
+    earlier = earlier_releases(config, folder, population_size=population.size)
+    plan = plan_budget(
+        config.privacy,
+        config.training,
+        population_size=population.size,
+        earlier=sum((other.events() for other in earlier), Counter()),
+    )
     init = randomness(config, label="model")
     encoder = build_encoder(
         config.model,
@@ -146,7 +164,7 @@ def _prepare(config: RunConfig) -> _Prepared:
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
-    return _Prepared(log, split, population, encoder, trainer, plan)
+    return _Prepared(log, split, population, encoder, trainer, earlier, plan)
 
 
 def _find_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
@@ -164,35 +182,6 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
         remark("Interrupted. What was released stays charged.")
         remark(f"Go on with: fedprofile simulate --resume --out {shlex.quote(str(folder.path))}")
         raise
-
-
-def _open_ledger(folder: RunFolder, config: RunConfig, prepared: _Prepared) -> Ledger:
-    """A new ledger, or that of the run that goes on.
-
-    Raises:
-        RunFolderError: the ledger is of another configuration, or the data has changed.
-    """
-    size = prepared.population.size
-    if not folder.ledger.exists():
-        return Ledger.create(
-            folder.ledger,
-            population_size=size,
-            delta=prepared.plan.delta,
-            target_epsilon=prepared.plan.target_epsilon,
-            randomness="csprng" if config.seed is None else "seeded",
-            code_version=version(),
-            config_digest=config.digest(),
-        )
-    ledger = Ledger.open(folder.ledger)
-    opening = ledger.opening
-    if opening.config_digest == config.digest() and opening.population_size == size:
-        return ledger
-    ledger.close()
-    raise RunFolderError(
-        f"{folder.ledger}: is of a run with another configuration or other data "
-        f"({opening.population_size:,} users then, {size:,} now); put back what the run started "
-        "with, or choose another --out"
-    )
 
 
 def _federate(
@@ -277,7 +266,7 @@ def _compare(config: RunConfig, prepared: _Prepared, scorer: EncoderScorer) -> l
 
 
 def _paths(folder: RunFolder, options: SimulateOptions) -> dict[str, str]:
-    names = ("config", "metrics", "ledger", "model", "items", "checkpoints", "report")
+    names = ("config", "metrics", "ledger", "anchor", "model", "items", "checkpoints", "report")
     paths = {"run": str(folder.path), **{name: str(getattr(folder, name)) for name in names}}
     if options.recommendations is not None:
         paths["recommendations"] = str(options.recommendations)

@@ -13,6 +13,7 @@ from fedprofile.common.encoder import build_encoder
 from fedprofile.common.histories import Histories
 from fedprofile.common.items import ItemTable
 from fedprofile.common.ledger import Ledger
+from fedprofile.common.signing import SigningKey
 from fedprofile.server.app import Federation
 from fedprofile.server.budget import plan_budget
 from fedprofile.simulations.federate import randomness
@@ -21,6 +22,7 @@ from fedprofile.simulations.population import Population
 
 DAY = 86_400
 NOW = 1_700_000_000
+KEY = SigningKey.generate()
 
 
 def make_histories(n_devices, n_items, *, sessions=5, basket=3, seed=0):
@@ -91,9 +93,11 @@ class Town:
     def ledger(self, folder: Path):
         path = folder / "ledger.jsonl"
         if path.exists():
-            return Ledger.open(path)
+            return Ledger.open(path, signing_key=KEY, code_version="test")
         return Ledger.create(
             path,
+            signing_key=KEY,
+            population="town",
             population_size=self.population.size,
             delta=self.plan.delta,
             target_epsilon=self.plan.target_epsilon,

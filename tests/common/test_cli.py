@@ -33,7 +33,8 @@ def test_help_of_simulate_has_every_option_and_fits_80_columns(run, monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
     text = run("simulate", "--help").out
     options = """--config --data --preset --items --split --epsilon --no-privacy --delta --rounds
-        --seed --engine --out --resume --recommendations --top-k --include-seen --json"""
+        --seed --engine --earlier --signing-key --anchor --out --resume --recommendations
+        --top-k --include-seen --json"""
     for option in options.split():
         assert f"  {option} " in text
     assert max(map(len, text.splitlines())) <= 80

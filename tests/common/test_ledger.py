@@ -4,19 +4,35 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprofile.common.accounting import epsilon
+from fedprofile.common.anchor import Anchor
 from fedprofile.common.errors import BudgetError, ConfigError, LedgerError
-from fedprofile.common.ledger import FIRST, Commit, Ledger, Open, Reserve, Stop, read_ledger
+from fedprofile.common.ledger import Ledger, find_earlier
+from fedprofile.common.ledger_entries import (
+    FIRST,
+    Commit,
+    Open,
+    Reserve,
+    Stop,
+    events_of,
+    read_chain,
+    read_ledger,
+    signed_by,
+)
 from fedprofile.common.mechanism import Mechanism
+from fedprofile.common.signing import SigningKey
 
 DELTA = 1e-5
+KEY = SigningKey.generate()
 
 
 def mechanism(**changes):
@@ -31,6 +47,8 @@ def mechanism(**changes):
 
 def create(path, *, target_epsilon=2.0, **changes):
     values = {
+        "signing_key": KEY,
+        "population": "shop",
         "population_size": 6_000,
         "delta": DELTA,
         "target_epsilon": target_epsilon,
@@ -39,6 +57,10 @@ def create(path, *, target_epsilon=2.0, **changes):
         "config_digest": "c0ffee",
     }
     return Ledger.create(path, **{**values, **changes})
+
+
+def reopen(path, **changes):
+    return Ledger.open(path, **{"signing_key": KEY, "code_version": "0.1.1", **changes})
 
 
 def commit(ledger, release, **changes):
@@ -84,6 +106,14 @@ def test_what_was_written_is_read_back(finished):
     assert [e.sequence for e in (opening, first, done, second, stop)] == [0, 1, 2, 3, 4]
 
 
+def test_whole_numbers_are_as_good_as_any(path):
+    with create(path, target_epsilon=2) as ledger:
+        ledger.reserve(task="training", mechanism=mechanism(clip_norm=1, sampling_probability=1))
+    opening, reserve = read_ledger(path)
+    assert (opening.target_epsilon, reserve.mechanism.clip_norm) == (2.0, 1)
+    reopen(path).close()
+
+
 def test_lines_are_canonical_json_chained_by_sha256(finished):
     previous = FIRST
     for line in finished.read_bytes().splitlines():
@@ -92,7 +122,7 @@ def test_lines_are_canonical_json_chained_by_sha256(finished):
         assert canonical.encode() == line
         assert content["previous"] == previous
         previous = hashlib.sha256(line).hexdigest()
-    with Ledger.open(finished) as ledger:
+    with reopen(finished) as ledger:
         assert ledger.head == previous
 
 
@@ -140,7 +170,7 @@ def test_crash_between_reserve_and_commit_charges_and_is_told(path):
         create(path).reserve(task="training", mechanism=mechanism(), round=0)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
-    with Ledger.open(path) as ledger:
+    with reopen(path) as ledger:
         assert ledger.epsilon_spent() == epsilon([GaussianDpEvent(4.0)], delta=DELTA)
         (pending,) = ledger.pending()
         assert (pending.task, pending.round) == ("training", 0)
@@ -155,7 +185,7 @@ def test_every_cut_of_the_last_line_is_mended(finished):
         finished.write_bytes(whole[:cut])
         assert len(read_ledger(finished)) == 4
         assert finished.read_bytes() == whole[:cut]  # a reader changes nothing
-        with Ledger.open(finished) as ledger:
+        with reopen(finished) as ledger:
             assert ledger.torn_bytes == cut - start
             assert ledger.stopped is None
         assert finished.read_bytes() == whole[:start]
@@ -163,7 +193,7 @@ def test_every_cut_of_the_last_line_is_mended(finished):
 
 def test_torn_tail_of_zeros_is_mended(finished):
     finished.write_bytes(finished.read_bytes() + bytes(100))
-    with Ledger.open(finished) as ledger:
+    with reopen(finished) as ledger:
         assert ledger.torn_bytes == 100
         assert len(ledger.entries) == 5
 
@@ -172,7 +202,7 @@ def test_ledger_goes_on_after_a_torn_line(path):
     with create(path) as ledger:
         ledger.reserve(task="training", mechanism=mechanism(), round=0)
     path.write_bytes(path.read_bytes()[:-5])
-    with Ledger.open(path) as ledger:
+    with reopen(path) as ledger:
         assert ledger.pending() == ()
         commit(ledger, ledger.reserve(task="training", mechanism=mechanism(), round=0))
     assert [entry.kind for entry in read_ledger(path)] == ["open", "reserve", "commit"]
@@ -239,7 +269,7 @@ def test_damage_is_refused_with_its_line(finished, damage):
     lines = finished.read_bytes().splitlines()
     damage(lines)
     finished.write_bytes(b"\n".join(lines) + b"\n")
-    for reading in (read_ledger, Ledger.open):
+    for reading in (read_ledger, reopen):
         with pytest.raises(LedgerError, match=r"ledger\.jsonl: line \d"):
             reading(finished)
 
@@ -267,7 +297,7 @@ def test_entries_out_of_order_or_out_of_range_are_refused(finished):
         ([opening, first, {**done, "release": 0}], "release 0 isn't pending"),
         ([{**opening, "delta": 0.0}], "delta"),
         ([{**opening, "unit": "event"}], "unit"),
-        ([{**opening, "version": 2}], "version"),
+        ([{**opening, "version": 1}], "version 1; this program reads version 2"),
         ([{**opening, "surprise": 1}], "surprise"),
         ([opening, {**first, "kind": "refund"}], "refund"),
         ([opening, {**first, "mechanism": {"clip_norm": 1.0}}], "mechanism"),
@@ -287,12 +317,12 @@ def test_a_ledger_is_never_overwritten(finished):
 
 
 def test_missing_empty_and_unfinished_files_say_so(path):
-    for reading in (read_ledger, Ledger.open):
+    for reading in (read_ledger, reopen):
         with pytest.raises(LedgerError, match=r"can't (read|open)"):
             reading(path)
     for content in (b"", b'{"kind":"op'):
         path.write_bytes(content)
-        for reading in (read_ledger, Ledger.open):
+        for reading in (read_ledger, reopen):
             with pytest.raises(LedgerError, match="no complete entry"):
                 reading(path)
         assert path.read_bytes() == content
@@ -312,10 +342,10 @@ def test_one_writer_at_a_time_and_any_number_of_readers(path):
     with create(path) as ledger:
         ledger.reserve(task="training", mechanism=mechanism(), round=0)
         with pytest.raises(LedgerError, match="another process"):
-            Ledger.open(path)
+            reopen(path)
         assert len(read_ledger(path)) == 2
         commit(ledger, 1)
-    with Ledger.open(path):
+    with reopen(path):
         pass
 
 
@@ -334,7 +364,7 @@ def test_nothing_follows_a_stop(path):
         release = ledger.reserve(task="training", mechanism=mechanism(), round=0)
         ledger.stop(reason="stopped by hand")
         assert ledger.stopped is not None
-    with Ledger.open(path) as ledger:
+    with reopen(path) as ledger:
         assert ledger.stopped is not None
         for attempt in (
             lambda: ledger.reserve(task="training", mechanism=mechanism(), round=1),
@@ -403,7 +433,7 @@ def test_failed_append_closes_the_ledger_and_can_be_mended(path, monkeypatch, ca
     monkeypatch.undo()
     with pytest.raises(LedgerError, match="closed"):
         ledger.reserve(task="training", mechanism=mechanism(), round=0)
-    with Ledger.open(path) as ledger:
+    with reopen(path) as ledger:
         # A line that reached the disk whole is charged; nothing was done on it, but who knows.
         assert len(ledger.pending()) == (1 if call == "fsync" else 0)
         assert ledger.torn_bytes == (20 if call == "write" else 0)
@@ -415,7 +445,7 @@ def test_short_write_is_no_success(path, monkeypatch):
     with pytest.raises(LedgerError, match="bytes written"):
         ledger.reserve(task="training", mechanism=mechanism(), round=0)
     monkeypatch.undo()
-    with Ledger.open(path) as ledger:
+    with reopen(path) as ledger:
         assert ledger.torn_bytes > 0
 
 
@@ -441,3 +471,180 @@ def test_ledger_loads_neither_torch_nor_flower():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+# --- signatures, anchor, several ledgers ---------------------------------------------------------
+
+
+def test_every_entry_is_signed_and_named_by_what_wrote_it(path):
+    with create(path) as ledger:
+        commit(ledger, ledger.reserve(task="training", mechanism=mechanism(), run="夏", round=1))
+    with reopen(path) as ledger:
+        ledger.reserve(task="training", mechanism=mechanism(), run="夏", round=2)
+    entries = read_ledger(path)
+    assert entries[0].public_key == KEY.public_key
+    for line, entry in zip(path.read_bytes().splitlines(), entries, strict=True):
+        content = json.loads(line)
+        signature = bytes.fromhex(content.pop("signature"))
+        unsigned = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(KEY.public_key))
+        public.verify(signature, unsigned.encode())  # raises where it doesn't hold
+        assert signed_by(entry, KEY.public_key)
+        assert not signed_by(entry, SigningKey.generate().public_key)
+    reserves = [entry for entry in entries if isinstance(entry, Reserve)]
+    assert [entry.code_version for entry in reserves] == ["0.1.0", "0.1.1"]
+    assert {(entry.run, entry.divisor, entry.weighting) for entry in reserves} == {
+        ("夏", 6_000.0, "equal")
+    }
+
+
+def test_a_ledger_goes_on_with_its_own_key_only(path):
+    create(path).close()
+    with pytest.raises(LedgerError, match="another key"):
+        reopen(path, signing_key=SigningKey.generate())
+
+
+def test_a_chain_rebuilt_without_the_key_is_refused(finished):
+    opening, *_, second, stop = map(json.loads, finished.read_bytes().splitlines())
+    forge(finished, opening, second, stop)  # a release less: its budget would be free again
+    assert len(read_ledger(finished)) == 3
+    with pytest.raises(LedgerError, match="last line isn't signed"):
+        reopen(finished)
+
+
+@pytest.fixture
+def anchor(tmp_path):
+    return tmp_path / "elsewhere.json"
+
+
+def test_the_head_is_published_after_every_entry(path, anchor):
+    with create(path, anchor=anchor) as ledger:
+        for number in (1, 2, 3):
+            found = Anchor.read(anchor)
+            assert (found.head, found.sequence) == (ledger.head, len(ledger.entries) - 1)
+            assert found.ledger == hashlib.sha256(path.read_bytes().splitlines()[0]).hexdigest()
+            assert found.signed_by(KEY.public_key)
+            ledger.reserve(task="training", mechanism=mechanism(), round=number)
+    content = json.loads(anchor.read_bytes())
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    assert anchor.read_bytes() == canonical + b"\n"
+    forged = {**content, "sequence": 0}
+    anchor.write_text(json.dumps(forged))
+    assert not Anchor.read(anchor).signed_by(KEY.public_key)
+
+
+def test_a_ledger_that_is_shorter_than_its_anchor_does_not_go_on(path, anchor):
+    with create(path, anchor=anchor) as ledger:
+        for number in (1, 2, 3):
+            ledger.reserve(task="training", mechanism=mechanism(), round=number)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for kept in (1, 2, 3):
+        path.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(LedgerError, match=f"ends {4 - kept} entries before its anchor"):
+            reopen(path, anchor=anchor)
+        assert path.read_bytes() == b"".join(lines[:kept])
+    path.write_bytes(b"".join(lines))
+    reopen(path, anchor=anchor).close()
+
+
+def test_an_anchor_is_brought_up_to_date_by_one_entry_and_no_more(path, anchor):
+    states = []
+    with create(path, anchor=anchor) as ledger:
+        for number in (1, 2, 3):
+            states.append(anchor.read_bytes())
+            ledger.reserve(task="training", mechanism=mechanism(), round=number)
+    states.append(anchor.read_bytes())
+    for state in (b"", b"{}", states[0], states[1]):
+        anchor.write_bytes(state)
+        with pytest.raises(LedgerError, match="anchor"):
+            reopen(path, anchor=anchor)
+        assert anchor.read_bytes() == state
+    anchor.unlink()
+    with pytest.raises(LedgerError, match="is missing"):
+        reopen(path, anchor=anchor)
+    anchor.write_bytes(states[2])
+    with reopen(path, anchor=anchor) as ledger:
+        assert Anchor.read(anchor).head == ledger.head
+
+
+def test_a_ledger_that_died_before_its_first_anchor_goes_on(path, anchor):
+    create(path).close()
+    with reopen(path, anchor=anchor) as ledger:
+        assert Anchor.read(anchor).head == ledger.head
+
+
+def test_the_anchor_of_another_ledger_is_refused(path, anchor, tmp_path):
+    create(path, anchor=anchor).close()
+    other = tmp_path / "other.jsonl"
+    with pytest.raises(LedgerError, match="anchors a ledger already"):
+        create(other, anchor=anchor)
+    assert not other.exists()
+    create(other).close()
+    with pytest.raises(LedgerError, match="isn't the anchor of"):
+        reopen(other, anchor=anchor)
+
+
+def test_a_line_whose_anchor_failed_is_charged_and_the_ledger_closed(path, anchor, monkeypatch):
+    ledger = create(path, anchor=anchor)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedprofile.common.anchor.write_atomically", full)
+    with pytest.raises(LedgerError, match="No space left"):
+        ledger.reserve(task="training", mechanism=mechanism(), round=0)
+    monkeypatch.undo()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.reserve(task="training", mechanism=mechanism(), round=0)
+    with reopen(path, anchor=anchor) as ledger:
+        assert len(ledger.pending()) == 1
+
+
+def test_earlier_ledgers_count_toward_the_budget_and_are_told(path, tmp_path):
+    before = tmp_path / "before.jsonl"
+    with create(before) as ledger:
+        for number in (1, 2):
+            ledger.reserve(task="training", mechanism=mechanism(), round=number)
+    earlier = find_earlier([before], population="shop", population_size=6_000)
+    two, three = (epsilon([GaussianDpEvent(4.0)] * n, delta=DELTA) for n in (2, 3))
+    with create(path, target_epsilon=three, earlier=earlier) as ledger:
+        assert ledger.epsilon_spent() == two
+        ledger.reserve(task="training", mechanism=mechanism(), round=1)
+        with pytest.raises(BudgetError) as refused:
+            ledger.reserve(task="training", mechanism=mechanism(), round=2)
+    assert refused.value.epsilon_reached > three
+    with reopen(path) as ledger:
+        assert ledger.epsilon_spent() == three
+    chain = read_chain(path)
+    assert chain.opening.earlier[0].head == read_chain(before).head
+    assert events_of(chain.entries) == {GaussianDpEvent(4.0): 3}
+
+
+def test_a_ledger_named_directly_and_through_another_counts_once(path, tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second"
+    second.mkdir()
+    with create(first) as ledger:
+        ledger.reserve(task="training", mechanism=mechanism(), round=1)
+        known = find_earlier([first], population="shop", population_size=6_000)
+        ledger.reserve(task="training", mechanism=mechanism(), round=2)
+    with create(second / "ledger.jsonl", earlier=known) as ledger:
+        ledger.reserve(task="training", mechanism=mechanism(noise_multiplier=8.0), round=1)
+    for paths in ([first, second], [second, first], [second, first, first]):
+        found = find_earlier(paths, population="shop", population_size=6_000)
+        events = sum((earlier.events() for earlier in found), Counter())
+        # The first has grown since the second was opened.
+        assert events == {GaussianDpEvent(4.0): 2, GaussianDpEvent(8.0): 1}
+
+
+@pytest.mark.parametrize("change", [{"population": "other"}, {"population_size": 7}])
+def test_budgets_of_different_populations_are_not_added(path, change):
+    create(path).close()
+    with pytest.raises(LedgerError, match="within one population only"):
+        find_earlier([path], **{"population": "shop", "population_size": 6_000, **change})
+
+
+def test_an_earlier_ledger_that_was_forged_is_refused(finished):
+    opening, *_, second, _ = map(json.loads, finished.read_bytes().splitlines())
+    forge(finished, opening, second)
+    with pytest.raises(LedgerError, match="isn't signed"):
+        find_earlier([finished], population="shop", population_size=6_000)

@@ -15,7 +15,6 @@ from fedprofile.common.messages import (
     Binding,
     PopularityTask,
     TrainTask,
-    hash_of_weights,
     hosting_query,
     hosting_reply,
     popularity_message,
@@ -128,19 +127,6 @@ def test_one_kind_of_task_is_not_another():
         read_train_task(over_the_wire(popularity_message(9, popularity_task())))
     with pytest.raises(MessageError, match="outside the wire format"):
         read_popularity_task(over_the_wire(train_message(9, train_task())))
-
-
-def test_hash_of_weights_tells_names_shapes_and_values_apart():
-    weights = {"a": np.float32([[1, 2], [3, 4]]), "b": np.float32([5])}
-    others = [
-        {"a": weights["a"], "c": weights["b"]},
-        {"a": weights["a"].reshape(4), "b": weights["b"]},
-        {"a": weights["a"] + np.float32(1e-6), "b": weights["b"]},
-    ]
-    hashes = {hash_of_weights(w) for w in [weights, *others]}
-    assert len(hashes) == 4
-    fortran = {"b": weights["b"], "a": np.asfortranarray(weights["a"])}
-    assert hash_of_weights(fortran) == hash_of_weights(weights)
 
 
 # --- replies -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedprofile.common.accounting import epsilon
-from fedprofile.common.ledger import Commit, Reserve, Stop, read_ledger
+from fedprofile.common.ledger_entries import Commit, Reserve, Stop, read_ledger
 
 CONFIG = """
 seed = 1
@@ -84,6 +84,7 @@ CREATE = "fedprofile.common.ledger:Ledger.create"
 RESERVE = "fedprofile.common.ledger:Ledger.reserve"
 COMMIT = "fedprofile.common.ledger:Ledger.commit"
 STOP = "fedprofile.common.ledger:Ledger.stop"
+ANCHOR = "fedprofile.common.anchor:Anchor.publish"
 SEND = "fedprofile.simulations.grid:InProcessGrid.send_and_receive"
 SAVE = "fedprofile.server.checkpoint:Checkpoint.save"
 RENAME = "pathlib:Path.replace"
@@ -154,16 +155,20 @@ def runs(context, tmp_path):
 DEATHS = [
     ((CREATE, "after", 1), []),
     ((RESERVE, "before", 1), []),
+    ((ANCHOR, "before", 1), [None]),  # the line is on disk, its anchor is one behind
     ((RESERVE, "after", 1), [None]),
     ((SEND, "after", 2), [None]),  # the first asks for hosts
     ((SAVE, "before", 1), [None]),
-    ((RENAME, "before", 1), [None]),  # all is written, but under a temporary name
+    ((RENAME, "before", 2), [None]),  # all is written, but under a temporary name; first the anchor
     ((SAVE, "after", 1), [None]),
     ((COMMIT, "before", 1), []),  # popularity is kept, its commit is late
     ((COMMIT, "after", 1), []),
     ((RESERVE, "after", 1), [1]),
     ((SEND, "after", 2), [1]),
+    ((ANCHOR, "before", 1), [1]),
+    ((ANCHOR, "after", 1), []),  # it is brought up to date
     ((RENAME, "before", 1), [1]),
+    ((RENAME, "before", 3), [1]),  # the anchor again, that of the reservation, the checkpoint
     ((SAVE, "after", 1), [1]),
     ((COMMIT, "before", 2), [2]),  # the first is the late one of round 1
     ((COMMIT, "after", 2), [3]),  # between rounds

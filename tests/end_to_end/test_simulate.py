@@ -14,12 +14,14 @@ from safetensors.numpy import load_file
 
 from fedprofile.common.accounting import epsilon
 from fedprofile.common.items import ItemTable
-from fedprofile.common.ledger import Reserve, read_ledger
+from fedprofile.common.ledger_entries import Reserve, read_ledger
 
 FOLDER = {
     "config.toml",
     "metrics.json",
     "ledger.jsonl",
+    "anchor.json",
+    "signing_key.pem",
     "model.safetensors",
     "items.safetensors",
     "checkpoints",

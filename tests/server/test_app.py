@@ -6,8 +6,10 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedprofile.client.popularity import popularity_contribution
 from fedprofile.common.errors import BudgetError, ConfigError, LedgerError, RunFolderError
-from fedprofile.common.ledger import Commit, Ledger
+from fedprofile.common.ledger import Ledger
+from fedprofile.common.ledger_entries import Commit
 from fedprofile.common.messages import hosting_reply
+from fedprofile.common.signing import SigningKey
 from fedprofile.server.app import find_hosts
 from fedprofile.server.popularity import item_priors
 from fedprofile.simulations.grid import InProcessGrid
@@ -174,6 +176,8 @@ def test_a_budget_without_room_for_anything_is_refused_before_it_is_asked_for(bu
     path = tmp_path / "ledger.jsonl"
     with Ledger.create(
         path,
+        signing_key=SigningKey.generate(),
+        population="town",
         population_size=town.population.size,
         delta=town.plan.delta,
         target_epsilon=0.01,

@@ -12,11 +12,12 @@ from fedprofile.server.budget import plan_budget
 N = 600
 
 
-def plan(*, rounds=20, cohort=60, population_size=N, **privacy):
+def plan(*, rounds=20, cohort=60, population_size=N, earlier=None, **privacy):
     return plan_budget(
         PrivacyConfig(**privacy),
         TrainingConfig(rounds=rounds, cohort=cohort),
         population_size=population_size,
+        earlier=earlier,
     )
 
 
@@ -108,3 +109,25 @@ def test_without_privacy_nothing_is_clipped_noised_or_enforced():
 def test_a_population_of_one_has_no_default_delta():
     with pytest.raises(ConfigError, match=r"privacy\.delta"):
         plan(population_size=1)
+
+
+def test_what_was_spent_before_leaves_less_for_popularity_and_rounds():
+    before = {GaussianDpEvent(4.0): 2}
+    planned = plan(epsilon=2.0, rounds=4, cohort=100, earlier=before)
+    fresh = plan(epsilon=2.0, rounds=4, cohort=100)
+    assert planned.training.noise_multiplier > fresh.training.noise_multiplier
+    assert planned.popularity.noise_multiplier > fresh.popularity.noise_multiplier
+    accountant = PLDAccountant().compose(GaussianDpEvent(4.0), 2)
+    accountant.compose(planned.popularity.event())
+    accountant.compose(planned.training.event(), 4)
+    reached = accountant.get_epsilon(planned.delta)
+    assert 2.0 * (1 - 3e-3) < reached <= 2.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"rounds": 0}, {"noise_multiplier": 9.0}])
+def test_a_budget_that_earlier_runs_have_spent_is_refused_with_its_figure(settings):
+    before = {GaussianDpEvent(1.0): 3}
+    with pytest.raises(BudgetError, match="earlier releases on this population") as refused:
+        plan(epsilon=2.0, earlier=before, **settings)
+    reference = PLDAccountant().compose(GaussianDpEvent(1.0), 3).get_epsilon(N**-1.1)
+    assert refused.value.epsilon_reached == pytest.approx(reference, abs=1e-9)

@@ -9,7 +9,7 @@ from dp_accounting.pld import PLDAccountant
 from fedprofile.client.app import build_client_app
 from fedprofile.common.errors import MessageError
 from fedprofile.common.histories import Histories
-from fedprofile.common.ledger import Commit, Ledger, Reserve, Stop, read_ledger
+from fedprofile.common.ledger_entries import Commit, Reserve, Stop, read_ledger
 from fedprofile.common.messages import read_train_task, refusal, update_reply
 from fedprofile.common.randomness import NoiseSource
 from fedprofile.common.updates import ClippedUpdate
@@ -331,7 +331,7 @@ def test_the_ledger_tells_what_happened(build_town, tmp_path):
     accountant = PLDAccountant()
     for entry in reserves:
         accountant.compose(entry.mechanism.event())
-    with Ledger.open(tmp_path / "ledger.jsonl") as ledger:
+    with town.ledger(tmp_path) as ledger:
         assert ledger.epsilon_spent() == pytest.approx(
             accountant.get_epsilon(town.plan.delta), abs=1e-3
         )

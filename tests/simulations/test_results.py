@@ -7,6 +7,7 @@ from fedprofile.common import accounting
 from fedprofile.common.config import RunConfig
 from fedprofile.common.ledger import Ledger
 from fedprofile.common.mechanism import Mechanism
+from fedprofile.common.signing import SigningKey
 from fedprofile.simulations.results import run_metrics
 from fedprofile.simulations.splits import make_split
 from fedprofile.simulations.synthetic import synthesise
@@ -35,6 +36,8 @@ def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None):
     )
     ledger = Ledger.create(
         tmp_path / "ledger.jsonl",
+        signing_key=SigningKey.generate(),
+        population="夏",
         population_size=30,
         delta=DELTA,
         target_epsilon=None,

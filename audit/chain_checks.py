@@ -1,0 +1,114 @@
+"""Whether a ledger is whole: its chain, who signed it, and whether its end is still there."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from ..common.anchor import Anchor
+from ..common.errors import BadEntry, LedgerError
+from ..common.ledger_entries import Chain, follow, read_chain, signed_by
+from .findings import Finding
+
+_UNREADABLE = "the chain doesn't hold"
+
+
+def check_chain(path: Path) -> tuple[Chain | None, list[Finding]]:
+    """The chain, None where it doesn't hold, and what is to be said about it and its signatures.
+
+    The last signature is over a line that holds the hash of the one before, and so on: with a chain
+    that holds, it is over everything. Only where one of the two fails, every signature is looked at to
+    find the first bad line.
+
+    Raises:
+        LedgerError: the file can't be read or holds no entry.
+    """
+    try:
+        chain = read_chain(path)
+    except BadEntry as error:
+        line, why = _first_bad(path, error)
+        return None, [
+            Finding("chain", "fails", f"line {line} (entry {line - 1}): {why}", line),
+            Finding("signatures", "not run", _UNREADABLE),
+        ]
+    entries = chain.entries
+    held = (
+        f"{len(entries):,} entries, each with the hash of the one before; head {chain.head[:16]}…"
+    )
+    holds = Finding("chain", "holds", held)
+    key = chain.opening.public_key
+    if not signed_by(entries[-1], key):
+        bad = next(entry for entry in entries if not signed_by(entry, key))
+        line, why = (
+            bad.sequence + 1,
+            "isn't signed by the ledger's key: changed, and the chain rebuilt",
+        )
+        what = f"line {line} (entry {bad.sequence}): {why}"
+        return None, [holds, Finding("signatures", "fails", what, line)]
+    return chain, [
+        holds,
+        Finding("signatures", "holds", f"the last one covers all lines; key {key[:16]}…"),
+    ]
+
+
+def check_key(chain: Chain, public_key: str | None) -> Finding:
+    """Whether the ledger is signed by the key the officer knows."""
+    own = chain.opening.public_key
+    if public_key is None:
+        return Finding(
+            "public key", "not run", f"anybody can sign with a key of their own: pin {own}"
+        )
+    if own != public_key:
+        return Finding("public key", "fails", f"signed by {own}, not by {public_key}", 1)
+    return Finding("public key", "holds", f"signed by the pinned key {own[:16]}…")
+
+
+def check_anchor(chain: Chain, path: Path | None) -> Finding:
+    """Whether the ledger is at least as long as its head was published to be."""
+    if path is None:
+        return Finding(
+            "anchor", "not run", "none named: a tail that was cut off wouldn't show; use --anchor"
+        )
+    try:
+        anchor = Anchor.read(path)
+    except LedgerError as error:
+        return Finding("anchor", "fails", str(error))
+    entries = chain.entries
+    if anchor.ledger != chain.identity:
+        return Finding("anchor", "fails", f"{path}: is the anchor of another ledger")
+    if not anchor.signed_by(chain.opening.public_key):
+        return Finding("anchor", "fails", f"{path}: isn't signed by the ledger's key")
+    if anchor.sequence >= len(entries):
+        gone = anchor.sequence + 1 - len(entries)
+        return Finding(
+            "anchor",
+            "fails",
+            f"line {len(entries) + 1} and what followed is missing: {gone} of {anchor.sequence + 1} "
+            f"published entries were cut off",
+            len(entries) + 1,
+        )
+    following = (
+        entries[anchor.sequence + 1].previous if anchor.sequence + 1 < len(entries) else None
+    )
+    if anchor.head != (following or chain.head):
+        line = anchor.sequence + 1
+        return Finding("anchor", "fails", f"line {line} isn't the one that was published", line)
+    later = len(entries) - 1 - anchor.sequence
+    behind = f"; {later} entries are later" if later else ""
+    return Finding("anchor", "holds", f"{anchor.sequence + 1:,} entries were published{behind}")
+
+
+def _first_bad(path: Path, error: BadEntry) -> tuple[int, str]:
+    """A changed line may show only in the hash that the next one has of it; its signature tells."""
+    with path.open("rb") as file:
+        lines = list(islice(file, error.line - 1))
+    if not lines:
+        return error.line, error.why
+    good = follow(path, lines)  # held until there
+    key = good.opening.public_key
+    if not signed_by(good.opening, key):
+        return 1, "isn't signed by the key it names"
+    for entry in good.entries:
+        if not signed_by(entry, key):
+            return entry.sequence + 1, "isn't what was signed: changed afterwards"
+    return error.line, error.why

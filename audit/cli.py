@@ -1,0 +1,164 @@
+"""``fedprofile audit verify``, ``compose`` and ``forecast``: the privacy officer's commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..common.signing import read_public_key
+from .ledgers import find_evidence
+
+_FAILED = 1
+_STYLES = {"holds": "green", "fails": "bold red", "not run": "yellow"}
+_JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
+_EITHER = typer.Argument(metavar="LEDGER|RUN", help="a ledger, or a run folder with one")
+
+verify_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+compose_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+forecast_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+_VERIFY = """Check a ledger, trusting nobody: is it whole, was it signed, what did it cost, did it run so.
+
+\b
+Examples:
+  fedprofile audit verify runs/shop
+  fedprofile audit verify ledger.jsonl --anchor /mnt/notary/shop.json
+  fedprofile audit verify runs/shop --public-key federation.pem
+  fedprofile audit verify runs/shop --device-ledger a.jsonl
+
+Exit codes: 0 holds; 1 does not hold, with the first bad entry; 2 wrong usage or unreadable.
+"""
+_COMPOSE = """Tell the joint cost of several ledgers over the same users.
+
+\b
+Examples:
+  fedprofile audit compose runs/first runs/second
+  fedprofile audit compose a.jsonl b.jsonl --json
+
+Exit codes: 0 success; 2 unreadable, or ledgers of different populations.
+"""
+_FORECAST = """Tell how many rounds are left at the current setting, and what more rounds would cost.
+
+\b
+Examples:
+  fedprofile audit forecast runs/shop
+  fedprofile audit forecast runs/shop --epsilon 4
+  fedprofile audit forecast ledger.jsonl --rounds 50 --rounds 500
+
+Exit codes: 0 success; 2 unreadable, or nothing to forecast from.
+"""
+
+
+@verify_app.command(help=_VERIFY)
+def verify(
+    path: Annotated[Path, _EITHER],
+    anchor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="where the head was published")
+    ] = None,
+    public_key: Annotated[
+        str | None, typer.Option(metavar="HEX|PEM", help="of who should have signed")
+    ] = None,
+    device_ledger: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="of a device; may be repeated")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """See the help text above."""
+    from .verify import verify as run
+
+    evidence = find_evidence(path, anchor=anchor)
+    key = None if public_key is None else read_public_key(public_key)
+    found = run(evidence, public_key=key, device_ledgers=device_ledger or ())
+    if as_json:
+        _tell(found.to_dict())
+    else:
+        table = Table("check", "outcome", box=None)
+        table.add_column("found", overflow="fold")
+        for finding in found.findings:
+            outcome = f"[{_STYLES[finding.outcome]}]{finding.outcome}[/]"
+            table.add_row(finding.check, outcome, _plain(finding.what))
+        out = Console(highlight=False)
+        out.print(table)
+        failed = [finding.check for finding in found.findings if finding.outcome == "fails"]
+        verdict = "The ledger holds." if found.holds else f"Does not hold: {', '.join(failed)}."
+        out.print(verdict, markup=False, style="bold")
+    if not found.holds:
+        raise typer.Exit(_FAILED)
+
+
+@compose_app.command(help=_COMPOSE)
+def compose(
+    paths: Annotated[list[Path], typer.Argument(metavar="LEDGER…", help="ledgers or run folders")],
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """See the help text above."""
+    from .compose import compose as run
+
+    found = run(paths)
+    if as_json:
+        _tell(found.to_dict())
+        return
+    table = Table("ledger", "ε", box=None)
+    table.columns[1].justify = "right"
+    for path, figure in found.each:
+        table.add_row(_plain(str(path)), f"{figure:.4f}")
+    table.add_section()
+    table.add_row("added up", f"{found.total:.4f}")
+    table.add_row("together", f"{found.joint:.4f}", style="bold")
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(
+        f"Population '{found.population}', {found.population_size:,} users, δ = {found.delta:.3g}"
+        + (f"; {found.others} more ledgers count that these name" if found.others else ""),
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@forecast_app.command(help=_FORECAST)
+def forecast(
+    path: Annotated[Path, _EITHER],
+    epsilon: Annotated[
+        float | None, typer.Option(metavar="E", help="budget; unset: the ledger's own")
+    ] = None,
+    rounds: Annotated[
+        list[int] | None, typer.Option(metavar="R", help="tell ε after R more; may be repeated")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """See the help text above."""
+    from .forecast import forecast as run
+
+    found = run(find_evidence(path).ledger, target=epsilon, rounds=rounds or ())
+    if as_json:
+        _tell(found.to_dict())
+        return
+    table = Table("more rounds", "ε", box=None)
+    for column in table.columns:
+        column.justify = "right"
+    table.add_row("0", f"{found.spent:.4f}")
+    for number, figure in found.after:
+        table.add_row(f"{number:,}", f"{figure:.4f}")
+    out = Console(highlight=False)
+    out.print(table)
+    mechanism = found.mechanism
+    setting = f"σ = {mechanism.noise_multiplier:.4g}, q = {mechanism.sampling_probability:.4g}, "
+    setting += f"{mechanism.sampler} cohorts, δ = {found.delta:.3g}"
+    left = "no target is set"
+    if found.target is not None:
+        more = "or more " if found.beyond else ""
+        left = f"{found.rounds_left:,} {more}rounds are left of ε = {found.target:g}"
+    out.print(f"{left}, at {setting}", markup=False, soft_wrap=True)
+
+
+def _tell(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")

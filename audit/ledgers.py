@@ -1,0 +1,51 @@
+"""Where the evidence lies: a ledger by itself, or a run folder with all that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.config import load_config
+from ..common.errors import LedgerError
+
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an audit is pointed at.
+
+    Attributes:
+        ledger: the file.
+        run: the run folder, None where a ledger was named.
+        anchor: where the head was published; None where nobody says.
+    """
+
+    ledger: Path
+    run: Path | None
+    anchor: Path | None
+
+
+def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
+    """What ``path``, a ledger or a run folder, leads to.
+
+    Args:
+        path: LEDGER or RUN.
+        anchor: named by the officer; None: where the run's configuration has it.
+
+    Raises:
+        LedgerError: there is no ledger.
+        ConfigError: the configuration of the run can't be read.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise LedgerError(f"{path}: no such ledger or run folder")
+        return Evidence(path, None, anchor)
+    ledger = path / LEDGER
+    if not ledger.is_file():
+        raise LedgerError(f"{path}: holds no {LEDGER}; name a run folder or a ledger")
+    if anchor is None:
+        config = path / "config.toml"
+        named = load_config(config).ledger.anchor if config.is_file() else None
+        anchor = Path(named) if named else path / "anchor.json"
+    return Evidence(ledger, path, anchor)

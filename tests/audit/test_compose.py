@@ -1,0 +1,57 @@
+import pytest
+
+from fedprofile.audit.compose import compose
+from fedprofile.common.accounting import epsilon
+from fedprofile.common.errors import LedgerError
+from fedprofile.common.ledger import find_earlier
+from fedprofile.common.ledger_entries import events_of, read_ledger
+
+
+def plain(earlier):
+    releases = [{"mechanism": r.mechanism.describe(), "count": r.count} for r in earlier.releases]
+    return {"ledger": earlier.ledger, "head": earlier.head, "releases": releases}
+
+
+def test_two_runs_cost_less_together_than_added_up(forge, tmp_path):
+    a = forge.honest(rounds=10, nonce="a" * 32).write(tmp_path / "a.jsonl")
+    folder = tmp_path / "b"
+    folder.mkdir()
+    b = forge.honest(rounds=20, nonce="b" * 32, delta=1e-6).write(folder / "ledger.jsonl")
+    found = compose([a, folder])
+    events = [events_of(read_ledger(path)) for path in (a, b)]
+    assert found.delta == 1e-6
+    assert found.joint == epsilon(events[0] + events[1], delta=1e-6)
+    assert [figure for _, figure in found.each] == [epsilon(e, delta=1e-6) for e in events]
+    assert max(figure for _, figure in found.each) < found.joint < found.total
+    assert found.others == 0
+
+
+def test_a_ledger_that_another_names_as_earlier_counts_once(forge, tmp_path):
+    a = forge.honest(rounds=10, nonce="a" * 32).write(tmp_path / "a.jsonl")
+    known = find_earlier([a], population="shop", population_size=1_000)
+    b = forge.honest(rounds=5, nonce="b" * 32, earlier=[plain(e) for e in known])
+    b = b.write(tmp_path / "b.jsonl")
+    together = compose([a, b])
+    assert together.joint == epsilon(events_of(read_ledger(b)), delta=1e-5)
+    assert together.others == 0
+    alone = compose([b])
+    assert (alone.joint, alone.others) == (together.joint, 1)
+    assert alone.total < alone.joint
+
+
+def test_what_can_not_be_composed(forge, tmp_path):
+    a = forge.honest(rounds=1, nonce="a" * 32).write(tmp_path / "a.jsonl")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(a.read_bytes())
+    with pytest.raises(LedgerError, match="once"):
+        compose([a, copy])
+    for change in ({"population": "another"}, {"population_size": 2_000}):
+        other = forge.honest(rounds=1, nonce="b" * 32, **change).write(tmp_path / "b.jsonl")
+        with pytest.raises(LedgerError, match="within one population only"):
+            compose([a, other])
+    broken = tmp_path / "broken.jsonl"
+    broken.write_bytes(a.read_bytes().replace(b'"round":1', b'"round":2'))
+    with pytest.raises(LedgerError):
+        compose([broken])
+    with pytest.raises(LedgerError, match="can't read"):
+        compose([tmp_path / "none.jsonl"])

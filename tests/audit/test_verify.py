@@ -1,0 +1,338 @@
+"""Every fault that an officer should fear, and the check that names it."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedprofile.audit.cohort_test import FALSE_ALARM
+from fedprofile.audit.ledgers import Evidence
+from fedprofile.audit.verify import verify
+from fedprofile.common.errors import LedgerError
+from fedprofile.common.mechanism import Mechanism
+from fedprofile.common.signing import SigningKey
+
+
+def mechanism(**changes):
+    values = {
+        "clip_norm": 0.5,
+        "noise_multiplier": 2.0,
+        "sampling_probability": 0.05,
+        "population_size": 1_000,
+    }
+    return Mechanism(**{**values, **changes})
+
+
+def model(number):
+    return hashlib.sha256(f"model {number}".encode()).hexdigest()
+
+
+quick = pytest.mark.usefixtures("quick_accountants")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.jsonl"
+
+
+@pytest.fixture
+def anchor(tmp_path):
+    return tmp_path / "elsewhere.json"
+
+
+def run(path, anchor=None, **named):
+    return verify(Evidence(path, None, anchor), **named)
+
+
+def failed(verification):
+    """check → its finding, of those that failed."""
+    return {f.check: f for f in verification.findings if f.outcome == "fails"}
+
+
+def outcome(verification, check):
+    [found] = [f for f in verification.findings if f.check == check]
+    return found.outcome
+
+
+def test_an_honest_ledger_holds_by_three_accountants(path, anchor, forge):
+    forge.honest().stop().write(path, anchor)
+    found = run(path, anchor, public_key=forge.key.public_key)
+    assert found.holds
+    assert {f.outcome for f in found.findings} == {"holds"}
+    cost = found.cost
+    assert cost.credited == cost.pld <= cost.prv <= cost.pld + 0.02
+    assert cost.pld <= cost.rdp < cost.unamplified
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@quick
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_changed_byte_is_noticed_and_its_line_named(tmp_path, data, forge):
+    path, anchor = tmp_path / "ledger.jsonl", tmp_path / "anchor.json"
+    content = bytearray(forge.honest(rounds=4).stop().write(path, anchor).read_bytes())
+    position = data.draw(st.integers(0, len(content) - 2))
+    content[position] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bytes(content))
+    found = failed(run(path, anchor))
+    assert found
+    if content.count(b"\n") == 11:  # as many lines as before
+        line = bytes(content[:position]).count(b"\n") + 1
+        assert {f.line for f in found.values()} == {line}
+
+
+@quick
+@pytest.mark.parametrize("cut", [1, 2, 10])
+def test_a_tail_cut_off_shows_against_the_anchor_alone(path, anchor, cut, forge):
+    forge.honest().stop().write(path, anchor)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-cut]))
+    assert run(path).holds
+    found = failed(run(path, anchor))
+    assert set(found) == {"anchor"}
+    assert found["anchor"].line == len(lines) - cut + 1
+
+
+@quick
+def test_a_budget_refunded_without_the_key_shows_in_the_signatures(path, forge):
+    """After a crash the last reservation stays charged; taking it out means signing anew."""
+    writer = forge.honest()
+    writer.reserve(round=31, model_before=model(30))
+    writer.write(path)
+    forge.relink(path, lambda entries: [e for e in entries if e.get("round") != 30][:-1])
+    found = failed(run(path))
+    assert found["chain"].line or found["signatures"].line
+
+
+@quick
+def test_a_rebuilt_chain_names_the_first_line_that_was_changed(path, forge):
+    forge.honest().write(path)
+
+    def cheaper(entries):
+        entries[3]["mechanism"]["noise_multiplier"] = 20.0
+        return entries
+
+    forge.relink(path, cheaper)
+    found = failed(run(path))
+    assert set(found) == {"signatures"}
+    assert found["signatures"].line == 4
+
+
+@quick
+def test_a_ledger_signed_anew_by_another_key_shows_against_the_pinned_one(path, anchor, forge):
+    forge.honest().write(path, anchor)
+    stranger = SigningKey.generate()
+
+    def theirs(entries):
+        entries[0]["public_key"] = stranger.public_key
+        return entries
+
+    forge.relink(path, theirs, sign_with=stranger)
+    assert run(path).holds
+    assert outcome(run(path), "public key") == "not run"
+    assert set(failed(run(path, public_key=forge.key.public_key))) == {"public key"}
+    assert set(failed(run(path, anchor))) == {"anchor"}
+
+
+@quick
+def test_an_anchor_that_is_older_holds_and_one_of_another_history_does_not(
+    path, anchor, tmp_path, forge
+):
+    short = forge.honest(rounds=3)
+    short.write(tmp_path / "short.jsonl", anchor)
+    forge.honest(rounds=5).write(path)
+    found = run(path, anchor)
+    assert found.holds
+    assert "4 entries are later" in str(found.findings)
+    other = forge.honest(rounds=3)
+    other.values[-1]["model_after"] = model(99)
+    other.write(tmp_path / "other.jsonl", anchor)
+    assert failed(run(path, anchor))["anchor"].line == 9
+    content = json.loads(anchor.read_bytes())
+    anchor.write_text(json.dumps({**content, "sequence": 1}))
+    assert "isn't signed" in failed(run(path, anchor))["anchor"].what
+    for wrong in ("", "{}", "[]"):
+        anchor.write_text(wrong)
+        assert set(failed(run(path, anchor))) == {"anchor"}
+
+
+@quick
+@pytest.mark.parametrize("rounds", [4, 30])
+def test_fixed_size_cohorts_declared_as_poisson_are_not_credited(path, rounds, forge):
+    found = run(forge.honest(sizes=[50] * rounds, rounds=rounds).write(path))
+    assert set(failed(found)) == {"sampler", "budget"}
+    assert found.cost.credited == found.cost.unamplified
+
+
+@quick
+def test_a_wrong_rate_is_not_credited(path, forge):
+    sizes = np.random.default_rng(1).binomial(1_000, 0.08, size=30).tolist()
+    assert "sampler" in failed(run(forge.honest(sizes=sizes).write(path)))
+
+
+@quick
+def test_honest_ledgers_raise_no_more_alarms_than_declared(path, forge):
+    alarms = [seed for seed in range(100) if failed(run(forge.honest(seed=seed).write(path)))]
+    # 0.2 % each: two or more of a hundred come once in 60 such sets of seeds.
+    assert len(alarms) <= 1
+    assert FALSE_ALARM <= 0.005
+
+
+@quick
+def test_rounds_without_an_entry_show_in_the_order_of_rounds_and_models(path, forge):
+    """By somebody who has the key: only what the entries say of each other is left."""
+    secret = forge.honest(rounds=5)
+    gap = [v for v in secret.values if v.get("round") != 3 and v.get("release") != 7]
+    for values in gap:
+        if values.get("release", 0) > 7:
+            values["release"] -= 2
+    found = failed(run(forge.Writer(values=gap).write(path)))
+    assert set(found) == {"pairing"}
+    assert found["pairing"].line == 8
+    assert "follows no commit of round 3" in found["pairing"].what
+
+    uncommitted = [v for v in forge.honest(rounds=5).values if v.get("release") != 7]
+    for values in uncommitted:
+        if values.get("release", 0) > 7:
+            values["release"] -= 1
+    assert "pairing" in failed(run(forge.Writer(values=uncommitted).write(path)))
+
+    swapped = forge.honest(rounds=5)
+    swapped.values[7]["model_before"] = model(99)
+    assert "doesn't start from the model" in failed(run(swapped.write(path)))["pairing"].what
+
+
+@quick
+def test_crashes_are_no_faults(path, forge):
+    writer = forge.honest(rounds=3)
+    for _ in range(3):  # reserved again and again, until it came through
+        release = writer.reserve(round=4, model_before=model(3))
+    writer.commit(release, model_after=model(4))
+    release = writer.reserve(round=3, model_before=model(2))  # a lost checkpoint: once more
+    writer.commit(release, model_after=model(98))
+    writer.reserve(round=4, model_before=model(98))
+    found = run(writer.write(path))
+    assert found.holds
+    assert "3 stay charged without" in str(found.findings)
+
+
+@quick
+@pytest.mark.parametrize(
+    ("entry", "change", "what"),
+    [
+        (3, {"divisor": 49.0}, "divisor 49"),
+        (3, {"mechanism": mechanism(population_size=900).describe()}, "for 900 users"),
+        (4, {"cohort_size": 1_001}, "a cohort of 1,001"),
+        (4, {"cohort_size": 60, "replies_counted": 60}, "60 replies and 1 rejected"),
+        (2, {"cohort_size": 999, "replies_counted": 900}, "all 1,000 were to be in it"),
+    ],
+)
+def test_numbers_that_contradict_each_other(path, entry, change, what, forge):
+    writer = forge.honest(rounds=3)
+    writer.values[entry].update(change)
+    found = failed(run(writer.write(path)))
+    assert found["arithmetic"].line == entry + 1
+    assert what in found["arithmetic"].what
+
+
+@pytest.mark.usefixtures("inline_accountants")
+def test_a_budget_that_was_exceeded(path, forge):
+    found = run(forge.honest(rounds=3, target_epsilon=0.1).write(path))
+    assert set(failed(found)) == {"budget"}
+    assert found.cost.credited > 0.1
+
+
+@pytest.mark.usefixtures("inline_accountants")
+def test_a_run_without_noise_protects_nobody_and_says_so(path, forge):
+    writer = forge.Writer().open(target_epsilon=None)
+    release = writer.reserve(mechanism(noise_multiplier=0.0, clip_norm=float("inf")))
+    found = run(writer.commit(release).write(path))
+    assert found.holds
+    assert outcome(found, "epsilon") == outcome(found, "budget") == "not run"
+    assert found.to_dict()["cost"]["epsilon"] is None
+
+
+@pytest.mark.usefixtures("inline_accountants")
+def test_numbers_that_would_take_all_memory_end_in_a_finding(path, forge):
+    writer = forge.Writer().open()
+    for number in range(1, 400):
+        writer.commit(writer.reserve(mechanism(noise_multiplier=0.05), round=number))
+    found = failed(run(writer.write(path)))
+    assert "can't be recomputed" in found["epsilon"].what
+
+
+@quick
+def test_what_is_no_ledger(path, forge):
+    path.write_bytes(b"hello\nworld\n")
+    assert failed(run(path))["chain"].line == 1
+    path.write_bytes(b"")
+    with pytest.raises(LedgerError, match="no complete entry"):
+        run(path)
+    path.write_bytes(b'{"version":1,"kind":"open"}\n')
+    assert "version 1" in failed(run(path))["chain"].what
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+
+def device(forge, *releases, **opening):
+    """What a device keeps: its own participations, by what the server promised."""
+    writer = forge.Writer(key=SigningKey.generate())
+    writer.open(population_size=1, **opening)
+    for changes in releases:
+        values = {"noise_multiplier": 2.0, "clip_norm": 0.5, **changes.pop("promised", {})}
+        promised = mechanism(
+            sampling_probability=1.0, population_size=1, sampler="self-selected", **values
+        )
+        release = writer.reserve(promised, **changes)
+        writer.commit(release, cohort_size=1, replies_counted=1)
+    return writer
+
+
+def seen(number, **changes):
+    return {"round": number, "model_before": model(number - 1), **changes}
+
+
+@quick
+def test_a_device_that_saw_what_the_server_says(path, tmp_path, forge):
+    forge.honest().write(path)
+    theirs = device(forge, seen(2), seen(17), seen(5, run="another")).write(tmp_path / "d.jsonl")
+    found = run(path, device_ledgers=[theirs])
+    assert found.holds
+    assert "2 releases are the server's" in found.findings[-1].what
+    assert "1 are of other runs" in found.findings[-1].what
+
+
+@quick
+@pytest.mark.parametrize(
+    ("release", "what"),
+    [
+        (seen(31), "isn't in the server's ledger"),
+        ({"round": 2, "model_before": model(7)}, "isn't in the server's ledger"),
+        (seen(2, task="another"), "isn't in the server's ledger"),
+        (seen(2, promised={"noise_multiplier": 2.5}), "had noise 2, promised was 2.5"),
+        (seen(2, promised={"clip_norm": 0.25}), "had clip norm 0.5, promised was 0.25"),
+    ],
+)
+def test_a_device_that_saw_something_else(path, tmp_path, release, what, forge):
+    forge.honest().write(path)
+    theirs = device(forge, seen(1), release.copy()).write(tmp_path / "d.jsonl")
+    found = failed(run(path, device_ledgers=[theirs]))
+    assert what in found["device d.jsonl"].what
+    assert found["device d.jsonl"].line == 4
+
+
+@quick
+def test_device_ledgers_that_are_broken_or_of_others(path, tmp_path, forge):
+    forge.honest().write(path)
+    theirs = tmp_path / "d.jsonl"
+    device(forge, seen(1), population="other").write(theirs)
+    assert "population 'other'" in failed(run(path, device_ledgers=[theirs]))["device d.jsonl"].what
+    device(forge, seen(1)).write(theirs)
+    theirs.write_bytes(theirs.read_bytes().replace(b'"round":1', b'"round":2'))
+    assert failed(run(path, device_ledgers=[theirs]))["device d.jsonl"].line == 2
+    with pytest.raises(LedgerError, match="can't read"):
+        run(path, device_ledgers=[tmp_path / "none.jsonl"])
