@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from .probe_runs import Observed, Probed, Release
 from .watched_grid import Exchange, absent, twice, unclipped, untouched
 
 Floats = NDArray[np.float64]
+Parts = tuple[Exchange, list[Exchange]]
+"""A host's exchange, and one with each of its devices alone."""
 
 FALSE_ALARM_RATE = 5e-4
 """Of each probe that rests on chance; of all of them together below 1 %."""
@@ -75,9 +77,9 @@ class Probe:
             return f"{self.claim}."
         at = f" ({self.where})" if self.where else ""
         low, high = self.result.low, self.result.high
-        expected = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        expected = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
         return (
-            f"Not so: {self.claim}; measured {self.result.measured:.4g}{at}, expected {expected}."
+            f"Not so: {self.claim}; measured {self.result.measured:.6g}{at}, expected {expected}."
         )
 
     def describe(self) -> dict[str, Any]:
@@ -154,19 +156,20 @@ def run_probes(
         ]
         advance("the same twice")
         exact = probed.run_busy(folder / "exact", meddling=_MEDDLING, noise=False)
+        alone = _alone(exact, exact.rounds[_PLAIN])
         advance("updates at the clip")
         noisy = probed.run_busy(folder / "noisy", meddling=_MEDDLING, noise=True)
         advance("the same with noise")
         charged = probed.run_crashed(folder / "crashed")
         advance("a crash")
         probes = (
-            *_noise(idle, noisy),
-            *_correlation(idle, twins),
-            *_clip(exact),
-            *_weights(exact),
-            *_sampler(idle),
-            *_popularity(idle, exact),
-            *_ledger([idle, *twins, exact, noisy], charged),
+            *noise_probes(idle, noisy),
+            *correlation_probes(idle, twins),
+            *clip_probes(exact, alone),
+            *weights_probes(exact, alone),
+            *sampler_probes(idle),
+            *popularity_probes(idle, exact),
+            *ledger_probes([idle, *twins, exact, noisy], charged),
         )
     return Report(
         declared=idle.rounds[0].declared.describe(),
@@ -175,7 +178,8 @@ def run_probes(
     )
 
 
-def _noise(idle: Observed, noisy: Observed) -> Iterator[Probe]:
+def noise_probes(idle: Observed, noisy: Observed) -> Iterator[Probe]:
+    """What is released where nobody contributes, and beside updates."""
     layers, stddev = _layers(idle), _stddev(idle.rounds[0])
     everything = np.concatenate(list(layers.values()), axis=1)
     yield Probe(
@@ -215,7 +219,8 @@ def _noise(idle: Observed, noisy: Observed) -> Iterator[Probe]:
     )
 
 
-def _correlation(idle: Observed, twins: list[Observed]) -> Iterator[Probe]:
+def correlation_probes(idle: Observed, twins: list[Observed]) -> Iterator[Probe]:
+    """Whether noise is fresh in every round, layer, coordinate and run."""
     layers = _layers(idle)
     rounds = np.concatenate(list(layers.values()), axis=1)
     pair, found = worst_correlation(
@@ -262,12 +267,13 @@ def _correlation(idle: Observed, twins: list[Observed]) -> Iterator[Probe]:
     )
 
 
-def _clip(exact: Observed) -> Iterator[Probe]:
-    plain = exact.rounds[_PLAIN]
+def clip_probes(exact: Observed, alone: Sequence[Parts]) -> Iterator[Probe]:
+    """The bound on one device, kept by hosts and enforced by the server."""
+    norms = _norms(alone, exact.rounds[_PLAIN])
     yield Probe(
         name="clip/devices",
         claim="Of devices that learn far too fast, the largest update over all layers is C (in C)",
-        result=Measurement(measured=max(_norms(exact, plain)), low=1 - _NEAR, high=1 + _OVER),
+        result=Measurement(measured=max(norms, default=math.nan), low=1 - _NEAR, high=1 + _OVER),
     )
     yield Probe(
         name="clip/server",
@@ -276,9 +282,10 @@ def _clip(exact: Observed) -> Iterator[Probe]:
     )
 
 
-def _weights(exact: Observed) -> Iterator[Probe]:
+def weights_probes(exact: Observed, alone: Sequence[Parts]) -> Iterator[Probe]:
+    """What one device counts for, and what the sum is divided by."""
     plain = exact.rounds[_PLAIN]
-    learnt = [norm for norm in _norms(exact, plain) if norm > 0]
+    learnt = [norm for norm in _norms(alone, plain) if norm > 0]
     yield Probe(
         name="weights/equal",
         claim="Of the same devices, with histories short and long, the smallest update is C (in C)",
@@ -287,7 +294,7 @@ def _weights(exact: Observed) -> Iterator[Probe]:
     yield Probe(
         name="weights/alone",
         claim="A host sends the sum of what its devices send alone (largest difference, in C)",
-        result=Measurement(measured=_joint_difference(exact, plain), low=0.0, high=_NEAR),
+        result=Measurement(measured=_joint_difference(alone, plain), low=0.0, high=_NEAR),
     )
     yield Probe(
         name="weights/sum",
@@ -317,7 +324,8 @@ def _weights(exact: Observed) -> Iterator[Probe]:
     )
 
 
-def _sampler(idle: Observed) -> Iterator[Probe]:
+def sampler_probes(idle: Observed) -> Iterator[Probe]:
+    """Cohorts on the wire against independent coins."""
     declared = idle.rounds[0].declared
     size, q = declared.population_size, declared.sampling_probability
     cohorts = [release.cohort for release in idle.rounds]
@@ -355,7 +363,8 @@ def _sampler(idle: Observed) -> Iterator[Probe]:
     )
 
 
-def _popularity(idle: Observed, exact: Observed) -> Iterator[Probe]:
+def popularity_probes(idle: Observed, exact: Observed) -> Iterator[Probe]:
+    """Noise, clip and sum of the one-shot statistics; nothing where there are none."""
     if idle.popularity is None or exact.popularity is None:
         return
     yield Probe(
@@ -367,24 +376,22 @@ def _popularity(idle: Observed, exact: Observed) -> Iterator[Probe]:
             false_alarm_rate=FALSE_ALARM_RATE,
         ),
     )
+    alone = _alone(exact, exact.popularity)
     yield Probe(
         name="popularity/clip",
         claim="No device contributes more than C to popularity (largest, in C)",
-        result=Measurement(measured=max(_norms(exact, exact.popularity)), low=0.0, high=1 + _OVER),
+        result=Measurement(measured=max(_norms(alone, exact.popularity)), low=0.0, high=1 + _OVER),
     )
+    difference = _nothing(exact.popularity).measured + _joint_difference(alone, exact.popularity)
     yield Probe(
         name="popularity/sum",
         claim="Without noise, what is released is the sum of what devices send alone (difference, in C)",
-        result=Measurement(
-            measured=_nothing(exact.popularity).measured
-            + _joint_difference(exact, exact.popularity),
-            low=0.0,
-            high=_NEAR,
-        ),
+        result=Measurement(measured=difference, low=0.0, high=_NEAR),
     )
 
 
-def _ledger(observed: list[Observed], charged: int) -> Iterator[Probe]:
+def ledger_probes(observed: list[Observed], charged: int) -> Iterator[Probe]:
+    """What the ledger on disk held, and when."""
     yield Probe(
         name="ledger/reserved",
         claim="The ledger on disk holds a release before devices are asked (releases it doesn't)",
@@ -427,33 +434,40 @@ def _nothing(release: Release) -> Measurement:
     return Measurement(measured=norm, low=0.0, high=_NEAR)
 
 
-def _alone(run: Observed, exchange: Exchange) -> Iterator[Exchange]:
-    """The devices of an exchange, each asked by itself."""
-    for device in exchange.task.devices:
-        yield run.grid.ask(exchange.node, replace(exchange.task, devices=np.array([device])))
+def _alone(run: Observed, release: Release) -> list[Parts]:
+    """Each exchange of a release, and its devices asked one by one."""
+    return [
+        (
+            exchange,
+            [
+                run.grid.ask(exchange.node, replace(exchange.task, devices=np.array([device])))
+                for device in exchange.task.devices
+            ],
+        )
+        for exchange in release.exchanges
+    ]
 
 
-def _norms(run: Observed, release: Release) -> list[float]:
-    """Norm of what each device of a release sends alone, in the declared C; ∞ where it is refused."""
+def _norms(alone: Sequence[Parts], release: Release) -> list[float]:
+    """Norm of what each device sends alone, in the declared C; ∞ where it is refused."""
     norms = []
-    for exchange in release.exchanges:
-        for alone in _alone(run, exchange):
+    for _, parts in alone:
+        for part in parts:
             try:
-                norms.append(alone.update().norm / release.declared.clip_norm)
+                norms.append(part.update().norm / release.declared.clip_norm)
             except ReplyRejected:
                 norms.append(math.inf)
     return norms
 
 
-def _joint_difference(run: Observed, release: Release) -> float:
+def _joint_difference(alone: Sequence[Parts], release: Release) -> float:
     """Largest norm of a host's reply less what its devices send alone, in C; NaN if one is refused."""
     largest = 0.0
-    for exchange in release.exchanges:
+    for exchange, parts in alone:
         try:
-            joint = exchange.update()
-            difference = {name: array.astype(np.float64) for name, array in joint.arrays.items()}
-            for alone in _alone(run, exchange):
-                for name, array in alone.update().arrays.items():
+            difference = {n: a.astype(np.float64) for n, a in exchange.update().arrays.items()}
+            for part in parts:
+                for name, array in part.update().arrays.items():
                     difference[name] -= array
         except ReplyRejected:
             return math.nan

@@ -87,7 +87,7 @@ def absent(exchanges: Sequence[Exchange]) -> list[Message]:
 
 
 def unclipped(exchanges: Sequence[Exchange]) -> list[Message]:
-    """One host in three sends more than three times what its devices may, under a receipt that says otherwise."""
+    """One host in three sends far more than its devices may, under a receipt that says otherwise."""
     return [
         exchange.reply if place % 3 else _inflated(exchange)
         for place, exchange in enumerate(exchanges)
