@@ -19,6 +19,8 @@ from scipy.stats import binom, chi2, hypergeom, kstwo, norm, t
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+_REACH = 8.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -232,11 +234,15 @@ def cohort_overlap(
     law, first = np.ones(1), 0
     shared, expected = 0, 0.0
     for a, b in pairwise(cohorts):
-        pair = hypergeom(population_size, len(a), len(b))
-        low, high = (int(end) for end in pair.interval(1 - 1e-12))
-        law, first = np.convolve(law, pair.pmf(np.arange(low, high + 1))), first + low
+        mean = len(a) * len(b) / population_size
+        # Poisson's tails are above the hypergeometric's: next to nothing lies farther out.
+        reach = _REACH * (math.sqrt(mean) + 3)
+        low = max(0, len(a) + len(b) - population_size, math.floor(mean - reach))
+        high = min(len(a), len(b), math.ceil(mean + reach))
+        pair = hypergeom.pmf(np.arange(low, high + 1), population_size, len(a), len(b))
+        law, first = np.convolve(law, pair), first + low
         shared += len(np.intersect1d(a, b, assume_unique=True))
-        expected += len(a) * len(b) / population_size
+        expected += mean
     below, half = np.cumsum(law), false_alarm_rate / 2
     low, high = (first + int(np.searchsorted(below, level)) for level in (half, 1 - half))
     unit = expected or 1.0
