@@ -37,13 +37,13 @@ from .watched_grid import Exchange, Meddling, Task, WatchedGrid, untouched
 
 Floats = NDArray[np.float64]
 
-BUSY_DEVICES = 48
+BUSY_DEVICES = 16
 _ITEMS = 300
 _FEWEST_IDLE, _MOST_IDLE = 2_000, 1_000_000
 _LEAST_COHORT = 20
 _IDLE_HOSTS = 4
-_BUSY_PER_HOST = 4
-_BUSY_RATE = 0.5
+_BUSY_PER_HOST = 2
+_BUSY_RATE = 0.75
 _HOSTILE_RATE = 1e4
 _HOSTILE_WEIGHT = 1e30
 
@@ -189,13 +189,12 @@ class Probed:
             meddling: round, from 1 → what becomes of its replies.
             noise: without noise the release is the exact clipped mean.
         """
-        clip = self.plan.training.clip_norm
-        config = _changed(
-            self.config,
-            rounds=len(meddling),
-            hosts=_BUSY_PER_HOST,
-            local_learning_rate=_HOSTILE_RATE * clip,
-        )
+        training = self.config.training
+        changed = {"local_learning_rate": _HOSTILE_RATE * self.plan.training.clip_norm}
+        if training.server_optimizer == "fedavg" and not training.server_momentum:
+            # This step is read off the weights themselves; it has to stand out from their rounding.
+            changed["server_learning_rate"] = 1.0
+        config = _changed(self.config, rounds=len(meddling), hosts=_BUSY_PER_HOST, **changed)
         return self._observe(folder, config, self.busy, self._busy_plan(noise), meddling)
 
     def run_crashed(self, folder: Path) -> int:
@@ -409,6 +408,6 @@ def _idle(n_devices: int) -> Histories:
 def _busy(histories: Histories) -> Histories:
     """From two events to all; one device claims that its events weigh more than all others' together."""
     place = np.arange(histories.n_events) - np.repeat(histories.offsets[:-1], histories.lengths)
-    kept = histories.where(place < 2 + 2 * histories.devices)
+    kept = histories.where(place < 2 + 4 * histories.devices)
     kept.weights[kept.offsets[-2] :] = _HOSTILE_WEIGHT
     return kept

@@ -95,13 +95,12 @@ def unclipped(exchanges: Sequence[Exchange]) -> list[Message]:
 
 
 def _inflated(exchange: Exchange) -> Message:
-    update, clip = exchange.update(), exchange.task.clip_norm
-    arrays = {
-        name: np.full_like(array, 3 * clip * update.devices)
-        for name, array in update.arrays.items()
-    }
-    forged = ClippedUpdate(arrays=arrays, devices=update.devices, clip_norm=math.inf)
-    reply = update_reply(exchange.message, exchange.task.binding, forged)
+    task = exchange.task
+    assert isinstance(task, TrainTask), "updates of training are meddled with"
+    devices, clip = len(task.devices), task.clip_norm
+    arrays = {n: np.full_like(weight, 3 * clip * devices) for n, weight in task.weights.items()}
+    forged = ClippedUpdate(arrays=arrays, devices=devices, clip_norm=math.inf)
+    reply = update_reply(exchange.message, task.binding, forged)
     receipt = reply.content["receipt"]
     assert isinstance(receipt, ConfigRecord), "an update comes with its receipt"
     receipt["clip_norm"] = clip

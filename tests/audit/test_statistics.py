@@ -85,9 +85,7 @@ def test_faultless_noise_fails_as_often_as_declared(name):
     assert alarms > 0
 
 
-@pytest.mark.parametrize(
-    ("size", "q"), [(400, 0.1), (400, 0.5), (3_000, 0.01), (30_000, 0.001)], ids=str
-)
+@pytest.mark.parametrize(("size", "q"), [(400, 0.1), (400, 0.5), (4_000, 0.005)], ids=str)
 def test_faultless_sampling_fails_as_often_as_declared(size, q):
     rounds, repeats, alarms = 12, 150, np.zeros(4)
     for seed in range(repeats):
