@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from ..client.local_training import Trainer
@@ -40,11 +39,11 @@ Floats = NDArray[np.float64]
 BUSY_DEVICES = 16
 _ITEMS = 300
 _FEWEST_IDLE, _MOST_IDLE = 2_000, 1_000_000
-_LEAST_COHORT = 20
+_LEAST_COHORT = 20  # expected idle devices a round, as far as that many devices allow it
 _IDLE_HOSTS = 4
 _BUSY_PER_HOST = 2
-_BUSY_RATE = 0.75
-_HOSTILE_RATE = 1e4
+_BUSY_RATE = 0.75  # of eight hosts, three or more are asked in all but two rounds in a million
+_HOSTILE_RATE = 1e4  # local learning rate, in C: brings every device that learns to the clip
 _HOSTILE_WEIGHT = 1e30
 
 
@@ -117,13 +116,15 @@ class Crash(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """What all federations of a probe share.
+    """What all federations of a probe share; make it with :meth:`of`.
 
     Attributes:
         config: of the user.
         plan: noise of a run of this configuration over ``idle``'s population.
         idle: devices without any event, whose updates are zero.
         busy: devices with short and long histories.
+        encoder: the untrained shared encoder.
+        trainer: of all devices.
     """
 
     config: RunConfig
@@ -311,8 +312,8 @@ class Probed:
     ) -> WatchedGrid:
         grids = []
 
-        def watched(client_app: ClientApp, *, nodes: int) -> WatchedGrid:
-            grids.append(WatchedGrid(client_app, nodes=nodes, before=before, meddle=meddle))
+        def watched(*arguments: Any, **settings: Any) -> WatchedGrid:
+            grids.append(WatchedGrid(*arguments, **settings, before=before, meddle=meddle))
             return grids[-1]
 
         def on_round(*_: object) -> None:
