@@ -24,6 +24,7 @@ _AUDITS = {
     "verify": ("audit.cli:verify_app", "Check a ledger or a run, trusting nobody."),
     "compose": ("audit.cli:compose_app", "Joint cost of several ledgers over the same users."),
     "forecast": ("audit.cli:forecast_app", "Rounds left of a budget, and what more would cost."),
+    "probe": ("simulations.probe_cli:app", "Measure whether the mechanism runs as declared."),
 }
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -52,6 +53,7 @@ def audit() -> None:
       fedprofile audit verify runs/shop
       fedprofile audit forecast runs/shop --epsilon 4
       fedprofile audit compose runs/first runs/second
+      fedprofile audit probe --config runs/shop/config.toml
     """
 
 

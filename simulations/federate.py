@@ -35,8 +35,12 @@ def run_federation(
     checkpoints: Path,
     now: int,
     on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
+    grid: Callable[..., InProcessGrid] = InProcessGrid,
 ) -> FederationResult:
     """Run to the last round the budget allows; the arguments are those of :class:`Federation`.
+
+    Args:
+        grid: makes the grid of the local engine, called as :class:`InProcessGrid` is.
 
     Raises:
         FedprofileError: what the federation raises.
@@ -58,8 +62,8 @@ def run_federation(
         run_on_ray(federation, population, devices_per_host=size)
     else:
         client_app = build_client_app(population.host_finder(size, trainer))
-        grid = InProcessGrid(client_app, nodes=population.hosts(size))
-        build_server_app(federation)(grid, grid.server_context)
+        local = grid(client_app, nodes=population.hosts(size))
+        build_server_app(federation)(local, local.server_context)
     assert federation.result is not None, "a federation that raises nothing has a result"
     return federation.result
 

@@ -1,0 +1,104 @@
+"""``fedprofile audit probe``: does the mechanism run as it is declared?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..common.config import load_config
+from ..common.console import remark, stage
+from .formatting import number
+
+if TYPE_CHECKING:
+    from .probe import Report
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+
+# Of libraries; and our own devices, which the probes make refuse on purpose.
+_TALKATIVE = ("absl", "flwr", "fedprofile")
+_DOES_NOT_HOLD = 1
+_HELP = """Run small federations of made-up users and measure whether the mechanism runs as declared.
+
+Encoder, clip, noise, sampling rate, local training and server optimizer are those of the
+configuration; its data is not read.
+
+\b
+Examples:
+  fedprofile audit probe
+  fedprofile audit probe --config study.toml
+  fedprofile audit probe --config runs/synthetic-20260131-120000/config.toml --json
+
+Exit codes: 0 every probe holds; 1 one doesn't; 2 wrong usage or bad input.
+"""
+
+
+@app.command(name="probe", help=_HELP)
+def command(
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file; unset: the defaults")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object as the last line of standard output")
+    ] = False,
+) -> None:
+    """See the help text above."""
+    settings = load_config(config)
+    import torch  # slow to load: --help and mistakes needn't wait
+
+    from .probe import STEPS, run_probes
+
+    torch.set_num_threads(1)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="opacus")
+    # Whatever a library prints meanwhile is no result.
+    with contextlib.redirect_stdout(sys.stderr), stage("Probing", STEPS) as progress:
+        report = run_probes(settings, advance=progress.advance)
+    if as_json:
+        typer.echo(json.dumps(report.describe(), ensure_ascii=False))
+    else:
+        _show(report, Console(highlight=False))
+    if not report.holds:
+        raise typer.Exit(_DOES_NOT_HOLD)
+
+
+def _show(report: Report, out: Console) -> None:
+    table = Table("probe", "", title="Does the mechanism run as declared?")
+    table.add_column("measured", justify="right")
+    table.add_column("expected", justify="right")
+    table.add_column("what must hold")
+    for probe in report.probes:
+        result = probe.result
+        table.add_row(
+            probe.name,
+            "holds" if probe.holds else "FAILS",
+            number(result.measured),
+            number(result.low)
+            if result.low == result.high
+            else f"{number(result.low)} to {number(result.high)}",
+            probe.claim,
+            style=None if probe.holds else "bold red",
+        )
+    out.print(table)
+    failed = [probe for probe in report.probes if not probe.holds]
+    for probe in failed:
+        out.print(f"{probe.name}: {probe.sentence}", soft_wrap=True, markup=False)
+    mechanism = report.declared
+    out.print(
+        f"{len(report.probes) - len(failed)} of {len(report.probes)} probes hold for noise "
+        f"multiplier {number(mechanism['noise_multiplier'], 3)}, clip {mechanism['clip_norm']:g} and "
+        f"sampling rate {mechanism['sampling_probability']:g}; chance alone fails one in "
+        f"{number(100 * report.false_alarm_rate, 1)} % of runs at most.",
+        soft_wrap=True,
+    )
+    if report.randomness == "seeded":
+        remark("The noise of a seeded run is no secret: for research only.", style="yellow")
