@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # mypy must see the folders under their import name; the tree holds links only.
 TYPES := build/types/fedprofile
-PACKAGES := common client server simulations
+PACKAGES := common client server audit simulations
 
 .PHONY: help install simulate test lint types unit clean
 .DEFAULT_GOAL := help

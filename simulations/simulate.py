@@ -61,7 +61,9 @@ class SimulateOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
+    """Everything that a federation over a log needs."""
+
     log: InteractionLog
     split: Split
     population: Population
@@ -82,12 +84,12 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     if options.recommendations is not None:
         check_recommendations(options.recommendations)
     # 2. Read, clean, split; build the public item table. Bad input ends here, nothing is written.
-    prepared = _prepare(config)
+    prepared = prepare(config, *read(config))
     # 3. Make the run folder and its ledger.
     if not options.resume:
         folder.create(config)
     remark(f"Run folder: {folder.path}")
-    with _resumable(folder), _open_ledger(folder, config, prepared) as ledger:
+    with _resumable(folder), open_ledger(folder, config, prepared) as ledger:
         # 4. Run the federation: popularity, then private rounds.
         result, validation = _federate(config, prepared, folder, ledger)
         # 5. Measure it beside baselines on the same split.
@@ -119,7 +121,12 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     return {**metrics, "paths": _paths(folder, options)}
 
 
-def _prepare(config: RunConfig) -> _Prepared:
+def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
+    """Read, clean and split the log; build the public item table.
+
+    Raises:
+        FedprofileError: the data can't be used.
+    """
     remark(f"Reading {config.data.path}")
     log = load_log(config.data)
     split = make_split(log.histories, config.evaluation)
@@ -132,12 +139,23 @@ def _prepare(config: RunConfig) -> _Prepared:
             f"{config.data.path}: {population.size} user has events before the cut; a federation "
             "needs two or more: give more data or a later cut"
         )
+    return log, split, population
+
+
+def prepare(
+    config: RunConfig, log: InteractionLog, split: Split, population: Population
+) -> Prepared:
+    """Calibrate the noise and build the untrained encoder for ``population``.
+
+    Raises:
+        FedprofileError: a value is out of range, or the budget allows no release.
+    """
     plan = plan_budget(config.privacy, config.training, population_size=population.size)
     init = randomness(config, label="model")
     encoder = build_encoder(
         config.model,
-        blocks=table.blocks,
-        n_items=table.n_items,
+        blocks=population.table.blocks,
+        n_items=population.table.n_items,
         n_types=len(log.event_types),
         seed=int(init.integers(1, below=2**62)[0]),
     )
@@ -146,7 +164,7 @@ def _prepare(config: RunConfig) -> _Prepared:
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
-    return _Prepared(log, split, population, encoder, trainer, plan)
+    return Prepared(log, split, population, encoder, trainer, plan)
 
 
 def _find_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
@@ -165,7 +183,7 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _open_ledger(folder: RunFolder, config: RunConfig, prepared: _Prepared) -> Ledger:
+def open_ledger(folder: RunFolder, config: RunConfig, prepared: Prepared) -> Ledger:
     """A new ledger, or that of the run that goes on.
 
     Raises:
@@ -195,7 +213,7 @@ def _open_ledger(folder: RunFolder, config: RunConfig, prepared: _Prepared) -> L
 
 
 def _federate(
-    config: RunConfig, prepared: _Prepared, folder: RunFolder, ledger: Ledger
+    config: RunConfig, prepared: Prepared, folder: RunFolder, ledger: Ledger
 ) -> tuple[FederationResult, dict[int, float | None]]:
     rounds = config.training.rounds
     validation: dict[int, float | None] = {}
@@ -233,7 +251,7 @@ def _federate(
 
 
 def _scorer(
-    config: RunConfig, prepared: _Prepared, weights: Mapping[str, Tensor], priors: ItemPriors
+    config: RunConfig, prepared: Prepared, weights: Mapping[str, Tensor], priors: ItemPriors
 ) -> EncoderScorer:
     return EncoderScorer(
         encoder=prepared.encoder,
@@ -245,7 +263,7 @@ def _scorer(
 
 
 def _write(
-    folder: RunFolder, prepared: _Prepared, result: FederationResult, metrics: dict[str, Any]
+    folder: RunFolder, prepared: Prepared, result: FederationResult, metrics: dict[str, Any]
 ) -> None:
     weights = result.weights
     folder.write_model(
@@ -264,7 +282,7 @@ def _write(
     write_report(metrics, folder.report)
 
 
-def _compare(config: RunConfig, prepared: _Prepared, scorer: EncoderScorer) -> list[ModelResult]:
+def _compare(config: RunConfig, prepared: Prepared, scorer: EncoderScorer) -> list[ModelResult]:
     return compare(
         config,
         scorer=scorer,

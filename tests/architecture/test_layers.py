@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "client": {"common"},
     "server": {"common"},
     "audit": {"common"},
-    "simulations": {"common", "client", "server"},
+    "simulations": {"common", "client", "server", "audit"},
 }
 
 FLOWER = {
