@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_ndtr
+from scipy.stats import chi2, f, t
 
 from ..common.errors import ConfigError
 
 _FEWEST = 10  # canaries on each side for a standard deviation that means anything
+_GRID = 41  # points of a range of parameters over which ε is minimised and maximised
 _MOST_EPSILON = 1e6
 _HALVINGS = 60
 _ALIKE = 1e-9  # relative difference of two standard deviations that makes them one
@@ -29,7 +31,7 @@ class Estimate:
 
     Attributes:
         epsilon: the estimate.
-        low: lower end of the bootstrap interval.
+        low: lower end of the interval.
         high: upper end.
         level: coverage of the interval.
     """
@@ -47,10 +49,12 @@ def estimate_epsilon(
     delta: float,
     null_stddev: float | None = None,
     level: float = 0.99,
-    resamples: int = 1_000,
-    seed: int = 0,
 ) -> Estimate:
-    """ε at ``delta`` between the normals fitted to two sets of scores (Andrew et al. 2024, §3, algorithm 2).
+    """ε at ``delta`` between the normals fitted to two sets of scores (Andrew et al. 2024, algorithm 2).
+
+    The interval is the range of ε over all distances of the means and ratios of the standard deviations
+    that the scores leave possible (t, χ² and F intervals for normal scores, half the risk each). A bootstrap
+    would be wrong here: ε grows whichever way the ratio errs from 1, so resamples lie above the truth.
 
     Args:
         present: float [k₁], scores of the canaries that took part.
@@ -58,12 +62,11 @@ def estimate_epsilon(
         delta: δ.
         null_stddev: standard deviation of ``absent`` where it is known, then about 0: 1/√d for the cosine
             of a random direction with a fixed vector of d numbers (ibid., theorem 3.1). None fits both.
-        level: coverage of the percentile bootstrap interval.
-        resamples: of the canaries.
-        seed: of the resampling; it's not a secret.
+        level: coverage of the interval.
 
     Raises:
-        ConfigError: a set has fewer than 10 canaries or holds a number that is not finite.
+        ConfigError: a set has fewer than 10 canaries or holds a number that is not finite, or all its
+            scores are the same.
     """
     for name, scores in (("took part", present), ("didn't take part", absent)):
         if len(scores) < _FEWEST or not np.isfinite(scores).all():
@@ -71,30 +74,32 @@ def estimate_epsilon(
                 f"{len(scores)} canaries {name}: an estimate needs {_FEWEST} or more with finite "
                 "scores on each side; use more canaries"
             )
-    rng = np.random.default_rng(seed)
-    ends = ((1 - level) / 2, (1 + level) / 2)
-    fits = [
-        _fit(scores, rng, resamples) if known is None else (np.zeros(1), np.full(1, known))
-        for scores, known in ((absent, null_stddev), (present, None))
-    ]
-    (null_mean, null_spread), (mean, spread) = fits
-    drawn = normal_epsilon(
-        null_mean=null_mean, null_stddev=null_spread, mean=mean, stddev=spread, delta=delta
+    tail, k, k0 = (1 - level) / 4, len(present), len(absent)
+    mean, stddev = present.mean(), present.std(ddof=1)
+    if null_stddev is None:
+        null_mean, null = absent.mean(), absent.std(ddof=1)
+        free: tuple[int, ...] = (k - 1, k0 - 1)
+    else:
+        null_mean, null = 0.0, null_stddev
+        free = (k - 1,)
+    if not (stddev > 0 and null > 0):
+        raise ConfigError("all canaries have the same score: nothing can be told from them")
+    distance, ratio = (mean - null_mean) / null, stddev / null
+    if null_stddev is None:
+        error = np.sqrt(ratio**2 / k + (1 + distance**2 / 2) / k0)
+        spread = ratio / np.sqrt(f.ppf((1 - tail, tail), *free))
+    else:
+        error = ratio / np.sqrt(k)
+        spread = ratio / np.sqrt(chi2.ppf((1 - tail, tail), *free) / free[0])
+    reach = t.ppf(1 - tail, min(free)) * error
+    distances = np.append(distance, distance + reach * np.linspace(-1, 1, _GRID))
+    ratios = np.append(ratio, np.append(np.geomspace(*spread, _GRID), np.clip(1.0, *spread)))
+    found = normal_epsilon(
+        null_mean=0, null_stddev=1, mean=distances[:, None], stddev=ratios, delta=delta
     )
-    low, high = np.quantile(drawn[1:], ends)
-    return Estimate(epsilon=float(drawn[0]), low=float(low), high=float(high), level=level)
-
-
-def _fit(
-    scores: NDArray[np.float64], rng: np.random.Generator, resamples: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of the scores, then of each resample: [1 + resamples] each."""
-    means, spreads = np.empty(1 + resamples), np.empty(1 + resamples)
-    means[0], spreads[0] = scores.mean(), scores.std(ddof=1)
-    for number in range(1, 1 + resamples):
-        drawn = scores[rng.integers(len(scores), size=len(scores))]
-        means[number], spreads[number] = drawn.mean(), drawn.std(ddof=1)
-    return means, spreads
+    return Estimate(
+        epsilon=float(found[0, 0]), low=float(found.min()), high=float(found.max()), level=level
+    )
 
 
 def normal_epsilon(

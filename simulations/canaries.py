@@ -59,6 +59,9 @@ _GUESSED = (1 / 2, 1 / 8)
 """Shares of the canaries that are guessed on, fixed before any run."""
 _OUTSIDE = 0.25
 """Share of the users left out of the run, to compare members with."""
+_NORMAL = ("final_model", "sum_of_releases")
+"""Estimates that a verdict may rest on. The largest cosine of many rounds isn't normal where canaries are
+sampled in few of them: at q = 0.07 over 20 rounds it read 13 where 8 was true."""
 _PROFILE = np.concatenate([np.linspace(0, 20, 401), np.geomspace(20.5, 200, 60)])
 """The ε at which the declared loss distribution is read; more of them make a test sharper, never wrong."""
 
@@ -350,7 +353,8 @@ def _findings(found: Mapping[str, Any], declared: float) -> list[str]:
             "so many right guesses have a chance of at most "
             f"{bounds['declared_p_value']:.2g} under the releases that the ledger declares"
         )
-    for name, estimate in found["estimates"].items():
+    for name in _NORMAL:
+        estimate = found["estimates"][name]
         if estimate["low"] > declared:
             findings.append(
                 f"the estimate from {name.replace('_', ' ')} is {estimate['epsilon']:.3g} "
