@@ -19,9 +19,9 @@ from scipy.stats import chi2, f, t
 from ..common.errors import ConfigError
 
 _FEWEST = 10  # canaries on each side for a standard deviation that means anything
-_GRID = 41  # points of a range of parameters over which ε is minimised and maximised
+_RATIOS = 9  # of standard deviations at which ε is looked up between both ends
 _MOST_EPSILON = 1e6
-_HALVINGS = 60
+_HALVINGS = 50
 _ALIKE = 1e-9  # relative difference of two standard deviations that makes them one
 
 
@@ -92,8 +92,10 @@ def estimate_epsilon(
         error = ratio / np.sqrt(k)
         spread = ratio / np.sqrt(chi2.ppf((1 - tail, tail), *free) / free[0])
     reach = t.ppf(1 - tail, min(free)) * error
-    distances = np.append(distance, distance + reach * np.linspace(-1, 1, _GRID))
-    ratios = np.append(ratio, np.append(np.geomspace(*spread, _GRID), np.clip(1.0, *spread)))
+    # ε grows with the distance either way; in the ratio it is least somewhere near 1.
+    near, far = distance - reach, distance + reach
+    distances = np.array([distance, near, far, np.clip(0.0, near, far)])
+    ratios = np.concatenate([[ratio, np.clip(1.0, *spread)], np.geomspace(*spread, _RATIOS)])
     found = normal_epsilon(
         null_mean=0, null_stddev=1, mean=distances[:, None], stddev=ratios, delta=delta
     )
@@ -156,7 +158,7 @@ def _divergence(
     # By its sign in z, L > ε is s²z² − (z − m)² > 2s²(log s + ε): a quadratic with leading s² − 1.
     a = s * s - 1
     alike = np.abs(s - 1) < _ALIKE
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # A half-line z > x for m > 0, mirrored for m < 0; nothing where m = 0.
         x = epsilon / np.abs(m) + np.abs(m) / 2
         line = _difference(log_ndtr(np.abs(m) - x), log_ndtr(-x), epsilon)

@@ -1,0 +1,124 @@
+"""What a canary audit adds to the time of a run.
+
+    python -m benchmarks.canaries [--users 6000] [--canaries 1000] [--rounds 150] [--turns 3] [--json]
+
+A run of the same users, rounds and cohort with and without canaries. The audited one draws directions for every
+sampled canary, watches every release, scores all canaries at the end, computes estimates, bounds and the
+declared loss distribution, and attacks membership. Reading the data and calibrating the noise are the
+same in both and left out. Runs take turns, and what counts is the median over the turns of their ratio
+within a turn: other load on the machine slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedprofile.common.config import RunConfig
+from fedprofile.simulations.canaries import CanaryOptions, audit_canaries
+from fedprofile.simulations.federate import run_federation, statistics_time
+from fedprofile.simulations.run_folder import RunFolder
+from fedprofile.simulations.simulate import open_ledger, prepare, read
+
+NOISE_MULTIPLIER = 1.0  # given, for calibration would take its time in one turn and not in the next
+
+
+def main() -> None:
+    arguments = _parse()
+    torch.set_num_threads(1)
+    config = RunConfig.model_validate(
+        {
+            "seed": 1,
+            "data": {"synthetic_users": arguments.users},
+            "training": {"rounds": arguments.rounds, "cohort": arguments.cohort},
+            "privacy": {"noise_multiplier": NOISE_MULTIPLIER, "epsilon": 100.0},
+        }
+    )
+    plain, audited = [], []
+    for _ in range(arguments.turns):
+        plain.append(_seconds(lambda folder: _run(config, folder)))
+        audited.append(_seconds(lambda folder: _audit(config, arguments.canaries, folder)))
+    table = {
+        "users": arguments.users,
+        "canaries": arguments.canaries,
+        "rounds": arguments.rounds,
+        "plain_seconds": statistics.median(plain),
+        "audited_seconds": statistics.median(audited),
+        "ratio": statistics.median(a / p for a, p in zip(audited, plain, strict=True)),
+        "turns": arguments.turns,
+    }
+    if arguments.json:
+        print(json.dumps(table))
+        return
+    print(f"{'users':>8} {'canaries':>9} {'rounds':>7} {'plain':>9} {'audited':>9} {'ratio':>6}")
+    print(
+        f"{table['users']:>8,} {table['canaries']:>9,} {table['rounds']:>7,} "
+        f"{table['plain_seconds']:>7.1f} s {table['audited_seconds']:>7.1f} s {table['ratio']:>6.2f}"
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.canaries",
+        description="Time of a run with and without canaries.",
+    )
+    parser.add_argument("--users", type=int, default=6_000, help="of the synthetic data (6000)")
+    parser.add_argument("--canaries", type=int, default=1_000, help="made-up users (1000)")
+    parser.add_argument("--rounds", type=int, default=150, help="of training (150)")
+    parser.add_argument("--cohort", type=int, default=400, help="expected users a round (400)")
+    parser.add_argument("--turns", type=int, default=3, help="runs of each kind (3)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return parser.parse_args()
+
+
+def _seconds(run: Callable[[Path], Any]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        waited: float = run(Path(folder) / "run")
+        return time.perf_counter() - started - waited
+
+
+def _run(config: RunConfig, path: Path) -> float:
+    """A run without canaries; returns the seconds that the audited one spends, too, on the same."""
+    started = time.perf_counter()
+    prepared = prepare(config, *read(config))
+    folder = RunFolder.new(path)
+    folder.create(config)
+    waited = time.perf_counter() - started
+    with open_ledger(folder, config, prepared) as ledger:
+        run_federation(
+            config,
+            name="plain",
+            population=prepared.population,
+            trainer=prepared.trainer,
+            encoder=prepared.encoder,
+            plan=prepared.plan,
+            ledger=ledger,
+            checkpoints=folder.checkpoints,
+            now=statistics_time(prepared.split, prepared.population),
+            on_round=lambda record, weights, priors: None,
+        )
+        ledger.epsilon_spent()
+    return waited
+
+
+def _audit(config: RunConfig, canaries: int, path: Path) -> float:
+    """An audited run; preparing takes what it takes without canaries, which is measured beside it."""
+    started = time.perf_counter()
+    prepare(config, *read(config))
+    waited = time.perf_counter() - started
+    audit_canaries(config, CanaryOptions(canaries=canaries, out=path))
+    # Prepared twice here: once to know how long that takes, once by the audit.
+    return 2 * waited
+
+
+if __name__ == "__main__":
+    main()
