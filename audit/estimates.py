@@ -53,8 +53,9 @@ def estimate_epsilon(
     """ε at ``delta`` between the normals fitted to two sets of scores (Andrew et al. 2024, algorithm 2).
 
     The interval is the range of ε over all distances of the means and ratios of the standard deviations
-    that the scores leave possible (t, χ² and F intervals for normal scores, half the risk each). A bootstrap
-    would be wrong here: ε grows whichever way the ratio errs from 1, so resamples lie above the truth.
+    that the scores leave possible (t, χ² and F intervals for normal scores, half the risk each). A
+    bootstrap would be wrong here: ε grows whichever way the ratio errs from 1, so resamples lie above
+    the truth.
 
     Args:
         present: float [k₁], scores of the canaries that took part.
@@ -87,15 +88,17 @@ def estimate_epsilon(
     distance, ratio = (mean - null_mean) / null, stddev / null
     if null_stddev is None:
         error = np.sqrt(ratio**2 / k + (1 + distance**2 / 2) / k0)
-        spread = ratio / np.sqrt(f.ppf((1 - tail, tail), *free))
+        least, most = ratio / np.sqrt(f.ppf((1 - tail, tail), *free))
     else:
         error = ratio / np.sqrt(k)
-        spread = ratio / np.sqrt(chi2.ppf((1 - tail, tail), *free) / free[0])
+        least, most = ratio / np.sqrt(chi2.ppf((1 - tail, tail), *free) / free[0])
     reach = t.ppf(1 - tail, min(free)) * error
     # ε grows with the distance either way; in the ratio it is least somewhere near 1.
     near, far = distance - reach, distance + reach
     distances = np.array([distance, near, far, np.clip(0.0, near, far)])
-    ratios = np.concatenate([[ratio, np.clip(1.0, *spread)], np.geomspace(*spread, _RATIOS)])
+    ratios = np.concatenate(
+        [[ratio, np.clip(1.0, least, most)], np.geomspace(least, most, _RATIOS)]
+    )
     found = normal_epsilon(
         null_mean=0, null_stddev=1, mean=distances[:, None], stddev=ratios, delta=delta
     )

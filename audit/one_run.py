@@ -56,9 +56,7 @@ class Guesses:
             )
 
 
-def guess(
-    scores: NDArray[np.float64], included: NDArray[np.bool_], *, guesses: int
-) -> Guesses:
+def guess(scores: NDArray[np.float64], included: NDArray[np.bool_], *, guesses: int) -> Guesses:
     """Guess "in" for the highest scores and "out" for the lowest, half each.
 
     Args:
@@ -131,10 +129,10 @@ def trade_off_p_value(game: Guesses, trade_off: TradeOff) -> float:
 
 
 def profile_curve(epsilons: NDArray[np.float64], deltas: NDArray[np.float64]) -> TradeOff:
-    """Trade-off of a mechanism that is (ε, δ)-DP for every pair at once 
+    """Trade-off of a mechanism that is (ε, δ)-DP for every pair at once.
 
-    Dong, Roth & Su 2022, proposition 2.12; for one pair it is the trade-off of (ε, δ)-DP (ibid., equation 5).
-    ."""
+    Dong, Roth & Su 2022, proposition 2.12; for one pair it is that of (ε, δ)-DP (ibid., equation 5).
+    """
     grow, shrink = np.exp(epsilons), np.exp(-epsilons)
 
     def least(y: float) -> float:

@@ -2,11 +2,11 @@
 
     python -m benchmarks.canaries [--users 6000] [--canaries 1000] [--rounds 150] [--turns 3] [--json]
 
-A run of the same users, rounds and cohort with and without canaries. The audited one draws directions for every
-sampled canary, watches every release, scores all canaries at the end, computes estimates, bounds and the
-declared loss distribution, and attacks membership. Reading the data and calibrating the noise are the
-same in both and left out. Runs take turns, and what counts is the median over the turns of their ratio
-within a turn: other load on the machine slows both.
+A run of the same users, rounds and cohort with and without canaries. The audited one draws directions for
+every sampled canary, watches every release, scores all canaries at the end, computes estimates, bounds
+and the declared loss distribution, and attacks membership. Reading the data is the same in both and left
+out; the noise is given. Runs take turns, and what counts is the median over the turns of their ratio within
+a turn: other load on the machine slows both.
 """
 
 from __future__ import annotations
@@ -104,10 +104,14 @@ def _run(config: RunConfig, path: Path) -> float:
             ledger=ledger,
             checkpoints=folder.checkpoints,
             now=statistics_time(prepared.split, prepared.population),
-            on_round=lambda record, weights, priors: None,
+            on_round=_nothing,
         )
         ledger.epsilon_spent()
     return waited
+
+
+def _nothing(*_: object) -> None:
+    """Takes no time."""
 
 
 def _audit(config: RunConfig, canaries: int, path: Path) -> float:

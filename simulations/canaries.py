@@ -42,7 +42,6 @@ from ..common.files import write_atomically
 from ..common.ledger import Ledger, Reserve
 from ..common.mechanism import Mechanism
 from ..server.app import FederationResult
-from ..server.popularity import ItemPriors
 from ..server.strategy import RoundRecord
 from .canary_hosts import AuditedPopulation, Canaries, flattened
 from .charts import cosine_histogram, standalone
@@ -204,14 +203,14 @@ def _federate(
     before = {n: p.detach().clone() for n, p in prepared.encoder.named_parameters()}
     with stage("Training", config.training.rounds) as progress, released_means() as means:
 
-        def on_round(
-            record: RoundRecord, weights: Mapping[str, Tensor], priors: ItemPriors
-        ) -> None:
+        def on_round(record: RoundRecord, *_: object) -> None:
             note = f"{record.trained:,} devices, {record.seconds:.1f} s"
             progress.advance(note, to=record.round)
 
         result = run_federation(
-            config.model_copy(update={"engine": config.engine.model_copy(update={"kind": "local"})}),
+            config.model_copy(
+                update={"engine": config.engine.model_copy(update={"kind": "local"})}
+            ),
             name=folder.path.name,
             population=prepared.population,
             trainer=prepared.trainer,

@@ -197,7 +197,12 @@ def cosine_histogram(
     with _drawing(axis, height=3.5) as (figure, axes):
         for name, cosines, colour in (("out", absent, BASELINE), ("in", present, OURS)):
             axes.stairs(
-                np.histogram(cosines, edges)[0], edges, fill=True, alpha=0.55, color=colour, label=name
+                np.histogram(cosines, edges)[0],
+                edges,
+                fill=True,
+                alpha=0.55,
+                color=colour,
+                label=name,
             )
         x = np.linspace(edges[0], edges[-1], 400)
         expected = len(absent) * (edges[1] - edges[0]) * norm.pdf(x, scale=null_stddev)
@@ -214,7 +219,7 @@ def cosine_histogram(
 def standalone(drawing: str) -> str:
     """A drawing as a file of its own, with the colours that a page would give it."""
     rules = "".join(f"--{name}:{colour};" for name, colour in _COLOURS.items())
-    style = f'<style>svg{{{rules}font-family:sans-serif;background:#fff}}</style>'
+    style = f"<style>svg{{{rules}font-family:sans-serif;background:#fff}}</style>"
     end = drawing.index(">") + 1
     return f"{drawing[:end]}{style}{drawing[end:]}"
 

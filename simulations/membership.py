@@ -1,9 +1,9 @@
 """Membership inference against a trained model: can it be told who was trained on?
 
 The attacker has a user's whole history and the released model, and guesses from the loss. Users differ in
-how predictable they are, so a loss alone tells little; the untrained model's loss on the same user says what
-to expect (Watson, Guo, Cormode & Sablayrolles, "On the importance of difficulty calibration in membership
-inference attacks", ICLR 2022).
+how predictable they are, so a loss alone tells little; the untrained model's loss on the same user says
+what to expect (Watson, Guo, Cormode & Sablayrolles, "On the importance of difficulty calibration in
+membership inference attacks", ICLR 2022).
 """
 
 from __future__ import annotations

@@ -37,9 +37,7 @@ def test_equal_variances_are_gaussian_dp(epsilon):
 @settings(max_examples=20)
 @given(mean=st.floats(-3, 3), stddev=st.floats(0.7, 1.4))
 def test_unequal_variances_agree_with_integration(mean, stddev):
-    found = float(
-        normal_epsilon(null_mean=0, null_stddev=1, mean=mean, stddev=stddev, delta=1e-4)
-    )
+    found = float(normal_epsilon(null_mean=0, null_stddev=1, mean=mean, stddev=stddev, delta=1e-4))
     at = delta_by_integration(found, mean, stddev)
     assert at <= 1e-4 * 1.001
     if found > 0:

@@ -79,8 +79,8 @@ def test_randomised_response_is_as_bad_as_steinke_says():
 def most_likely_tail(m, correct, least):
     """Largest P[≥ correct right of m] over all laws of the number of right guesses that f-DP allows.
 
-    By linear programming on the constraints r_i ≤ f̄(h_{i−1}): an independent way to the recursion. The curve
-    is (ε, 0)-DP's inner line least(y) = e^{−ε}·y, so constraints are linear.
+    By linear programming on the constraints r_i ≤ f̄(h_{i−1}): an independent way to the recursion. The
+    curve is (ε, 0)-DP's inner line least(y) = e^{−ε}·y, so constraints are linear.
     """
     rows, bounds = [], []
     for i in range(1, m + 1):
@@ -133,9 +133,7 @@ def test_more_right_guesses_refute_more(game):
 def test_a_profile_of_a_gaussian_is_its_curve():
     epsilons = np.linspace(0, 12, 4_000)
     mu = 1.3
-    deltas = norm.cdf(mu / 2 - epsilons / mu) - np.exp(epsilons) * norm.cdf(
-        -mu / 2 - epsilons / mu
-    )
+    deltas = norm.cdf(mu / 2 - epsilons / mu) - np.exp(epsilons) * norm.cdf(-mu / 2 - epsilons / mu)
     profile, exact = profile_curve(epsilons, deltas), gaussian_curve(mu)
     for y in (0.0, 1e-4, 0.02, 0.3, 0.7, 0.98, 1.0):
         assert profile(y) == pytest.approx(exact(y), abs=1e-5)

@@ -49,7 +49,9 @@ def test_directions_are_unit_vectors_and_repeatable():
     np.testing.assert_array_equal(who.directions(np.array([7, 3]), 3_000), all_of_them[[7, 3]])
     cosines = (all_of_them @ all_of_them.T)[np.triu_indices(50, 1)]
     assert abs(cosines.std() * np.sqrt(3_000) - 1) < 0.1
-    assert not np.array_equal(canaries(True, seed=6).directions(np.array([0]), 9), all_of_them[0, :9])
+    assert not np.array_equal(
+        canaries(True, seed=6).directions(np.array([0]), 9), all_of_them[0, :9]
+    )
 
 
 def test_inner_products_come_in_blocks(monkeypatch):
