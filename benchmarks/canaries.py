@@ -2,11 +2,11 @@
 
     python -m benchmarks.canaries [--users 6000] [--canaries 1000] [--rounds 150] [--turns 3] [--json]
 
-A run of the same users, rounds and cohort with and without canaries. The audited one draws directions for
-every sampled canary, watches every release, scores all canaries at the end, computes estimates, bounds
-and the declared loss distribution, and attacks membership. Reading the data is the same in both and left
-out; the noise is given. Runs take turns, and what counts is the median over the turns of their ratio within
-a turn: other load on the machine slows both.
+The same users take part in both runs, with the same probability in each round. The audited one has canaries
+besides: it draws directions for those that are sampled, watches every release, scores all canaries at the
+end, computes estimates, bounds and the declared loss distribution, and attacks membership. Both read the
+data and end with ε of their ledger; the noise is given. Runs take turns, and what counts is the median over the
+turns of their ratio within a turn: other load on the machine slows both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedprofile.common.config import RunConfig
-from fedprofile.simulations.canaries import CanaryOptions, audit_canaries
+from fedprofile.simulations.canaries import OUTSIDE, CanaryOptions, audit_canaries
+from fedprofile.simulations.canary_hosts import AuditedPopulation, Canaries
 from fedprofile.simulations.federate import run_federation, statistics_time
 from fedprofile.simulations.run_folder import RunFolder
 from fedprofile.simulations.simulate import open_ledger, prepare, read
@@ -37,17 +39,29 @@ def main() -> None:
     config = RunConfig.model_validate(
         {
             "seed": 1,
-            "data": {"synthetic_users": arguments.users},
-            "training": {"rounds": arguments.rounds, "cohort": arguments.cohort},
-            "privacy": {"noise_multiplier": NOISE_MULTIPLIER, "epsilon": 100.0},
+            # A share of them stays outside of an audited run.
+            "data": {"synthetic_users": round(arguments.users / (1 - OUTSIDE))},
+            "training": {
+                "rounds": arguments.rounds,
+                "sampling_probability": arguments.cohort / arguments.users,
+            },
+            "privacy": {"noise_multiplier": NOISE_MULTIPLIER, "epsilon": 8.0},
         }
     )
     plain, audited = [], []
+
+    def options(folder: Path) -> CanaryOptions:
+        return CanaryOptions(canaries=arguments.canaries, out=folder)
+
     for _ in range(arguments.turns):
-        plain.append(_seconds(lambda folder: _run(config, folder)))
-        audited.append(_seconds(lambda folder: _audit(config, arguments.canaries, folder)))
+        found: dict[str, Any] = {}
+        audited.append(
+            _seconds(lambda folder: found.update(audit_canaries(config, options(folder))))
+        )
+        users = found["run"]["users"]
+        plain.append(_seconds(lambda folder: _run(config, users, folder)))
     table = {
-        "users": arguments.users,
+        "users": users,
         "canaries": arguments.canaries,
         "rounds": arguments.rounds,
         "plain_seconds": statistics.median(plain),
@@ -82,46 +96,37 @@ def _parse() -> argparse.Namespace:
 def _seconds(run: Callable[[Path], Any]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        waited: float = run(Path(folder) / "run")
-        return time.perf_counter() - started - waited
+        run(Path(folder) / "run")
+        return time.perf_counter() - started
 
 
-def _run(config: RunConfig, path: Path) -> float:
-    """A run without canaries; returns the seconds that the audited one spends, too, on the same."""
-    started = time.perf_counter()
-    prepared = prepare(config, *read(config))
+def _run(config: RunConfig, users: int, path: Path) -> None:
+    """A run of as many users as an audited one has, without canaries."""
+    log, split, everyone = read(config)
+    nobody = Canaries(np.zeros(0, dtype=np.bool_), 0)
+    outside = np.arange(everyone.size) >= users
+    members = AuditedPopulation.of_users(everyone, nobody, outside=outside).members
+    prepared = prepare(config, log, split, members)
     folder = RunFolder.new(path)
     folder.create(config)
-    waited = time.perf_counter() - started
     with open_ledger(folder, config, prepared) as ledger:
         run_federation(
             config,
             name="plain",
-            population=prepared.population,
+            population=members,
             trainer=prepared.trainer,
             encoder=prepared.encoder,
             plan=prepared.plan,
             ledger=ledger,
             checkpoints=folder.checkpoints,
-            now=statistics_time(prepared.split, prepared.population),
+            now=statistics_time(split, members),
             on_round=_nothing,
         )
         ledger.epsilon_spent()
-    return waited
 
 
 def _nothing(*_: object) -> None:
     """Takes no time."""
-
-
-def _audit(config: RunConfig, canaries: int, path: Path) -> float:
-    """An audited run; preparing takes what it takes without canaries, which is measured beside it."""
-    started = time.perf_counter()
-    prepare(config, *read(config))
-    waited = time.perf_counter() - started
-    audit_canaries(config, CanaryOptions(canaries=canaries, out=path))
-    # Prepared twice here: once to know how long that takes, once by the audit.
-    return 2 * waited
 
 
 if __name__ == "__main__":

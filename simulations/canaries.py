@@ -56,7 +56,7 @@ CONFIDENCE = 0.95
 """Of the lower bounds."""
 _GUESSED = (1 / 2, 1 / 8)
 """Shares of the canaries that are guessed on, fixed before any run."""
-_OUTSIDE = 0.25
+OUTSIDE = 0.25
 """Share of the users left out of the run, to compare members with."""
 _NORMAL = ("final_model", "sum_of_releases")
 """Estimates that a verdict may rest on. The largest cosine of many rounds isn't normal where canaries are
@@ -103,7 +103,7 @@ def audit_canaries(config: RunConfig, options: CanaryOptions) -> dict[str, Any]:
     population = AuditedPopulation.of_users(
         everyone,
         Canaries.draw(options.canaries, randomness=secret.child("canaries")),
-        outside=secret.child("outsiders").uniforms(everyone.size) < _OUTSIDE,
+        outside=secret.child("outsiders").uniforms(everyone.size) < OUTSIDE,
     )
     prepared = prepare(config, log, split, population)
     # 3. Run the federation, watching what it releases.

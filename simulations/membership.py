@@ -39,13 +39,13 @@ def attack_membership(
     """Attacks by the loss and by how much training lowered it, as JSON values.
 
     Args:
-        population: its users are the members, its outsiders the others.
+        population: of its users as many are tried as there are outsiders, drawn at random.
         trainer: of the population's encoder.
         training: what devices did in a round.
         before: the untrained weights.
         after: the released weights.
         prior: float32 [n_items], log popularity that training used.
-        seed: of random negatives; the same for everybody.
+        seed: of the draw, and of random negatives, which are the same for everybody.
 
     Returns:
         None where there are too few users with something to learn on either side.
@@ -71,8 +71,11 @@ def attack_membership(
         arrays = {name: weight.detach().numpy() for name, weight in weights.items()}
         return trainer.losses(arrays, examples, prior, task)
 
+    others = population.outsiders
+    drawn = np.random.default_rng(seed).permutation(population.histories.n_devices)
+    members = population.histories.take(drawn[: others.n_devices])
     found = {}
-    for name, histories in (("members", population.histories), ("others", population.outsiders)):
+    for name, histories in (("members", members), ("others", others)):
         trained, untrained = losses(histories, after), losses(histories, before)
         learnt = np.isfinite(trained) & np.isfinite(untrained)
         found[name] = {"loss": -trained[learnt], "calibrated": (untrained - trained)[learnt]}

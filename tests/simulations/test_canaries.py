@@ -100,7 +100,8 @@ def test_membership_is_measured_on_users_who_were_left_out(sound):
     attacks = sound["membership"]
     assert set(attacks) == {"loss", "calibrated"}
     for attack in attacks.values():
-        assert attack["members"] > attack["others"] > 10
+        assert 10 < attack["others"] <= 40
+        assert 10 < attack["members"] <= 40
         assert attack["auc"]["low"] <= attack["auc"]["value"] <= attack["auc"]["high"]
 
 
