@@ -174,6 +174,34 @@ class Trainer:
                     rows = len(devices)  # a compiled batch is padded beyond them
                     yield devices, {name: shared[name] - w[:rows] for name, w in moved.items()}
 
+    def losses(
+        self,
+        weights: Mapping[str, NDArray[np.float32]],
+        examples: Examples,
+        prior: NDArray[np.float32],
+        training: LocalTraining,
+    ) -> NDArray[np.float64]:
+        """Each device's loss at the shared weights in its first local step; NaN without examples.
+
+        A loss is raw data: it stays where the device is. Arguments as :meth:`clipped_sum`.
+
+        Returns:
+            float64 [n].
+        """
+        shared = self._held(weights)
+        cohort = self._cohort(examples, prior, training)
+        losses_of = _losses_of(self._encoder)
+        found = np.full(len(examples.window_offsets) - 1, np.nan)
+        with torch.no_grad():
+            for devices in cohort.chunks(self._chunk):
+                batch, items, steps = cohort.batch(devices, None)
+                own = {
+                    name: w[items] if name == ID_TABLE else w.expand(len(items), *w.shape)
+                    for name, w in shared.items()
+                }
+                found[devices] = losses_of(own, batch, steps[0]).double().numpy()
+        return found
+
     def _cohort(
         self, examples: Examples, prior: NDArray[np.float32], training: LocalTraining
     ) -> Cohort:
@@ -259,15 +287,21 @@ class Trainer:
 
 def _loss_of(encoder: Encoder) -> Loss:
     """Sum over devices of the loss, as a function of stacked weights; for one thread at a time."""
+    losses = _losses_of(encoder)
+    return lambda weights, batch, negatives: losses(weights, batch, negatives).sum()
+
+
+def _losses_of(encoder: Encoder) -> Loss:
+    """Each device's loss, [C], as a function of stacked weights; for one thread at a time."""
     # A shell to put weights into. It shares the encoder's own, which are never used.
     shell = copy.deepcopy(encoder, {id(p): p for p in encoder.parameters()})
 
-    def loss(weights: Weights, batch: Batch, negatives: Negatives) -> Tensor:
+    def losses(weights: Weights, batch: Batch, negatives: Negatives) -> Tensor:
         with StackedWeights():
             profiles = functional_call(shell, weights, (batch.inputs,))
-        return next_session_loss(profiles, batch, negatives, weights.get(ID_TABLE))
+        return next_session_losses(profiles, batch, negatives, weights.get(ID_TABLE))
 
-    return loss
+    return losses
 
 
 def _compile(loss: Loss) -> Loss:
@@ -284,10 +318,10 @@ def _compile(loss: Loss) -> Loss:
     return compiled
 
 
-def next_session_loss(
+def next_session_losses(
     profiles: Tensor, batch: Batch, negatives: Negatives, ids: Tensor | None
 ) -> Tensor:
-    """Sampled softmax cross-entropy: per device averaged over its targets, summed over devices.
+    """Sampled softmax cross-entropy of each device, averaged over its targets: [C].
 
     The logit of an item is ⟨U, v⟩ + log popularity; negatives carry log(n_items / K) besides, so that
     K of them stand for the whole catalogue (Bengio & Senécal 2008, eq. 7). One that the device knows
@@ -310,7 +344,7 @@ def next_session_loss(
     rest = torch.logsumexp(logits, dim=-1).gather(1, batch.target_queries)
     target = scores.gather(1, batch.target_queries.unsqueeze(1)).squeeze(1) + batch.target_priors
     # −log(e^t / (e^t + e^r)) = log(1 + e^(r − t))
-    return (batch.target_weights * functional.softplus(rest - target)).sum()
+    return (batch.target_weights * functional.softplus(rest - target)).sum(dim=1)
 
 
 def draw_negatives(*, n_items: int, steps: int, count: int, seed: int) -> NDArray[np.int64]:

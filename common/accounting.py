@@ -30,6 +30,7 @@ from dp_accounting.pld.privacy_loss_distribution import (
     identity,
 )
 from dp_accounting.rdp import RdpAccountant
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtri_exp
 
@@ -88,6 +89,20 @@ def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float
         # What comes later only adds, so the exact total bounds every figure too.
         curve.append(min(composed.get_epsilon_for_delta(delta), total))
     return [*curve[:-1], total] if curve else []
+
+
+def privacy_profile(events: Events, *, epsilons: NDArray[np.float64]) -> NDArray[np.float64]:
+    """δ(ε) of all ``events`` together at each ε: together they say how well users can be told apart.
+
+    On the coarse grid, so never below what it is.
+
+    Raises:
+        ConfigError: an event is no Gaussian release, sampled or not.
+    """
+    composed = identity(value_discretization_interval=_COARSE_GRID)
+    for event, count in _counted(events):
+        composed = composed.compose(_loss_distribution(event).self_compose(count))
+    return np.asarray(composed.get_delta_for_epsilon(list(epsilons)), dtype=np.float64)
 
 
 def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:

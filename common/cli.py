@@ -25,6 +25,10 @@ _AUDITS = {
     "compose": ("audit.cli:compose_app", "Joint cost of several ledgers over the same users."),
     "forecast": ("audit.cli:forecast_app", "Rounds left of a budget, and what more would cost."),
     "probe": ("simulations.probe_cli:app", "Measure whether the mechanism runs as declared."),
+    "canaries": (
+        "simulations.canaries_cli:app",
+        "Measure what a run gives away, by made-up users.",
+    ),
 }
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -54,6 +58,7 @@ def audit() -> None:
       fedprofile audit forecast runs/shop --epsilon 4
       fedprofile audit compose runs/first runs/second
       fedprofile audit probe --config runs/shop/config.toml
+      fedprofile audit canaries --data log.csv --epsilon 2
     """
 
 

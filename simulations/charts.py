@@ -19,9 +19,11 @@ from typing import Any
 from unicodedata import east_asian_width
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from scipy.stats import norm
 
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 OURS, BASELINE, CEILING, LIMIT = "#010102", "#010103", "#010104", "#010105"
@@ -36,6 +38,15 @@ _VARIABLES = {
     CEILING: "ceiling",
     LIMIT: "bad",
     **{colour: f"series-{number}" for number, colour in enumerate(SERIES)},
+}
+# What the report's page sets on paper, for a drawing without a page.
+_COLOURS = {
+    "ink": "#000",
+    "muted": "#444",
+    "line": "#ccc",
+    "ours": "#0b62c4",
+    "baseline": "#777",
+    "bad": "#b3261e",
 }
 _MARKERS = {"ours": ("o", OURS), "baseline": ("s", BASELINE), "ceiling": ("D", CEILING)}
 _WIDTH = 6.4  # inches of 72 user units: narrow, so that letters stay legible on a phone
@@ -173,6 +184,44 @@ def norm_curves(rounds: Sequence[int], curves: Mapping[str, Sequence[float]]) ->
         _over_rounds(axes, axis)
         _legend(axes, columns=2)
         return _svg(figure, axis)
+
+
+def cosine_histogram(
+    *, present: Sequence[float], absent: Sequence[float], null_stddev: float
+) -> str:
+    """Cosines of canaries that took part and of those that didn't, beside what chance alone gives."""
+    axis = "cosine of a canary with the sum of all releases"
+    values = [*present, *absent]
+    reach = max(4 * null_stddev, *map(abs, values))
+    edges = np.linspace(min(-4 * null_stddev, *values), reach, 50)
+    with _drawing(axis, height=3.5) as (figure, axes):
+        for name, cosines, colour in (("out", absent, BASELINE), ("in", present, OURS)):
+            axes.stairs(
+                np.histogram(cosines, edges)[0],
+                edges,
+                fill=True,
+                alpha=0.55,
+                color=colour,
+                label=name,
+            )
+        x = np.linspace(edges[0], edges[-1], 400)
+        expected = len(absent) * (edges[1] - edges[0]) * norm.pdf(x, scale=null_stddev)
+        axes.plot(x, expected, color=LIMIT, linestyle="--", linewidth=1.6, label="by chance")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(axis)
+        axes.set_ylabel("canaries")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        _legend(axes, columns=3)
+        return _svg(figure, axis)
+
+
+def standalone(drawing: str) -> str:
+    """A drawing as a file of its own, with the colours that a page would give it."""
+    rules = "".join(f"--{name}:{colour};" for name, colour in _COLOURS.items())
+    style = f"<style>svg{{{rules}font-family:sans-serif;background:#fff}}</style>"
+    end = drawing.index(">") + 1
+    return f"{drawing[:end]}{style}{drawing[end:]}"
 
 
 @contextmanager

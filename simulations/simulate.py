@@ -64,7 +64,9 @@ class SimulateOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
+    """Everything that a federation over a log needs."""
+
     log: InteractionLog
     split: Split
     population: Population
@@ -87,7 +89,9 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     if options.recommendations is not None:
         check_recommendations(options.recommendations)
     # 2. Read, clean, split; build the public item table. Bad input ends here, nothing is written.
-    prepared = _prepare(config, folder)
+    log, split, population = read(config)
+    earlier = earlier_releases(config, folder, population_size=population.size)
+    prepared = prepare(config, log, split, population, earlier)
     # 3. Make the run folder and its ledger.
     if not options.resume:
         folder.create(config)
@@ -131,7 +135,12 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     return {**metrics, "paths": _paths(folder, options)}
 
 
-def _prepare(config: RunConfig, folder: RunFolder) -> _Prepared:
+def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
+    """Read, clean and split the log; build the public item table.
+
+    Raises:
+        FedprofileError: the data can't be used.
+    """
     remark(f"Reading {config.data.path}")
     log = load_log(config.data)
     split = make_split(log.histories, config.evaluation)
@@ -144,7 +153,23 @@ def _prepare(config: RunConfig, folder: RunFolder) -> _Prepared:
             f"{config.data.path}: {population.size} user has events before the cut; a federation "
             "needs two or more: give more data or a later cut"
         )
-    earlier = earlier_releases(config, folder, population_size=population.size)
+    return log, split, population
+
+
+def prepare(
+    config: RunConfig,
+    log: InteractionLog,
+    split: Split,
+    population: Population,
+    earlier: tuple[Earlier, ...] = (),
+) -> Prepared:
+    """Calibrate the noise and build the untrained encoder for ``population``.
+
+    ``earlier`` is what was spent on it before.
+
+    Raises:
+        FedprofileError: a value is out of range, or the budget allows no release.
+    """
     plan = plan_budget(
         config.privacy,
         config.training,
@@ -154,8 +179,8 @@ def _prepare(config: RunConfig, folder: RunFolder) -> _Prepared:
     init = randomness(config, label="model")
     encoder = build_encoder(
         config.model,
-        blocks=table.blocks,
-        n_items=table.n_items,
+        blocks=population.table.blocks,
+        n_items=population.table.n_items,
         n_types=len(log.event_types),
         seed=int(init.integers(1, below=2**62)[0]),
     )
@@ -164,7 +189,7 @@ def _prepare(config: RunConfig, folder: RunFolder) -> _Prepared:
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
-    return _Prepared(log, split, population, encoder, trainer, earlier, plan)
+    return Prepared(log, split, population, encoder, trainer, earlier, plan)
 
 
 def _find_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
@@ -185,7 +210,7 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
 
 
 def _federate(
-    config: RunConfig, prepared: _Prepared, folder: RunFolder, ledger: Ledger
+    config: RunConfig, prepared: Prepared, folder: RunFolder, ledger: Ledger
 ) -> tuple[FederationResult, dict[int, float | None]]:
     rounds = config.training.rounds
     validation: dict[int, float | None] = {}
@@ -223,7 +248,7 @@ def _federate(
 
 
 def _scorer(
-    config: RunConfig, prepared: _Prepared, weights: Mapping[str, Tensor], priors: ItemPriors
+    config: RunConfig, prepared: Prepared, weights: Mapping[str, Tensor], priors: ItemPriors
 ) -> EncoderScorer:
     return EncoderScorer(
         encoder=prepared.encoder,
@@ -235,7 +260,7 @@ def _scorer(
 
 
 def _write(
-    folder: RunFolder, prepared: _Prepared, result: FederationResult, metrics: dict[str, Any]
+    folder: RunFolder, prepared: Prepared, result: FederationResult, metrics: dict[str, Any]
 ) -> None:
     weights = result.weights
     folder.write_model(
@@ -254,7 +279,7 @@ def _write(
     write_report(metrics, folder.report)
 
 
-def _compare(config: RunConfig, prepared: _Prepared, scorer: EncoderScorer) -> list[ModelResult]:
+def _compare(config: RunConfig, prepared: Prepared, scorer: EncoderScorer) -> list[ModelResult]:
     return compare(
         config,
         scorer=scorer,

@@ -16,7 +16,8 @@ from fedprofile.client.host import DeviceHost
 from fedprofile.common import randomness, updates
 from fedprofile.common.config import RunConfig
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.ledger_entries import read_ledger
+from fedprofile.common.ledger import Ledger
+from fedprofile.common.ledger_entries import Reserve, read_ledger
 from fedprofile.common.messages import read_update
 from fedprofile.common.randomness import NoiseSource
 from fedprofile.common.user_level_optimizer import UserLevelDPOptimizer
@@ -371,14 +372,14 @@ def another_clip_declared(patch):
 def refunded(patch):
     open_ledger = Ledger.open.__func__
 
-    def forget_what_is_pending(cls, path):
+    def forget_what_is_pending(cls, path, **named):
         entries = read_ledger(path)
         lines = path.read_bytes().splitlines(keepends=True)
         while isinstance(entries[-1], Reserve):
             entries.pop()
             lines.pop()
         path.write_bytes(b"".join(lines))
-        return open_ledger(cls, path)
+        return open_ledger(cls, path, **named)
 
     patch.setattr(Ledger, "open", classmethod(forget_what_is_pending))
 

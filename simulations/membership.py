@@ -1,0 +1,89 @@
+"""Membership inference against a trained model: can it be told who was trained on?
+
+The attacker has a user's whole history and the released model, and guesses from the loss. Users differ in
+how predictable they are, so a loss alone tells little; the untrained model's loss on the same user says
+what to expect (Watson, Guo, Cormode & Sablayrolles, "On the importance of difficulty calibration in
+membership inference attacks", ICLR 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..audit.membership import measure_attack
+from ..client.examples import build_examples
+from ..client.local_training import LocalTraining, Trainer
+from ..common.config import TrainingConfig
+from ..common.histories import Histories
+from .canary_hosts import AuditedPopulation
+
+_FEWEST = 2
+
+
+def attack_membership(
+    population: AuditedPopulation,
+    *,
+    trainer: Trainer,
+    training: TrainingConfig,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    prior: NDArray[np.float32],
+    seed: int,
+) -> dict[str, Any] | None:
+    """Attacks by the loss and by how much training lowered it, as JSON values.
+
+    Args:
+        population: of its users as many are tried as there are outsiders, drawn at random.
+        trainer: of the population's encoder.
+        training: what devices did in a round.
+        before: the untrained weights.
+        after: the released weights.
+        prior: float32 [n_items], log popularity that training used.
+        seed: of the draw, and of random negatives, which are the same for everybody.
+
+    Returns:
+        None where there are too few users with something to learn on either side.
+    """
+
+    def losses(histories: Histories, weights: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        examples = build_examples(
+            histories,
+            np.arange(histories.n_devices, dtype=np.uint64),
+            vectors=population.table.vectors,
+            scales=population.model.scales,
+            window=population.model.window,
+            new_targets_only=training.targets == "new",
+            seed=seed,
+        )
+        task = LocalTraining(
+            steps=1,
+            learning_rate=training.local_learning_rate,
+            negatives=training.negatives,
+            clip_norm=np.inf,
+            seed=seed,
+        )
+        arrays = {name: weight.detach().numpy() for name, weight in weights.items()}
+        return trainer.losses(arrays, examples, prior, task)
+
+    others = population.outsiders
+    drawn = np.random.default_rng(seed).permutation(population.histories.n_devices)
+    members = population.histories.take(drawn[: others.n_devices])
+    found = {}
+    for name, histories in (("members", members), ("others", others)):
+        trained, untrained = losses(histories, after), losses(histories, before)
+        learnt = np.isfinite(trained) & np.isfinite(untrained)
+        found[name] = {"loss": -trained[learnt], "calibrated": (untrained - trained)[learnt]}
+    if min(len(scores["loss"]) for scores in found.values()) < _FEWEST:
+        return None
+    return {
+        attack: asdict(
+            measure_attack(members=found["members"][attack], others=found["others"][attack])
+        )
+        for attack in ("loss", "calibrated")
+    }
