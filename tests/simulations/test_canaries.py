@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from fedprofile.common.config import RunConfig
 from fedprofile.common.errors import ConfigError, RunFolderError
-from fedprofile.common.ledger import read_ledger
+from fedprofile.common.ledger_entries import read_ledger
 from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.randomness import NoiseSource
 from fedprofile.simulations import canaries_cli
