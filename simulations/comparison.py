@@ -232,6 +232,7 @@ def _central(
     train_centrally(
         encoder,
         population.histories,
+        keys=population.keys,
         table=population.table,
         prior=priors.long_run,
         model=config.model,

@@ -137,7 +137,11 @@ def _prepare(config: RunConfig, folder: RunFolder) -> _Prepared:
     split = make_split(log.histories, config.evaluation)
     table = build_item_table(log.catalogue, config.items)
     population = Population.of(
-        split.train, table=table, model=config.model, n_types=len(log.event_types)
+        split.train,
+        user_ids=log.user_ids,
+        table=table,
+        model=config.model,
+        n_types=len(log.event_types),
     )
     if population.size < 2:
         raise DataError(

@@ -35,6 +35,7 @@ def host_of(town, first, count):
 
     return DeviceHost(
         town.population.histories.take(np.arange(first, first + count)),
+        keys=town.population.keys[first : first + count],
         first=first,
         table=town.population.table,
         model=town.config.model,
