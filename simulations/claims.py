@@ -128,8 +128,9 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
         f"of e^ε = {shown}, plus δ. It holds against everyone who receives what was released. It "
         "assumes that the operator of the server, who sees sums before noise is added, adds the "
         "noise and keeps it and the choice of cohorts secret; that device hosts clip each "
-        f"{privacy['unit']}'s contribution as stated; and that the catalogue of items and the "
-        f"number of {privacy['unit']}s (N = {count(privacy['population_size'])}) are public."
+        f"{privacy['unit']}'s contribution as stated; and that the catalogue of items, the names of "
+        f"event types and the number of {privacy['unit']}s (N = {count(privacy['population_size'])}) "
+        "are public."
     )
 
 
@@ -200,8 +201,9 @@ def limits(privacy: Mapping[str, Any]) -> Iterator[Statement]:
     )
     yield Statement(
         "The catalogue",
-        "Items, texts, categories and prices count as public. Where a catalogue was put together "
-        "from transactions, an item that one user alone bought gives that purchase away.",
+        "Items, texts, categories and prices count as public, and so do the names of event types. "
+        "Where no item table was given, the catalogue was put together from transactions, and an "
+        "item that one user alone bought gives that purchase away.",
     )
     yield Statement(
         "Against the server and the device hosts",

@@ -25,7 +25,8 @@ from .splits import Split
 _NOTES = (
     "Item texts, prices and the list of items count as a public catalogue; where they were read off "
     "transactions, that covers the whole log, the held-out part included.",
-    "The minimum-activity rules of the cleaning look at the whole log, the held-out part included.",
+    "The minimum-activity rules of the cleaning, each user's medians that event weights are relative "
+    "to, and cuts at quantiles look at the whole log, the held-out part included.",
 )
 
 
