@@ -113,6 +113,7 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
     spent = float(privacy["epsilon"])
     factor = math.exp(min(spent, 700))  # beyond that a float overflows, and nothing is promised
     shown = number(factor, 0 if factor >= 100 else 2) if factor < 1e6 else scientific(factor)
+    moment = ", and so is the moment that popularity was taken at, which was read off the data"
     # Where noise is repeatable there is nothing to quote, hence the conditional.
     if privacy["randomness"] == "csprng":
         opening, be, changes = "All", "are", "changes"
@@ -130,7 +131,7 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
         "noise and keeps it and the choice of cohorts secret; that device hosts clip each "
         f"{privacy['unit']}'s contribution as stated; and that the catalogue of items, the names of "
         f"event types and the number of {privacy['unit']}s (N = {count(privacy['population_size'])}) "
-        "are public."
+        f"are public{moment if privacy['time_read_off_data'] else ''}."
     )
 
 
@@ -205,6 +206,12 @@ def limits(privacy: Mapping[str, Any]) -> Iterator[Statement]:
         "Where no item table was given, the catalogue was put together from transactions, and an "
         "item that one user alone bought gives that purchase away.",
     )
+    if privacy["time_read_off_data"]:
+        yield Statement(
+            "The moment of the statistics",
+            "Popularity counts ages back from a moment that was read off the data, and a user who "
+            "moves it moves what others contribute. Set statistics.as_of to a day fixed beforehand.",
+        )
     yield Statement(
         "Against the server and the device hosts",
         "The server sees sums before noise and knows who was sampled; hosts see what they train on. "

@@ -20,6 +20,7 @@ from ..common.ledger_entries import Commit, Reserve
 from ..server.app import FederationResult
 from .comparison import ModelResult
 from .dataset import InteractionLog
+from .federate import time_is_read_off_data
 from .splits import Split
 
 _NOTES = (
@@ -144,6 +145,8 @@ def _privacy(config: RunConfig, ledger: Ledger, releases: list[dict[str, Any]]) 
         "accountant": "PLD (dp_accounting)",
         **checks,
         "population_size": opening.population_size,
+        "time_read_off_data": time_is_read_off_data(config)
+        and any(release["task"] == "statistics/popularity" for release in releases),
         "releases": releases,
     }
 

@@ -215,7 +215,7 @@ def _federate(
             plan=prepared.plan,
             ledger=ledger,
             checkpoints=folder.checkpoints,
-            now=statistics_time(prepared.split, prepared.population),
+            now=statistics_time(config, prepared.split, prepared.population),
             on_round=on_round,
         )
     if ledger.stopped is None:
