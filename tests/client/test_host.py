@@ -45,7 +45,13 @@ def host_of(town, first, count):
 
 def binding(town, **changes):
     return Binding(
-        **{"run": "r", "round": 1, "items": town.population.table.content_hash, **changes}
+        **{
+            "run": "r",
+            "round": 1,
+            "release": 4,
+            "items": town.population.table.content_hash,
+            **changes,
+        }
     )
 
 

@@ -123,7 +123,7 @@ def busy_town(build_town):
 def clipped_sum(town, population, seed):
     """Sum of what all devices of ``population`` send in a round."""
     task = TrainTask(
-        binding=Binding(run="r", round=1, items=population.table.content_hash),
+        binding=Binding(run="r", round=1, release=4, items=population.table.content_hash),
         devices=np.arange(population.size),
         weights=town.initial(),
         prior=np.zeros(population.table.n_items, dtype=np.float32),
