@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,7 @@ def _build(devices: int) -> Population:
     log = synthesise(devices, ITEMS, seed=0)
     return Population.of(
         log.histories,
+        user_ids=log.user_ids,
         table=build_item_table(log.catalogue, config.items),
         model=config.model,
         n_types=len(log.event_types),
@@ -145,9 +147,11 @@ def _build(devices: int) -> Population:
 
 
 def _first(population: Population, devices: int) -> Population:
-    first = population.histories.take(np.arange(devices))
-    return Population.of(
-        first, table=population.table, model=population.model, n_types=population.n_types
+    return replace(
+        population,
+        histories=population.histories.take(np.arange(devices)),
+        users=population.users[:devices],
+        keys=population.keys[:devices],
     )
 
 

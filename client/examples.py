@@ -65,7 +65,7 @@ def build_examples(
 
     Args:
         histories: n devices.
-        keys: uint64 [n], a stable key per device, for its random choices.
+        keys: uint64 [n], a key of each device's own for its random choices, whoever else there is.
         vectors: float32 [n_items, k], the item table.
         scales: time scales of the decayed sums.
         window: most recent events the encoder reads, and most targets a device uses.

@@ -7,6 +7,7 @@ the sum of their clipped contributions.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..common.config import ModelConfig
 from ..common.errors import MessageError
@@ -24,8 +25,10 @@ class DeviceHost:
 
     Args:
         histories: what each of the n devices recorded.
-        first: number of the first device in the population; a device's number is also the key of
-            its random choices, so that it learns the same wherever it is hosted.
+        keys: uint64 [n], each device's own key for its random choices. It stays the same wherever
+            the device is hosted and whoever else takes part: with a key that follows from others, one
+            user more or less would change what the rest contribute.
+        first: number of the first device in the population, by which the server addresses them.
         table: the public item table.
         model: window and time scales of the encoder.
         trainer: trains devices in batches; hosts of one process may share it.
@@ -35,12 +38,14 @@ class DeviceHost:
         self,
         histories: Histories,
         *,
+        keys: NDArray[np.uint64],
         first: int,
         table: ItemTable,
         model: ModelConfig,
         trainer: Trainer,
     ) -> None:
         self._histories = histories
+        self._keys = keys
         self._table = table
         self._model = model
         self._trainer = trainer
@@ -53,7 +58,7 @@ class DeviceHost:
             MessageError: a device isn't hosted here, or the task is about another item table.
         """
         return popularity_contribution(
-            self._asked(task),
+            self._histories.take(self._asked(task)),
             now=task.now,
             half_lives_days=task.half_lives_days,
             n_items=self._table.n_items,
@@ -66,9 +71,10 @@ class DeviceHost:
         Raises:
             MessageError: a device isn't hosted here, or the task is about another item table.
         """
+        asked = self._asked(task)
         examples = build_examples(
-            self._asked(task),
-            task.devices.astype(np.uint64),
+            self._histories.take(asked),
+            self._keys[asked],
             vectors=self._table.vectors,
             scales=self._model.scales,
             window=self._model.window,
@@ -84,8 +90,8 @@ class DeviceHost:
         )
         return self._trainer.clipped_sum(task.weights, examples, task.prior, training)
 
-    def _asked(self, task: PopularityTask | TrainTask) -> Histories:
-        """Histories of the task's devices."""
+    def _asked(self, task: PopularityTask | TrainTask) -> NDArray[np.int64]:
+        """Places of the task's devices on this host."""
         if task.binding.items != self._table.content_hash:
             raise MessageError("the task is about another item table; fetch the current one")
         devices = task.devices
@@ -93,4 +99,4 @@ class DeviceHost:
         # Twice in one sum is twice the sensitivity.
         if not inside.all() or len(np.unique(devices)) != len(devices):
             raise MessageError("a device is not hosted here, or is named twice")
-        return self._histories.take(devices - self.devices.start)
+        return devices - self.devices.start

@@ -81,6 +81,11 @@ class StatisticsConfig(_Section):
         (7.0, 45.0),
         description="time scales of recent popularity, beside the one over all time",
     )
+    as_of: dt.date | None = Field(
+        None,
+        description="day from whose start ages count back; unset: evaluation.validation_from, or "
+        "where that is unset a moment read off the data, which then counts as public",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> StatisticsConfig:

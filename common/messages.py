@@ -33,12 +33,15 @@ class Binding:
     Attributes:
         run: name of the federation.
         round: 0 for one-shot statistics.
+        release: the ledger's number of the release. A round that a crash cut off is repeated as
+            another release, and replies to the first attempt don't count in the second.
         items: hash of the item table.
         model: hash of the weights; empty for statistics, which need none.
     """
 
     run: str
     round: int
+    release: int
     items: str
     model: str = ""
 

@@ -173,7 +173,7 @@ class Federation:
         randomness = self._randomness.child("statistics/popularity")
         cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))
         by_host = split_by_host(cohort, hosts)
-        binding = Binding(run=self._run, round=0, items=self._table.content_hash)
+        binding = Binding(run=self._run, round=0, release=release, items=self._table.content_hash)
         task = partial(
             PopularityTask,
             binding=binding,

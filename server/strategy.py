@@ -166,7 +166,9 @@ class PrivateAveraging(Strategy):
         # 3. Tell each host which of its devices train on what.
         by_host = split_by_host(cohort, self._hosts)
         items = self.checkpoint.items
-        binding = Binding(run=self._run, round=server_round, items=items, model=model)
+        binding = Binding(
+            run=self._run, round=server_round, release=release, items=items, model=model
+        )
         asked = {node: len(devices) for node, devices in by_host.items()}
         self._open = _OpenRound(release, len(cohort), asked, binding, started)
         training = self._training

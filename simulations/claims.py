@@ -115,6 +115,7 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
     spent = float(privacy["epsilon"])
     factor = math.exp(min(spent, 700))  # beyond that a float overflows, and nothing is promised
     shown = number(factor, 0 if factor >= 100 else 2) if factor < 1e6 else scientific(factor)
+    moment = ", and so is the moment that popularity was taken at, which was read off the data"
     # Where noise is repeatable there is nothing to quote, hence the conditional.
     if privacy["randomness"] == "csprng":
         opening, be, changes = "All", "are", "changes"
@@ -130,8 +131,9 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
         f"of e^ε = {shown}, plus δ. It holds against everyone who receives what was released. It "
         "assumes that the operator of the server, who sees sums before noise is added, adds the "
         "noise and keeps it and the choice of cohorts secret; that device hosts clip each "
-        f"{privacy['unit']}'s contribution as stated; and that the catalogue of items and the "
-        f"number of {privacy['unit']}s (N = {count(privacy['population_size'])}) are public."
+        f"{privacy['unit']}'s contribution as stated; and that the catalogue of items, the names of "
+        f"event types and the number of {privacy['unit']}s (N = {count(privacy['population_size'])}) "
+        f"are public{moment if privacy['time_read_off_data'] else ''}."
     )
 
 
@@ -210,9 +212,16 @@ def limits(privacy: Mapping[str, Any]) -> Iterator[Statement]:
     )
     yield Statement(
         "The catalogue",
-        "Items, texts, categories and prices count as public. Where a catalogue was put together "
-        "from transactions, an item that one user alone bought gives that purchase away.",
+        "Items, texts, categories and prices count as public, and so do the names of event types. "
+        "Where no item table was given, the catalogue was put together from transactions, and an "
+        "item that one user alone bought gives that purchase away.",
     )
+    if privacy["time_read_off_data"]:
+        yield Statement(
+            "The moment of the statistics",
+            "Popularity counts ages back from a moment that was read off the data, and a user who "
+            "moves it moves what others contribute. Set statistics.as_of to a day fixed beforehand.",
+        )
     yield Statement(
         "Against the server and the device hosts",
         "The server sees sums before noise and knows who was sampled; hosts see what they train on. "

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from ..common.config import DataConfig
+from ..common.errors import DataError
 from .dataset import Rule
 from .parsing import as_number, as_text, parse_description, parse_times
 from .presets import Preset
@@ -185,6 +186,23 @@ def remove_unusable(cleaner: Cleaner, preset: Preset, config: DataConfig) -> Non
         )
 
 
+def remove_unknown_items(cleaner: Cleaner, item_ids: pl.Series, source: str) -> None:
+    """Rows about an item that the item table doesn't list: the catalogue is that table alone.
+
+    Raises:
+        DataError: no row is left, so table and rows write their ids differently; names ``source``.
+    """
+    item, rows = pl.col("item"), cleaner.rows
+    cleaner.remove(
+        "unknown items", "the item table doesn't list the item", ~item.is_in(item_ids.implode())
+    )
+    if cleaner.rows.is_empty() and not rows.is_empty():
+        raise DataError(
+            f"{source}: none of its item ids ({item_ids.first()!r}, …) occurs in the interactions "
+            f"({rows['item'].first()!r}, …); check data.columns.item"
+        )
+
+
 def usable_price() -> pl.Expr:
     """Column ``price``, null where it can't be one."""
     price = pl.col("price")
@@ -217,13 +235,14 @@ def add_sessions(cleaner: Cleaner, gap_minutes: float) -> None:
 def merge_baskets(cleaner: Cleaner) -> None:
     """One event per item, event type and basket: values add up, the first time stands.
 
-    A value that is missing counts as the median of its event type, or 1 where that has none.
+    A value that is missing counts as the user's own median for the event type, or 1 where they have
+    none: what others did must not decide on it.
     """
     rows = cleaner.rows
     if "value" not in rows.columns:
         rows = rows.with_columns(pl.lit(1.0).alias("value"))
     rows = rows.with_columns(
-        pl.col("value").fill_null(pl.col("value").median().over("event")).fill_null(1.0)
+        pl.col("value").fill_null(pl.col("value").median().over("user", "event")).fill_null(1.0)
     )
     merged = (
         rows.sort("basket", "item", "event", "time", maintain_order=True)

@@ -190,7 +190,7 @@ def _without_privacy(
                 plan=plan,
                 ledger=ledger,
                 checkpoints=Path(scratch) / "checkpoints",
-                now=statistics_time(split, population),
+                now=statistics_time(config, split, population),
                 on_round=lambda *_: None,
             )
     return EncoderScorer(
@@ -212,7 +212,7 @@ def _central(
     """The ceiling, stopped at the epoch that is best on validation."""
     exact = popularity_contribution(
         population.histories,
-        now=statistics_time(split, population),
+        now=statistics_time(config, split, population),
         half_lives_days=config.statistics.half_lives_days,
         n_items=population.table.n_items,
         clip_norm=POPULARITY_CLIP,
@@ -232,6 +232,7 @@ def _central(
     train_centrally(
         encoder,
         population.histories,
+        keys=population.keys,
         table=population.table,
         prior=priors.long_run,
         model=config.model,

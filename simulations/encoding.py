@@ -18,12 +18,15 @@ _ATTRIBUTE = "user:"
 
 
 def build_catalogue(rows: pl.DataFrame, item_table: pl.DataFrame | None) -> pl.DataFrame:
-    """What is known of each item of ``rows``, ascending by ``item_id``.
+    """The items and what is known of each, ascending by ``item_id``.
 
-    From the rows comes the most frequent text, category and tags of an item (the first in the
-    alphabet of equals) and its median price; an item table goes before them.
+    An item table is the catalogue, unbought items included and nothing added from ``rows``: then no
+    user decides on any of it. Without one, the items of ``rows``, each with its most frequent text,
+    category and tags (the first in the alphabet of equals) and its median price.
     """
-    columns = {"item": "item_id"}
+    known = ("item_id", "text", "category", "price", "tags")
+    if item_table is not None:
+        return item_table.select(n for n in known if n in item_table.columns).sort("item_id")
     catalogue = rows.select("item").unique().sort("item")
     for name in ("text", "category", "tags"):
         if name in rows.columns:
@@ -31,15 +34,7 @@ def build_catalogue(rows: pl.DataFrame, item_table: pl.DataFrame | None) -> pl.D
     if "price" in rows.columns:
         prices = rows.group_by("item").agg(pl.col("price").median())
         catalogue = catalogue.join(prices, on="item", how="left")
-    catalogue = catalogue.rename(columns)
-    if item_table is not None:
-        catalogue = catalogue.join(item_table, on="item_id", how="left", suffix=":table")
-        catalogue = catalogue.with_columns(
-            pl.coalesce(f"{name}:table", name).alias(name)
-            for name in item_table.columns
-            if f"{name}:table" in catalogue.columns
-        )
-    known = ("item_id", "text", "category", "price", "tags")
+    catalogue = catalogue.rename({"item": "item_id"})
     return catalogue.select(name for name in known if name in catalogue.columns).sort("item_id")
 
 
@@ -76,8 +71,9 @@ def encode_events(
 ) -> tuple[Histories, Rule]:
     """Merged events as histories, and the rule that counts times moved to keep their order.
 
-    An event weighs its event type's weight × log1p(value) / median log1p(value) of that type: the
-    median event weighs what its type weighs, and a bulk order doesn't weigh hundreds.
+    An event weighs its event type's weight × log1p(value) / the user's own median of log1p(value)
+    over that type: their median event weighs what its type weighs, a bulk order doesn't weigh
+    hundreds, and nobody else's events have a say, which would void the bound on what a user changes.
 
     Args:
         events: user, item, event, time, value, basket, start; one row per event.
@@ -108,7 +104,7 @@ def encode_events(
                 return_dtype=pl.Float64,
             )
             * strength
-            / strength.median().over("event")
+            / strength.median().over("user", "event")
         ).clip(lower_bound=SMALLEST_WEIGHT),
         time="time",
         basket="basket",

@@ -20,7 +20,7 @@ from ..server.strategy import RoundRecord
 from .grid import InProcessGrid
 from .population import Population
 from .ray_engine import run_on_ray
-from .splits import Split
+from .splits import Split, midnight
 
 
 def run_federation(
@@ -75,8 +75,17 @@ def randomness(config: RunConfig, *, label: str) -> NoiseSource:
     return NoiseSource.seeded(seed=config.seed, label=label)
 
 
-def statistics_time(split: Split, population: Population) -> int:
-    """The moment popularity is released: the validation cut, or the end of the data."""
+def time_is_read_off_data(config: RunConfig) -> bool:
+    """Whether :func:`statistics_time` follows from what users did, for want of a date."""
+    dated = config.evaluation.split == "global-time" and config.evaluation.validation_from
+    return not (config.statistics.as_of or dated)
+
+
+def statistics_time(config: RunConfig, split: Split, population: Population) -> int:
+    """The moment popularity is released: ``statistics.as_of``, the validation cut, or the end of
+    the data; every device's contribution depends on it."""
+    if config.statistics.as_of is not None:
+        return midnight(config.statistics.as_of)
     if split.validation_time is not None:
         return split.validation_time
     return int(population.histories.times.max()) + 1

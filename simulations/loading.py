@@ -19,6 +19,7 @@ from .cleaning import (
     merge_baskets,
     remove_rare,
     remove_repeats,
+    remove_unknown_items,
     remove_unusable,
     stack,
     usable_price,
@@ -55,18 +56,14 @@ def load_log(config: DataConfig) -> InteractionLog:
     users_path = preset.companion(path, preset.user_tables)
     user_table = _read_users(users_path, preset) if users_path is not None else None
     tables = _read_interactions(config, files, preset, item_table is not None)
-    cleaner, described = _clean(tables, config, preset, item_table is not None)
+    listed = item_table["item_id"] if item_table is not None else None
+    cleaner, described = _clean(tables, config, preset, listed, str(items_path))
     events = cleaner.rows
     require_population(config.path, events, cleaner.rules)
     described = described.filter(
         pl.col("user").is_in(events["user"].implode())
         & pl.col("item").is_in(events["item"].implode())
     )
-    if item_table is not None and not events["item"].is_in(item_table["item_id"].implode()).any():
-        raise DataError(
-            f"{items_path}: none of its item ids ({item_table['item_id'].first()!r}, …) occurs in "
-            f"the interactions ({events['item'].first()!r}, …); check data.columns.item"
-        )
     catalogue = build_catalogue(described, item_table)
     users = build_users(described, user_table)
     event_types = sorted(events["event"].unique())
@@ -90,16 +87,25 @@ def load_log(config: DataConfig) -> InteractionLog:
 
 
 def _clean(
-    tables: Sequence[Table], config: DataConfig, preset: Preset, has_item_table: bool
+    tables: Sequence[Table],
+    config: DataConfig,
+    preset: Preset,
+    listed: pl.Series | None,
+    items_source: str,
 ) -> tuple[Cleaner, pl.DataFrame]:
-    """Apply all rules; besides the merged events, the rows before merging, which describe items."""
+    """Apply all rules; besides the merged events, the rows before merging, which describe items.
+
+    ``listed`` are the ids of the item table, if there is one, and ``items_source`` names it.
+    """
     cleaner = Cleaner(stack(tables))
     remove_repeats(cleaner)
     columns = cleaner.rows.columns
-    roles = preset.resolve(config.columns, columns, config.path, has_item_table)
+    roles = preset.resolve(config.columns, columns, config.path, listed is not None)
     names = [table.name for table in tables]
     interpret(cleaner, roles, preset.resolve_attributes(columns), preset.event, names)
     remove_unusable(cleaner, preset, config)
+    if listed is not None:
+        remove_unknown_items(cleaner, listed, items_source)
     described = cleaner.rows
     add_sessions(cleaner, config.session_gap_minutes)
     merge_baskets(cleaner)

@@ -64,6 +64,7 @@ def train_centrally(
     encoder: Encoder,
     histories: Histories,
     *,
+    keys: NDArray[np.uint64],
     table: ItemTable,
     prior: NDArray[np.float32],
     model: ModelConfig,
@@ -75,7 +76,8 @@ def train_centrally(
     """The same encoder, loss and examples with Adam on pooled data: what a federation can hope for.
 
     One user's gradient is one device's local step; nothing is clipped and no noise is added.
-    ``on_epoch`` gets the weights after each epoch, to stop on validation.
+    ``keys`` (uint64, one a device) decide the devices' random choices; ``on_epoch`` gets the weights
+    after each epoch, to stop on validation.
     """
     parameters = {n: nn.Parameter(p.detach().clone()) for n, p in encoder.named_parameters()}
     optimizer = torch.optim.Adam(parameters.values(), lr=_CENTRAL_RATE)
@@ -88,7 +90,7 @@ def train_centrally(
             step_seed = int(rng.integers(2**62))
             examples = build_examples(
                 histories.take(batch),
-                batch.astype(np.uint64),
+                keys[batch],
                 vectors=table.vectors,
                 scales=model.scales,
                 window=model.window,
@@ -148,7 +150,8 @@ class LocalOnly:
         )
         examples = build_examples(
             history,
-            np.arange(history.n_devices, dtype=np.uint64),
+            # One key for all: who is asked together must not matter, and each is alone anyway.
+            np.zeros(history.n_devices, dtype=np.uint64),
             vectors=table.vectors,
             scales=model.scales,
             window=model.window,

@@ -5,7 +5,8 @@ Hosts are slices of the same columns: a million devices are six arrays, in memor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ class Population:
     Attributes:
         histories: what each recorded before training.
         users: int64 [n], index of each device's owner in the log.
+        keys: uint64 [n], key of each device's random choices: a hash of its owner's id, so that it
+            is the same whoever else takes part.
         table: the public item table they hold.
         model: the encoder they train.
         n_types: number of event types.
@@ -36,18 +39,26 @@ class Population:
 
     histories: Histories
     users: NDArray[np.int64]
+    keys: NDArray[np.uint64]
     table: ItemTable
     model: ModelConfig
     n_types: int
 
     @classmethod
     def of(
-        cls, train: Histories, *, table: ItemTable, model: ModelConfig, n_types: int
+        cls,
+        train: Histories,
+        *,
+        user_ids: Sequence[str],
+        table: ItemTable,
+        model: ModelConfig,
+        n_types: int,
     ) -> Population:
-        """The users of ``train`` that have events."""
+        """The users of ``train`` that have events; ``user_ids`` names all of its users."""
         users = np.flatnonzero(train.lengths)
         histories = train if len(users) == train.n_devices else train.take(users)
-        return cls(histories, users, table, model, n_types)
+        keys = device_keys([user_ids[user] for user in users.tolist()])
+        return cls(histories, users, keys, table, model, n_types)
 
     @property
     def size(self) -> int:
@@ -77,8 +88,10 @@ class Population:
         @cache
         def host(partition: int) -> DeviceHost:
             first = partition * devices_per_host
+            stop = min(first + devices_per_host, self.size)
             return DeviceHost(
-                _slice(self.histories, first, min(first + devices_per_host, self.size)),
+                _slice(self.histories, first, stop),
+                keys=self.keys[first:stop],
                 first=first,
                 table=self.table,
                 model=self.model,
@@ -93,6 +106,7 @@ class Population:
         for column in fields(Histories):
             np.save(folder / f"{column.name}.npy", getattr(self.histories, column.name))
         np.save(folder / "users.npy", self.users)
+        np.save(folder / "keys.npy", self.keys)
         self.table.save(folder / "items.safetensors")
         (folder / "model.json").write_text(self.model.model_dump_json(), encoding="utf-8")
         np.save(folder / "n_types.npy", np.array(self.n_types))
@@ -110,12 +124,19 @@ class Population:
         return cls(
             histories=Histories(**columns),
             users=np.load(folder / "users.npy", mmap_mode="r"),
+            keys=np.load(folder / "keys.npy", mmap_mode="r"),
             table=replace(table, blocks=blocks),
             model=ModelConfig.model_validate_json(
                 (folder / "model.json").read_text(encoding="utf-8")
             ),
             n_types=int(np.load(folder / "n_types.npy")),
         )
+
+
+def device_keys(user_ids: Sequence[str]) -> NDArray[np.uint64]:
+    """uint64 [n]: the first eight bytes of BLAKE2b of each id in UTF-8."""
+    digests = (hashlib.blake2b(user.encode(), digest_size=8).digest() for user in user_ids)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False)
 
 
 def _slice(histories: Histories, first: int, stop: int) -> Histories:

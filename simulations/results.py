@@ -20,12 +20,14 @@ from ..common.ledger_entries import Commit, Reserve
 from ..server.app import FederationResult
 from .comparison import ModelResult
 from .dataset import InteractionLog
+from .federate import time_is_read_off_data
 from .splits import Split
 
 _NOTES = (
     "Item texts, prices and the list of items count as a public catalogue; where they were read off "
     "transactions, that covers the whole log, the held-out part included.",
-    "The minimum-activity rules of the cleaning look at the whole log, the held-out part included.",
+    "The minimum-activity rules of the cleaning, each user's medians that event weights are relative "
+    "to, and cuts at quantiles look at the whole log, the held-out part included.",
 )
 
 
@@ -143,6 +145,8 @@ def _privacy(config: RunConfig, ledger: Ledger, releases: list[dict[str, Any]]) 
         "accountant": "PLD (dp_accounting)",
         **checks,
         "population_size": opening.population_size,
+        "time_read_off_data": time_is_read_off_data(config)
+        and any(release["task"] == "statistics/popularity" for release in releases),
         "releases": releases,
     }
 

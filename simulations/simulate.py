@@ -146,7 +146,11 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
     split = make_split(log.histories, config.evaluation)
     table = build_item_table(log.catalogue, config.items)
     population = Population.of(
-        split.train, table=table, model=config.model, n_types=len(log.event_types)
+        split.train,
+        user_ids=log.user_ids,
+        table=table,
+        model=config.model,
+        n_types=len(log.event_types),
     )
     if population.size < 2:
         raise DataError(
@@ -237,7 +241,7 @@ def _federate(
             plan=prepared.plan,
             ledger=ledger,
             checkpoints=folder.checkpoints,
-            now=statistics_time(prepared.split, prepared.population),
+            now=statistics_time(config, prepared.split, prepared.population),
             on_round=on_round,
         )
     if ledger.stopped is None:

@@ -167,7 +167,7 @@ def _time_split(histories: Histories, config: EvaluationConfig) -> tuple[Split, 
         where = (
             f"evaluation.validation_from = {config.validation_from}, test_from = {config.test_from}"
         )
-        cuts = _midnight(config.validation_from), _midnight(config.test_from)
+        cuts = midnight(config.validation_from), midnight(config.test_from)
     else:
         where = (
             f"evaluation.validation_quantile = {config.validation_quantile}, "
@@ -179,7 +179,8 @@ def _time_split(histories: Histories, config: EvaluationConfig) -> tuple[Split, 
     return global_time_split(histories, *cuts), where
 
 
-def _midnight(day: dt.date) -> int:
+def midnight(day: dt.date) -> int:
+    """Start of ``day`` in UTC, seconds since 1970."""
     return int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp())
 
 

@@ -94,6 +94,7 @@ _BLOCK = (
 )
 _HOMES = 2
 _MOST_EVENTS = 60  # of a user
+_USUAL_STRENGTH = np.float32(np.log1p(2))  # of two pieces, which most people buy
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
@@ -261,7 +262,7 @@ def _make_people(
         events = rows.stop
     written = {f.name: getattr(histories, f.name)[:events] for f in fields(histories)[1:]}
     histories = replace(histories, **written)
-    histories.weights[:] /= np.median(histories.weights)
+    histories.weights[:] /= _USUAL_STRENGTH
     return histories, country
 
 

@@ -139,7 +139,14 @@ def build_town():
     """Town by keyword: sections of the configuration, and the size of the population."""
 
     def build(
-        *, n_devices=40, n_items=30, devices_per_host=1024, histories=None, seed=3, **sections
+        *,
+        n_devices=40,
+        n_items=30,
+        sessions=5,
+        devices_per_host=1024,
+        histories=None,
+        seed=3,
+        **sections,
     ):
         model = {"encoder": "mean", "width": 4, "heads": 1, "window": 6, "half_lives_days": (30,)}
         training = {"rounds": 2, "negatives": 5, "local_steps": 2, "local_learning_rate": 0.5}
@@ -153,8 +160,11 @@ def build_town():
                 "privacy": {**privacy, **sections.get("privacy", {})},
             }
         )
+        if histories is None:
+            histories = make_histories(n_devices, n_items, sessions=sessions)
         population = Population.of(
-            make_histories(n_devices, n_items) if histories is None else histories,
+            histories,
+            user_ids=[f"user {number}" for number in range(histories.n_devices)],
             table=make_table(n_items),
             model=config.model,
             n_types=1,

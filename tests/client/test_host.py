@@ -35,6 +35,7 @@ def host_of(town, first, count):
 
     return DeviceHost(
         town.population.histories.take(np.arange(first, first + count)),
+        keys=town.population.keys[first : first + count],
         first=first,
         table=town.population.table,
         model=town.config.model,
@@ -44,7 +45,13 @@ def host_of(town, first, count):
 
 def binding(town, **changes):
     return Binding(
-        **{"run": "r", "round": 1, "items": town.population.table.content_hash, **changes}
+        **{
+            "run": "r",
+            "round": 1,
+            "release": 4,
+            "items": town.population.table.content_hash,
+            **changes,
+        }
     )
 
 

@@ -28,7 +28,7 @@ from fedprofile.common.messages import (
 )
 from fedprofile.common.updates import ClippedUpdate
 
-BINDING = Binding(run="läuft 東京", round=3, items="i" * 64, model="m" * 64)
+BINDING = Binding(run="läuft 東京", round=3, release=8, items="i" * 64, model="m" * 64)
 SHAPES = {"weight": (4, 3), "scale": ()}
 
 pytestmark = pytest.mark.usefixtures("grid_of_nobody")
@@ -281,6 +281,7 @@ HOSTILE = {
     "other round": ("stale", with_receipt(round=2)),
     "round as float": ("stale", with_receipt(round=3.0)),
     "round as text": ("stale", with_receipt(round="3")),
+    "other release": ("stale", with_receipt(release=7)),
     "other items": ("stale", with_receipt(items="j" * 64)),
     "other model": ("stale", with_receipt(model="n" * 64)),
     "no model": ("stale", without("model", "receipt")),
@@ -313,7 +314,7 @@ def test_hostile_replies_are_refused_with_their_reason(kind):
 
 
 def test_a_round_of_one_is_not_a_truth():
-    binding = Binding(run="r", round=1, items="i")
+    binding = Binding(run="r", round=1, release=4, items="i")
     message = over_the_wire(
         update_reply(instruction(), binding, ClippedUpdate(arrays(), devices=2, clip_norm=0.5))
     )

@@ -239,6 +239,36 @@ def test_a_lost_checkpoint_is_paid_for_again(build_town, tmp_path):
         assert sum(entry.kind == "reserve" for entry in ledger.entries) == 4
 
 
+@pytest.mark.parametrize("kind", ["train", "query.popularity"])
+def test_a_late_reply_to_a_crashed_attempt_does_not_count_in_its_repetition(
+    build_town, tmp_path, kind
+):
+    """With a seed the repetition is the same in all but the release: its coins are the same too."""
+    town = build_town(training={"rounds": 1})
+    late = []
+
+    class Dying(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            if messages[0].metadata.message_type == kind:
+                late.extend(replies)
+                raise ConnectionError
+            return replies
+
+    class Late(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            asked = messages[0].metadata.message_type == kind
+            return late if asked else super().send_and_receive(messages, timeout=timeout)
+
+    with pytest.raises(ConnectionError):
+        town.run(tmp_path, town.grid(kind=Dying))
+    record = town.run(tmp_path, town.grid(kind=Late)).checkpoint.rounds[kind == "train"]
+    assert record["sampled"] > 0
+    assert (record["trained"], record["rejected"]) == (0, {"stale": record["sampled"]})
+
+
 def test_another_catalogue_is_refused(build_town, tmp_path):
     build_town().run(tmp_path)
     with pytest.raises(RunFolderError, match="items of the data have changed"):

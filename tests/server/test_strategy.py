@@ -45,7 +45,7 @@ def local_updates(town, devices, seed, prior, clip_norm=math.inf):
     for device in devices:
         examples = build_examples(
             town.population.histories.take(np.array([device])),
-            np.array([device], dtype=np.uint64),
+            town.population.keys[[device]],
             vectors=table.vectors,
             scales=model.scales,
             window=model.window,

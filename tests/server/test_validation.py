@@ -1,6 +1,7 @@
 """What a round makes of replies: the valid ones are summed, the others counted by reason."""
 
 import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fedprofile.common.messages import Binding, PopularityTask, popularity_messa
 from fedprofile.common.updates import ClippedUpdate
 from fedprofile.server.validation import add_up
 
-BINDING = Binding(run="r", round=1, items="i")
+BINDING = Binding(run="r", round=1, release=4, items="i")
 SHAPES = {"a": (2, 2), "b": (3,)}
 CLIP = 1.0
 
@@ -56,7 +57,7 @@ def hostile(node):
     return {
         "error": Message(Error(code=2, reason="died"), reply_to=asking(node)),
         "malformed": Message(RecordDict(), reply_to=asking(node)),
-        "stale": reply(node, binding=Binding(run="r", round=0, items="i")),
+        "stale": reply(node, binding=replace(BINDING, round=0)),
         "shape": misshapen,
         "non-finite": broken,
         "norm": huge,
@@ -75,6 +76,15 @@ def test_a_refused_host_is_counted_and_the_rest_goes_on(reason):
     assert found.rejected == {reason: 5}
     assert found.devices == 4
     np.testing.assert_allclose(found.total["b"], 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Binding)])
+def test_a_reply_to_anything_else_is_stale(field):
+    """To another attempt at the same round too: that one is another release."""
+    asked = getattr(BINDING, field)
+    other = asked + 1 if isinstance(asked, int) else asked + "x"
+    found = tally([reply(3, binding=replace(BINDING, **{field: other}))], {3: 1})
+    assert (found.devices, found.rejected) == (0, {"stale": 1})
 
 
 def test_nobody_at_all():

@@ -4,9 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 import xlsxwriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedprofile.common.config import ColumnMapping, DataConfig
+from fedprofile.common.config import ColumnMapping, DataConfig, ItemsConfig
 from fedprofile.common.errors import DataError
+from fedprofile.server.item_vectors import build_item_table
 from fedprofile.simulations.loading import load_log
 
 RETAIL = Path(__file__).parents[3] / "shared" / "data" / "online-retail-ii"
@@ -58,9 +61,9 @@ def test_generic_log_with_item_table(tmp_path):
     ]
 
 
-def test_values_become_weights_with_a_median_of_one_a_type(tmp_path):
+def test_values_become_weights_with_a_median_of_one_a_user_and_type(tmp_path):
     rows = "".join(
-        f"{u},{i},{n},{event},{10 ** (n % 3)}\n"
+        f"{u},{i},{n},{event},{10 ** (n % 3 + (u == 'b'))}\n"
         for n, (u, i, event) in enumerate(
             (u, i, event) for event in ("play", "like") for u in "ab" for i in "xyz"
         )
@@ -68,9 +71,24 @@ def test_values_become_weights_with_a_median_of_one_a_type(tmp_path):
     path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,event,value\n" + rows)
     log = load_log(DataConfig(path=path, preset="music"))
     h = log.histories
-    medians = {n: np.median(h.weights[h.types == k]) for k, n in enumerate(log.event_types)}
-    assert medians == pytest.approx({"play": 1.0, "like": 3.0})
-    assert h.weights.max() == pytest.approx(3.0 * np.log1p(100) / np.log1p(10))
+    for device in h:
+        medians = {
+            n: np.median(device.weights[device.types == k]) for k, n in enumerate(log.event_types)
+        }
+        assert medians == pytest.approx({"play": 1.0, "like": 3.0})
+    # Who always buys by the hundred is no more eager than others.
+    assert h.device(0).weights.max() == pytest.approx(3.0 * np.log1p(100) / np.log1p(10))
+    assert h.device(1).weights.max() == pytest.approx(3.0 * np.log1p(1000) / np.log1p(100))
+
+
+def test_a_missing_value_is_the_users_own_median(tmp_path):
+    path = write(
+        tmp_path / "log.csv",
+        "user_id,item_id,timestamp,value\na,x,1,4\na,y,2,\na,z,3,9\na,w,4,4\nb,x,1,\nb,y,2,\n",
+    )
+    h = load_log(DataConfig(path=path)).histories
+    assert h.device(0).weights == pytest.approx([1, 1, np.log(10) / np.log(5), 1])
+    assert h.device(1).weights.tolist() == [1.0, 1.0]
 
 
 def test_lines_of_one_basket_add_up_before_the_logarithm(tmp_path):
@@ -222,6 +240,92 @@ def test_an_item_table_of_other_items_is_refused(tmp_path):
     items = write(tmp_path / "items.csv", "item_id,text\n1,Tea\n")
     with pytest.raises(DataError, match=r"items\.csv: none of its item ids"):
         load_log(DataConfig(path=path, items=items))
+
+
+def test_an_item_table_is_the_catalogue(tmp_path):
+    """Neither more nor less: what somebody bought beside it is counted and left out."""
+    path = write(
+        tmp_path / "log.csv",
+        "user_id,item_id,timestamp,text,price\na,x,1,tee,9\na,y,2,cup,9\na,secret,3,gift,9\n"
+        "b,x,1,tee,9\nb,y,2,cup,9\n,secret,2,gift,9\n",
+    )
+    items = write(tmp_path / "items.csv", "item_id,text\nz,Unsold\ny,\nx,Tea\n")
+    log = load_log(DataConfig(path=path, items=items))
+    assert log.catalogue.to_dicts() == [
+        {"item_id": "x", "text": "Tea"},
+        {"item_id": "y", "text": None},
+        {"item_id": "z", "text": "Unsold"},
+    ]
+    removed = {rule.name: rule.removed for rule in log.quality.rules if rule.removed}
+    assert removed == {"missing user": 1, "unknown items": 1}
+    assert log.quality.rows_read == log.quality.rows_kept + log.quality.rows_removed
+    assert (log.quality.items, log.quality.rows_kept) == (3, 4)
+
+
+ITEMS = [f"i{number}" for number in range(8)]
+lines = st.tuples(
+    st.sampled_from([*ITEMS, "unlisted"]),
+    st.integers(0, 200),
+    st.sampled_from(["view", "buy", "cart", "return"]),
+    st.sampled_from(["", "1", "2", "7", "100000", "-1", "nan"]),
+    st.sampled_from(["red", "blue", ""]),
+)
+people = st.lists(st.lists(lines, min_size=1, max_size=8), min_size=3, max_size=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("neighbours")
+
+
+def load_people(folder, people):
+    """The log of these users (name → lines) over a public item table."""
+    rows = [
+        {
+            "user_id": user,
+            "item_id": item,
+            "timestamp": 10**9 + 600 * time,
+            "event": event,
+            "value": value,
+            "text": text,
+        }
+        for user, lines in people.items()
+        for item, time, event, value, text in lines
+    ]
+    pl.DataFrame(rows).write_csv(folder / "log.csv")
+    words = ["tea", "tea cup", "cup", "gift", "gift tea", "box", "tin box", "tin"]
+    table = {"item_id": ITEMS, "text": words, "price": [1.0, 2, 3, 4, 5, 6, 7, None]}
+    pl.DataFrame(table).write_csv(folder / "items.csv")
+    return load_log(
+        DataConfig(path=str(folder / "log.csv"), items=str(folder / "items.csv"), preset="shop")
+    )
+
+
+@settings(max_examples=40)
+@given(people=people, data=st.data())
+def test_a_user_more_or_less_changes_nothing_of_anybody_else(folder, people, data):
+    # Everybody has something that stays, so that no neighbour is an empty log.
+    core = [("i0", 0, "buy", "1", ""), ("i1", 1, "buy", "3", "")]
+    everyone = {f"u{number}": [*core, *own] for number, own in enumerate(people)}
+    gone = data.draw(st.sampled_from(sorted(everyone)))
+    whole = load_people(folder, everyone)
+    part = load_people(folder, {user: own for user, own in everyone.items() if user != gone})
+    assert part.user_ids == tuple(user for user in whole.user_ids if user != gone)
+    for user in part.user_ids:
+        here = part.histories.device(part.user_ids.index(user))
+        there = whole.histories.device(whole.user_ids.index(user))
+        for name in ("items", "times", "sessions", "weights"):
+            assert getattr(here, name).tolist() == getattr(there, name).tolist(), (user, name)
+        # The names of event types are public, their places in the list of all are not compared.
+        types = [
+            [log.event_types[kind] for kind in history.types]
+            for log, history in ((part, here), (whole, there))
+        ]
+        assert types[0] == types[1]
+    assert part.catalogue.equals(whole.catalogue)
+    tables = [build_item_table(log.catalogue, ItemsConfig(dimension=4)) for log in (part, whole)]
+    assert tables[0].content_hash == tables[1].content_hash
+    assert np.array_equal(tables[0].vectors, tables[1].vectors)
 
 
 def test_a_folder_without_the_files_of_its_preset(tmp_path):

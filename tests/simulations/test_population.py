@@ -1,13 +1,18 @@
+import hashlib
 from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.histories import Histories
-from fedprofile.simulations.population import Population
+from fedprofile.common.messages import Binding, TrainTask
+from fedprofile.simulations.population import Population, device_keys
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +60,9 @@ def test_only_users_with_events_become_devices(town):
     offsets = np.array([0, 0, some.offsets[1], some.offsets[2], some.offsets[2], some.offsets[4]])
     gaps = Histories(**{**columns(some), "offsets": offsets})
     population = Population.of(
-        gaps, table=town.population.table, model=town.config.model, n_types=1
+        gaps, user_ids="vwxyz", table=town.population.table, model=town.config.model, n_types=1
     )
+    assert population.keys.tolist() == device_keys("wxz").tolist()
     assert population.users.tolist() == [1, 2, 4]
     assert (population.histories.lengths > 0).all()
     assert population.size == 3
@@ -69,6 +75,7 @@ def test_comes_back_from_disk_as_it_was(town, tmp_path):
     assert_same(loaded.histories, town.population.histories)
     assert isinstance(loaded.histories.items, np.memmap)
     assert loaded.users.tolist() == town.population.users.tolist()
+    assert loaded.keys.tolist() == town.population.keys.tolist()
     assert loaded.model == town.population.model
     assert loaded.n_types == town.population.n_types
     assert loaded.table.content_hash == town.population.table.content_hash
@@ -97,3 +104,65 @@ def test_a_reloaded_population_trains_the_same_encoder(town, tmp_path):
         strict=True,
     )
     assert all(a == b and torch.equal(v, w) for (a, v), (b, w) in pairs)
+
+
+# --- neighbours: the same users but for one ------------------------------------------------------
+
+USERS, CLIP = 6, 0.05
+
+
+@pytest.fixture(scope="module")
+def busy_town(build_town):
+    """Histories longer than the default window, so that devices choose what they learn from."""
+    window = ModelConfig().window
+    town = build_town(n_devices=USERS, n_items=500, sessions=80, model={"window": window})
+    assert (town.population.histories.lengths > window).sum() >= USERS - 1
+    return town
+
+
+def clipped_sum(town, population, seed):
+    """Sum of what all devices of ``population`` send in a round."""
+    task = TrainTask(
+        binding=Binding(run="r", round=1, release=4, items=population.table.content_hash),
+        devices=np.arange(population.size),
+        weights=town.initial(),
+        prior=np.zeros(population.table.n_items, dtype=np.float32),
+        steps=2,
+        learning_rate=0.5,
+        negatives=4,
+        new_targets_only=False,
+        clip_norm=CLIP,
+        seed=seed,
+    )
+    host = population.host_finder(population.size, town.trainer)(context(0))
+    arrays = host.train(task).arrays
+    return np.concatenate([arrays[name].ravel().astype(float) for name in sorted(arrays)])
+
+
+@settings(max_examples=25)
+@given(gone=st.integers(0, USERS - 1), seed=st.integers(0, 2**62))
+def test_a_user_more_or_less_moves_the_sum_by_the_clip_norm_at_most(busy_town, gone, seed):
+    """Also for who knows the public seed: what the others contribute must not change."""
+    everyone = busy_town.population
+    stay = np.delete(np.arange(USERS), gone)
+    others = Population.of(
+        everyone.histories.take(stay),
+        user_ids=[f"user {number}" for number in stay],
+        table=everyone.table,
+        model=everyone.model,
+        n_types=1,
+    )
+    moved = clipped_sum(busy_town, everyone, seed) - clipped_sum(busy_town, others, seed)
+    assert np.linalg.norm(moved) <= CLIP * 1.001
+
+
+def test_keys_follow_from_ids_alone():
+    keys = device_keys(["a", "東京", "a", ""])
+    # BLAKE2b by hand: Python's own, read as a little-endian number.
+    digest = hashlib.blake2b("東京".encode(), digest_size=8).digest()
+    assert keys.dtype == np.uint64
+    assert keys[1] == int.from_bytes(digest, "little")
+    assert keys[0] == keys[2]
+    assert len(set(keys.tolist())) == 3
+    assert len(set(device_keys([f"user {n}" for n in range(10_000)]).tolist())) == 10_000
+    assert device_keys([]).shape == (0,)

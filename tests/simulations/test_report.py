@@ -182,6 +182,7 @@ def example(rounds=30):
             "accountant": "PLD (dp_accounting)",
             "epsilon_prv": 2.003,
             "epsilon_rdp": 2.217,
+            "time_read_off_data": False,
             "population_size": 5042,
             "releases": releases,
         },
@@ -523,3 +524,12 @@ def test_a_name_too_long_for_its_line_is_shortened_by_width():
 
     assert drawn("x" * 40) == "x" * 32 + "…"
     assert drawn("甲" * 40) == "甲" * 16 + "…"
+
+
+def test_a_moment_that_is_read_off_the_data_is_said_to_be_public():
+    metrics = example()
+    assert "read off the data" not in " ".join(render_report(metrics).split())
+    metrics["privacy"]["time_read_off_data"] = True
+    assert (
+        " ".join(render_report(metrics).split()).count("read off the data") == 2
+    )  # in the guarantee and in the limits

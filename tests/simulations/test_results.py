@@ -81,6 +81,9 @@ def test_every_release_has_its_cost_and_the_last_is_the_exact_total(log, tmp_pat
         exact = accounting.epsilon(events[:made], delta=DELTA)
         assert exact - 1e-9 <= cost <= exact + 2e-3
     assert found["privacy"]["epsilon_rdp"] > found["privacy"]["epsilon"]
+    assert (
+        found["privacy"]["time_read_off_data"] is True
+    )  # split "none" has no date, nor has the config
 
 
 def test_a_release_that_was_never_confirmed_is_charged_and_has_no_counts(log, tmp_path):
