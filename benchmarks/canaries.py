@@ -130,7 +130,7 @@ def _run(config: RunConfig, users: int, path: Path) -> None:
             plan=prepared.plan,
             ledger=ledger,
             checkpoints=folder.checkpoints,
-            now=statistics_time(split, members),
+            now=statistics_time(config, split, members),
             on_round=_nothing,
         )
         ledger.epsilon_spent()

@@ -229,7 +229,7 @@ def _federate(
             plan=prepared.plan,
             ledger=ledger,
             checkpoints=folder.checkpoints,
-            now=statistics_time(prepared.split, prepared.population),
+            now=statistics_time(config, prepared.split, prepared.population),
             on_round=on_round,
         )
     ledger.stop(reason=result.stopped or "completed")

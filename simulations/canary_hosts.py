@@ -94,6 +94,7 @@ class CanaryHost(DeviceHost):
     ) -> None:
         super().__init__(
             _no_events(population.histories, canaries.count),
+            keys=np.arange(canaries.count, dtype=np.uint64),  # they make no random choices
             first=first,
             table=population.table,
             model=population.model,
@@ -141,6 +142,7 @@ class AuditedPopulation(Population):
         return cls(
             histories=population.histories.take(members),
             users=population.users[members],
+            keys=population.keys[members],
             table=population.table,
             model=population.model,
             n_types=population.n_types,
@@ -151,7 +153,9 @@ class AuditedPopulation(Population):
     @property
     def members(self) -> Population:
         """The users alone."""
-        return Population(self.histories, self.users, self.table, self.model, self.n_types)
+        return Population(
+            self.histories, self.users, self.keys, self.table, self.model, self.n_types
+        )
 
     @property
     def size(self) -> int:

@@ -397,6 +397,7 @@ def _population(histories: Histories, table: ItemTable, config: RunConfig) -> Po
     return Population(
         histories=histories,
         users=np.arange(histories.n_devices),
+        keys=np.arange(histories.n_devices, dtype=np.uint64),
         table=table,
         model=config.model,
         n_types=1,
