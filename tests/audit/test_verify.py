@@ -264,6 +264,13 @@ def test_numbers_that_would_take_all_memory_end_in_a_finding(path, forge):
     assert "can't be recomputed" in found["epsilon"].what
 
 
+@pytest.mark.usefixtures("inline_accountants")
+def test_a_ledger_that_has_only_begun_holds_and_cost_nothing(forge, path):
+    found = run(forge.Writer().open().write(path))
+    assert found.holds
+    assert found.cost.credited == 0
+
+
 @quick
 def test_what_is_no_ledger(path, forge):
     path.write_bytes(b"hello\nworld\n")

@@ -113,8 +113,8 @@ def test_a_population_of_one_has_no_default_delta():
 
 def test_what_was_spent_before_leaves_less_for_popularity_and_rounds():
     before = {GaussianDpEvent(4.0): 2}
-    planned = plan(epsilon=2.0, rounds=4, cohort=100, earlier=before)
-    fresh = plan(epsilon=2.0, rounds=4, cohort=100)
+    planned = plan(epsilon=2.0, rounds=4, cohort=N, earlier=before)
+    fresh = plan(epsilon=2.0, rounds=4, cohort=N)
     assert planned.training.noise_multiplier > fresh.training.noise_multiplier
     assert planned.popularity.noise_multiplier > fresh.popularity.noise_multiplier
     accountant = PLDAccountant().compose(GaussianDpEvent(4.0), 2)
