@@ -39,8 +39,10 @@ from .mechanism import Mechanism
 
 _GRID = 1e-4  # dp_accounting's default step between privacy losses
 _COARSE_GRID = 1e-3  # ten times as fast; a multiple of the fine one, so its ε is never below
+_COARSE_DELTA = 1e-12  # below it that no longer holds, and rounding has a say
 _ROUNDING = 1e-9  # relative, between two ways to the same ε
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
+_RAISES = 8  # by that tolerance, before the fine grid is taken at its word
 _BRACKET = 1.5  # between a noise multiplier that is too small and one that is enough
 _LEAST_NOISE_MULTIPLIER = 2.0**-4  # ε is in the hundreds there, and the cost grows as 1/σ²
 _MOST_NOISE_MULTIPLIER = 2.0**30
@@ -110,7 +112,8 @@ def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
 
     Asks the coarse grid first, whose ε is never below; the fine one decides close to the target.
     Part of what fitted before fits: a release less never costs more. So a run whose rounds were
-    calibrated, or asked about together, gets its answers at once.
+    calibrated, or asked about together, gets its answers at once. And what a part of the releases
+    exceeds by far, all of them exceed: with little noise all of them together outgrow memory.
 
     Raises:
         ConfigError: ``delta`` is outside (0, 1).
@@ -121,11 +124,16 @@ def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
         return False
     if _known_to_fit(counted, delta, target_epsilon):
         return True
-    composed = identity(value_discretization_interval=_COARSE_GRID)
-    for event, count in counted:
-        # A run may ask after every round: what one event loses is worked out once.
-        composed = composed.compose(_loss_distribution(event).self_compose(count))
-    fitting = composed.get_epsilon_for_delta(delta) <= target_epsilon * (1 - _ROUNDING)
+    if any(_delta_alone(event, target_epsilon) > delta for event, _ in counted):
+        return False
+    fitting = False
+    if delta >= _COARSE_DELTA:
+        reached = 0.0
+        for most in _growing(max((count for _, count in counted), default=0)):
+            reached = _epsilon_coarse([(e, min(n, most)) for e, n in counted], delta)
+            if reached > 1.05 * target_epsilon + 0.05:
+                return False
+        fitting = reached <= target_epsilon * (1 - _ROUNDING)
     if fitting or _epsilon_pld(counted, delta, _GRID) <= target_epsilon:
         _remember_fit(counted, delta, target_epsilon)
         return True
@@ -231,9 +239,7 @@ def calibrate_noise_multiplier(
         raise ConfigError(f"rounds must be 1 or more to calibrate noise, got {rounds}")
     spent = epsilon(prior_events, delta=delta)
     if math.isinf(spent) and all(_gaussian(event) for event in prior_events):
-        raise ConfigError(
-            f"delta {delta:.3g} is below what loss distributions resolve; raise privacy.delta"
-        )
+        raise _unresolved(delta)
     if spent >= target_epsilon:
         raise BudgetError(
             f"earlier releases cost ε = {spent:.4g} of {target_epsilon:.4g}: nothing is left for "
@@ -292,8 +298,13 @@ def calibrate_noise_multiplier(
         step /= 2
         if enough(noise_multiplier * (1 - step), _GRID):
             noise_multiplier *= 1 - step
-    _remember_fit(counted(noise_multiplier), delta, target_epsilon)
-    return noise_multiplier
+    # With a tiny δ the coarse grid may have promised too much.
+    for _ in range(_RAISES):
+        if enough(noise_multiplier, _GRID):
+            _remember_fit(counted(noise_multiplier), delta, target_epsilon)
+            return noise_multiplier
+        noise_multiplier *= 1 + _TOLERANCE
+    raise _unresolved(delta)
 
 
 def gaussian_mu(*, epsilon: float, delta: float) -> float:
@@ -340,6 +351,42 @@ def _gaussian(event: DpEvent) -> tuple[float, float] | None:
     if isinstance(event, PoissonSampledDpEvent):
         q, inner = event.sampling_probability, event.event
     return (inner.noise_multiplier, q) if isinstance(inner, GaussianDpEvent) else None
+
+
+def _unresolved(delta: float) -> ConfigError:
+    return ConfigError(
+        f"delta {delta:.3g} is below what loss distributions resolve; raise privacy.delta"
+    )
+
+
+def _delta_alone(event: DpEvent, epsilon: float) -> float:
+    """Least δ at which one such release is (``epsilon``, δ)-DP, removing a user; 0 if unknown.
+
+    The loss of outcome x is log(1 − q + q·e^((2x − 1)/2σ²)), so by Neyman and Pearson the worst event is
+    {x > t} with ε lost at t (q = 1: Balle & Wang 2018, theorem 8).
+    """
+    release = _gaussian(event)
+    if release is None or release[0] == 0 or release[1] == 0:
+        return 0.0
+    noise_multiplier, q = release
+    log_ratio = epsilon + math.log1p((q - 1) * math.exp(-epsilon))  # log(e^ε − 1 + q)
+    t = noise_multiplier**2 * (log_ratio - math.log(q)) + 0.5
+    inside = math.exp(log_ratio + log_ndtr(-t / noise_multiplier))
+    return q * math.exp(log_ndtr((1 - t) / noise_multiplier)) - inside
+
+
+def _growing(most: int) -> list[int]:
+    """1, 8, 64 … below ``most``, and ``most``."""
+    steps = [8**power for power in range(most.bit_length()) if 8**power < most]
+    return [*steps, most]
+
+
+def _epsilon_coarse(counted: Sequence[tuple[DpEvent, int]], delta: float) -> float:
+    """On the coarse grid, with what one event loses worked out once: a run may ask every round."""
+    composed = identity(value_discretization_interval=_COARSE_GRID)
+    for event, count in counted:
+        composed = composed.compose(_loss_distribution(event).self_compose(count))
+    return float(composed.get_epsilon_for_delta(delta))
 
 
 def _check_noise(event: DpEvent) -> None:

@@ -125,7 +125,8 @@ def _check_rounds(
         return  # answered once for all rounds; each is charged when it comes
     events = spent + Counter([event])
     if not fits(events, delta=delta, target_epsilon=target_epsilon):
-        reached = epsilon(events, delta=delta)
+        # The fine grid takes minutes for the loss distributions of little noise.
+        reached = epsilon(events, delta=delta, coarse=True)
         raise BudgetError(
             f"privacy.noise_multiplier = {every_round.noise_multiplier:g} brings ε to {reached:.4g} with "
             f"the first round, above the target of {target_epsilon:g}; raise one of the two",

@@ -3,14 +3,17 @@
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 from dp_accounting import GaussianDpEvent, LaplaceDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from fedprofile.common import accounting
 from fedprofile.common.accounting import (
     calibrate_noise_multiplier,
     default_delta,
@@ -268,3 +271,62 @@ def test_what_cannot_be_computed_is_refused_in_words():
         )
     with pytest.raises(ConfigError, match="PRV"):
         epsilon_prv([GaussianDpEvent(1.0)], delta=0.999)
+
+
+@pytest.mark.parametrize("q", [1e-3, 0.07, 1.0])
+@pytest.mark.parametrize("noise_multiplier", [0.4, 0.7, 2.0])
+@pytest.mark.parametrize("target", [0.1, 1.0, 8.0])
+def test_the_delta_of_one_release_is_that_of_its_loss_distribution(q, noise_multiplier, target):
+    """Against dp_accounting's own distribution, which is never below and here hardly above."""
+    event = GaussianDpEvent(noise_multiplier)
+    pld = from_gaussian_mechanism(noise_multiplier, value_discretization_interval=1e-3)
+    if q < 1:
+        event = PoissonSampledDpEvent(q, event)
+        pld = from_gaussian_mechanism(
+            noise_multiplier, value_discretization_interval=1e-3, sampling_prob=q
+        )
+    exact = accounting._delta_alone(event, target)
+    assert exact <= pld.get_delta_for_epsilon(target) + 1e-13
+    assert exact == pytest.approx(pld.get_delta_for_epsilon(target), rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("q", [1e-4, 0.1, 1.0])
+def test_far_too_little_noise_is_refused_at_once(monkeypatch, noise_multiplier, q):
+    def never(*_):
+        raise AssertionError("the fine grid takes minutes here")
+
+    monkeypatch.setattr(accounting, "_epsilon_pld", never)
+    event = GaussianDpEvent(noise_multiplier)
+    if q < 1:
+        event = PoissonSampledDpEvent(q, event)
+    started = time.monotonic()
+    assert not fits({event: 5_000}, delta=1e-5, target_epsilon=4.0)
+    assert time.monotonic() - started < 30  # 3 s on an idle core
+
+
+def test_with_a_tiny_delta_calibration_is_checked_on_the_fine_grid():
+    noise_multiplier = calibrate_noise_multiplier(
+        target_epsilon=1.0, delta=1e-14, sampling_probability=0.5, rounds=20
+    )
+    events = {PoissonSampledDpEvent(0.5, GaussianDpEvent(noise_multiplier)): 20}
+    assert epsilon(events, delta=1e-14) <= 1.0
+    assert fits(events, delta=1e-14, target_epsilon=1.0)
+
+
+def test_calibration_never_answers_with_what_the_fine_grid_denies(monkeypatch):
+    """As where, with a tiny δ, the coarse grid finds less than the fine one does."""
+    pld = accounting._epsilon_pld
+
+    def optimistic(counted, delta, grid):
+        return pld(counted, delta, grid) * (1 + share if grid == accounting._GRID else 1)
+
+    monkeypatch.setattr(accounting, "_epsilon_pld", optimistic)
+    asked = {"target_epsilon": 1.0, "delta": 1e-5, "sampling_probability": 0.5, "rounds": 3}
+    share = 1e-3
+    noise_multiplier = calibrate_noise_multiplier(**asked)
+    events = {PoissonSampledDpEvent(0.5, GaussianDpEvent(noise_multiplier)): 3}
+    assert epsilon(events, delta=1e-5) <= 1.0
+    share = 0.5
+    with pytest.raises(ConfigError, match=r"raise privacy\.delta"):
+        calibrate_noise_multiplier(**asked)
