@@ -29,7 +29,9 @@ def host_of(town, who, first=20):
 
 def task(town, *devices, clip_norm=0.5, items=None):
     return TrainTask(
-        binding=Binding(run="r", round=1, items=items or town.population.table.content_hash),
+        binding=Binding(
+            run="r", release=1, round=1, items=items or town.population.table.content_hash
+        ),
         devices=np.array(devices, dtype=np.int64),
         weights=town.initial(),
         prior=np.zeros(30, dtype=np.float32),
