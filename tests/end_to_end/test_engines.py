@@ -224,8 +224,10 @@ def test_what_the_server_raises_under_ray_reaches_the_caller_as_itself(
 def test_no_server_waits_for_an_engine_that_has_stopped(build_town, monkeypatch, crash):
     """Flower's thread would otherwise keep the process for an hour."""
     waiting = threading.Event()
+    asking = []
 
     def ask(grid):
+        asking.append(threading.current_thread())
         waiting.set()
         while True:
             grid.pull_messages([])
@@ -239,10 +241,7 @@ def test_no_server_waits_for_an_engine_that_has_stopped(build_town, monkeypatch,
         assert f_stop.wait(30)
 
     monkeypatch.setattr(vce, "start_vce", run_clients)
-    before = threading.active_count()
     with pytest.raises(RuntimeError if crash else KeyboardInterrupt):
         run_on_ray(Instead(ask), build_town().population, devices_per_host=20)
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    asking[0].join(timeout=10)
+    assert not asking[0].is_alive()
