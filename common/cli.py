@@ -6,6 +6,7 @@ A device that ranks must not load what a simulation needs, and ``--help`` must n
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import sys
 
 import click
@@ -64,6 +65,8 @@ def audit() -> None:
 
 def main() -> None:
     """Entry point: exits with the code of the outcome; bad input is one line, never a traceback."""
+    # What a service manager sends stops a command as cleanly as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # Not standalone, for click would turn an interrupt into exit code 1.
         code = root.main(prog_name="fedprofile", standalone_mode=False)

@@ -6,6 +6,7 @@ known only to the preset.
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,7 +209,21 @@ def _read_text(
     except (*_UNREADABLE, UnicodeDecodeError) as error:
         if "utf-8" in str(error).lower():
             raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+        _check_fields(path, separator, names)
         raise _damaged(path, "text", error) from error
+
+
+def _check_fields(path: Path, separator: str, names: list[str]) -> None:
+    """Name the first line with too many fields, which the parser itself doesn't."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = csv.reader(file, delimiter=separator)
+        for fields in lines:
+            if len(fields) > len(names):
+                raise DataError(
+                    f"{path}: line {lines.line_num} has {len(fields)} fields, not {len(names)} "
+                    f"({', '.join(names)}); put quotes around a field that contains "
+                    f"{separator!r}"
+                )
 
 
 def _parse_text(

@@ -49,7 +49,7 @@ os.dup2(output, 2)
 
 
 def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), sent)
 
 
 if kill is not None:
@@ -102,8 +102,8 @@ class Runs:
         text = CONFIG.format(rounds=rounds, privacy=privacy)
         (folder / "small.toml").write_text(text)
 
-    def __call__(self, *arguments, kill=None):
-        named = {"folder": str(self.folder), "arguments": arguments, "kill": kill}
+    def __call__(self, *arguments, kill=None, sent=signal.SIGKILL):
+        named = {"folder": str(self.folder), "arguments": arguments, "kill": kill, "sent": sent}
         process = self.context.Process(
             target=runpy.run_path,
             args=(str(self.folder / "driver.py"),),
@@ -113,11 +113,11 @@ class Runs:
         process.join(120)
         return process.exitcode
 
-    def simulate(self, out="run", kill=None):
+    def simulate(self, out="run", **killed):
         """Start, or go on where there is something to go on with."""
         if (self.folder / out / "config.toml").exists():
-            return self("simulate", "--resume", "--out", out, "--json", kill=kill)
-        return self("simulate", "--config", "small.toml", "--out", out, "--json", kill=kill)
+            return self("simulate", "--resume", "--out", out, "--json", **killed)
+        return self("simulate", "--config", "small.toml", "--out", out, "--json", **killed)
 
     @property
     def output(self):
@@ -263,3 +263,13 @@ def test_a_finished_run_writes_its_report_again_and_releases_nothing(runs):
     assert "privacy.epsilon" in run.output
     assert "Traceback" not in run.output
     assert (run.folder / "run" / "ledger.jsonl").read_bytes() == ledger
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_a_run_that_is_asked_to_stop_says_how_to_go_on(runs, sent):
+    run = runs(rounds=2)
+    assert run.simulate(kill=(COMMIT, "after", 1), sent=sent) == 130
+    assert "Traceback" not in run.output
+    assert "Go on with: fedprofile simulate --resume --out run" in run.output
+    assert run.simulate() == 0, run.output
+    assert [entry.round for entry in run.entries(Reserve)] == [None, 1, 2]
