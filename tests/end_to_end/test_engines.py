@@ -78,6 +78,7 @@ dimension = 8
 [model]
 width = 8
 window = 8
+item_ids = true
 [training]
 rounds = 2
 negatives = 8
