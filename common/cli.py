@@ -17,6 +17,7 @@ from .lazy_group import LazyGroup
 # name → (module and what it calls its Typer app, one line of help)
 _COMMANDS = {
     "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
+    "replay": ("simulations.replay_cli:app", "What it is worth that profiles follow every event."),
     "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
     "audit": ("common.cli:audit", "Check what was spent, whether it was so, and what is left."),
 }
@@ -44,6 +45,7 @@ def root() -> None:
     Examples:
       fedprofile simulate                              built-in data, user-level DP
       fedprofile simulate --data log.csv --epsilon 2   your own interaction log
+      fedprofile replay runs/shop                      profiles that follow every event
       fedprofile data describe log.csv                 what is in it, row by row
       fedprofile audit verify runs/shop                what was spent, and whether it was so
     """

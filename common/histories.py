@@ -62,7 +62,10 @@ class Histories:
 
     def take(self, devices: NDArray[np.int64]) -> Histories:
         """Histories of the named devices, in the order given (a copy)."""
-        lengths = self.offsets[devices + 1] - self.offsets[devices]
+        return self.prefixes(devices, self.offsets[devices + 1] - self.offsets[devices])
+
+    def prefixes(self, devices: NDArray[np.int64], lengths: NDArray[np.int64]) -> Histories:
+        """The first ``lengths`` (int64 [m]) events of ``devices`` (int64 [m]); one may come twice."""
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[devices] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Histories(

@@ -262,3 +262,17 @@ def test_the_installed_command_in_a_plain_environment(tmp_path):
     assert wrong.stdout == b""
     assert wrong.stderr.decode().startswith("error: 猫.toml: ")
     assert wrong.stderr.count(b"\n") == 1
+
+
+def test_a_finished_run_is_replayed_with_its_own_model(fedprofile, small, log):
+    path = log()
+    run = summary(fedprofile("simulate", "--config", small(), "--data", path, "--json"))
+    folder = run["paths"]["run"]
+    found = summary(fedprofile("replay", folder, "--json"))
+    whole = found["replay"]["all"][0]
+    assert whole["moments"] >= run["data"]["test_users"] > 0
+    assert fedprofile("replay", folder).out.count("all moments") == 2
+
+    refused = fedprofile("replay", "nowhere")
+    assert refused.code == 2
+    assert "no run here" in refused.err
