@@ -57,7 +57,10 @@ class ColumnMapping(_Section):
 class DataConfig(_Section):
     """Where interactions come from and how they are cleaned."""
 
-    path: str = Field("synthetic", description="'synthetic', a file, or a folder of files")
+    path: str = Field(
+        "synthetic",
+        description="'synthetic' or 'sequences' (built in), a file, or a folder of files",
+    )
     preset: str = Field("auto", description="layout or domain; 'auto' tells the layout by columns")
     items: str | None = Field(None, description="item table file: item_id,text,category,price,…")
     columns: ColumnMapping = ColumnMapping()

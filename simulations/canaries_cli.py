@@ -49,7 +49,9 @@ def command(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="'synthetic' (the default), a file or a folder of files"),
+        typer.Option(
+            metavar="PATH", help="'synthetic' (the default), 'sequences', a file or a folder"
+        ),
     ] = None,
     epsilon: Annotated[
         float | None, typer.Option(metavar="E", help="budget of the run, user-level")

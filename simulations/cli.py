@@ -48,7 +48,9 @@ def command(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="'synthetic' (the default), a file or a folder of files"),
+        typer.Option(
+            metavar="PATH", help="'synthetic' (the default), 'sequences', a file or a folder"
+        ),
     ] = None,
     preset: Annotated[
         str | None,

@@ -44,7 +44,9 @@ def data() -> None:
 
 @app.command(help=_HELP)
 def describe(
-    path: Annotated[str, typer.Argument(help="a file, a folder of files, or 'synthetic'")],
+    path: Annotated[
+        str, typer.Argument(help="a file, a folder of files, 'synthetic' or 'sequences'")
+    ],
     preset: Annotated[str | None, typer.Option(help="layout or domain; told by columns")] = None,
     items: Annotated[str | None, typer.Option(help="item table file")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with a data section")] = None,

@@ -28,11 +28,12 @@ from .dataset import InteractionLog
 from .encoding import assemble, build_catalogue, build_users, encode_events, require_population
 from .parsing import as_text, parse_description
 from .presets import Preset, find_preset
+from .sequences import sequences
 from .sources import Table, list_files, read_tables
 from .synthetic import synthesise
 
-SYNTHETIC = "synthetic"
-"""The ``data.path`` of the built-in population."""
+BUILT_IN = {"synthetic": synthesise, "sequences": sequences}
+"""``data.path`` → a population made on the spot."""
 
 
 def load_log(config: DataConfig) -> InteractionLog:
@@ -42,8 +43,9 @@ def load_log(config: DataConfig) -> InteractionLog:
         ConfigError: an unknown preset.
         DataError: a file can't be used, or too little is left of it.
     """
-    if config.path == SYNTHETIC:
-        return synthesise(config.synthetic_users, config.synthetic_items, config.synthetic_seed)
+    if config.path in BUILT_IN:
+        make = BUILT_IN[config.path]
+        return make(config.synthetic_users, config.synthetic_items, config.synthetic_seed)
     path = Path(config.path)
     files = list_files(path)
     items_path = Path(config.items) if config.items is not None else None
