@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -119,13 +119,11 @@ class Population:
             for column in fields(Histories)
         }
         table = ItemTable.load(folder / "items.safetensors")
-        # A saved table names its blocks in alphabetical order; an encoder reads them by place.
-        blocks = dict(sorted(table.blocks.items(), key=lambda block: block[1]))
         return cls(
             histories=Histories(**columns),
             users=np.load(folder / "users.npy", mmap_mode="r"),
             keys=np.load(folder / "keys.npy", mmap_mode="r"),
-            table=replace(table, blocks=blocks),
+            table=table,
             model=ModelConfig.model_validate_json(
                 (folder / "model.json").read_text(encoding="utf-8")
             ),
