@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .formatting import count, epsilon, known, number, scientific
+from ..common.formatting import count, epsilon, known, number, scientific
 
 WEAK_EPSILON = 10.0
 """Above it an ε says hardly more than "not in clear" (docs/sharp-edges.md)."""

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..common.config import load_config
 from ..common.console import remark, stage
-from .formatting import number
+from ..common.formatting import number
 
 if TYPE_CHECKING:
     from .probe import Report

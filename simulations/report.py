@@ -11,11 +11,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..common import formatting
 from ..common.files import write_atomically
-from . import formatting
+from ..common.formatting import known
 from .charts import Dot, Level, budget_curve, cohort_bars, dot_plot, norm_curves, training_curve
 from .claims import compared, guarantee, limits, ndcg, own_model, protected, verdict, warnings
-from .formatting import known
 
 VIEWS = {"new": "New items", "all": "All items"}
 """View of an evaluation → heading."""

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedprofile.simulations import formatting
+from fedprofile.common import formatting
 
 
 @pytest.mark.parametrize(
