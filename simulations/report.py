@@ -12,9 +12,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..common import formatting
+from ..common.drawing import Dot, budget_curve, dot_plot
 from ..common.files import write_atomically
 from ..common.formatting import known
-from .charts import Dot, Level, budget_curve, cohort_bars, dot_plot, norm_curves, training_curve
+from .charts import Level, cohort_bars, norm_curves, training_curve
 from .claims import compared, guarantee, limits, ndcg, own_model, protected, verdict, warnings
 
 VIEWS = {"new": "New items", "all": "All items"}

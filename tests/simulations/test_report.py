@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fedprofile.simulations.charts import Dot, budget_curve, cohort_bars, dot_plot
+from fedprofile.common.drawing import Dot, budget_curve, dot_plot
+from fedprofile.simulations.charts import cohort_bars
 from fedprofile.simulations.report import render_report, write_report
 
 HOSTILE = "<script>alert(1)</script>&\"'$x^$"
