@@ -57,6 +57,12 @@ def epsilon(value: float | None) -> str:
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
+def factor(epsilon: float) -> str:
+    """e^ε, the factor that ε stands for: ``7.37``, ``2.20 × 10⁴``."""
+    value = math.exp(min(epsilon, 700.0))  # beyond that a float overflows, and nothing is promised
+    return number(value, 0 if value >= 100 else 2) if value < 1e6 else scientific(value)
+
+
 def share(part: float | None, whole: float | None) -> str:
     """``97.5 %``, a dash where either is unknown or the whole is nothing."""
     if not known(part) or not known(whole) or whole == 0:

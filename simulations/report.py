@@ -14,7 +14,17 @@ from ..common.files import write_atomically
 from ..common.formatting import known
 from ..common.pages import render_page
 from .charts import Level, cohort_bars, norm_curves, training_curve
-from .claims import compared, guarantee, limits, ndcg, own_model, protected, verdict, warnings
+from .claims import (
+    compared,
+    guarantee,
+    level,
+    limits,
+    ndcg,
+    own_model,
+    protected,
+    verdict,
+    warnings,
+)
 
 VIEWS = {"new": "New items", "all": "All items"}
 """View of an evaluation → heading."""
@@ -76,6 +86,7 @@ def render_report(metrics: dict[str, Any]) -> str:
         verdict=verdict(run, privacy, metrics["models"]),
         warnings=list(warnings(run, privacy)),
         guarantee=guarantee(privacy),
+        level=level(privacy),
         limits=list(limits(privacy)),
         mechanisms=_mechanisms(privacy["releases"]),
         funnel=_funnel(curve, privacy),

@@ -387,6 +387,27 @@ def test_guarantees_that_say_little_are_pointed_out(metrics, page, change, title
     assert title in read(metrics).text
 
 
+@pytest.mark.parametrize(
+    ("change", "level"),
+    [
+        ({"epsilon": 0.9}, "good"),
+        ({}, "note"),
+        ({"epsilon": 10.1}, "warn"),
+        ({"epsilon": 0.9, "delta": 1 / 5042}, "warn"),
+        ({"epsilon": 0.9, "randomness": "seeded"}, "warn"),
+    ],
+)
+def test_a_guarantee_looks_as_good_as_it_is(metrics, change, level):
+    metrics["privacy"].update(change)
+    html = render_report(metrics)
+    assert f'<blockquote class="{level}">' in html
+    assert f'<div class="card {level}"><dt>ε per user' in html
+
+
+def test_an_infinite_epsilon_looks_bad(without_privacy):
+    assert '<div class="card bad"><dt>ε per user' in render_report(without_privacy)
+
+
 def test_early_stop_is_explained(metrics):
     metrics["run"].update(stopped="the next round would cost ε = 2.01", rounds_done=29)
     text = read(metrics).text
