@@ -7,6 +7,7 @@ serves light, dark and paper; text stays text, for whatever script the reader's 
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from bisect import bisect_left
@@ -37,7 +38,12 @@ _VARIABLES = {
     LIMIT: "bad",
     **{colour: f"series-{number}" for number, colour in enumerate(SERIES)},
 }
-MARKERS = {"ours": ("o", OURS), "baseline": ("s", BASELINE), "ceiling": ("D", CEILING)}
+MARKERS = {
+    "ours": ("o", OURS),
+    "baseline": ("s", BASELINE),
+    "ceiling": ("D", CEILING),
+    "bound": (">", OURS),
+}
 """Kind of what is drawn → shape and colour."""
 
 _WIDTH = 6.4  # inches of 72 user units: narrow, so that letters stay legible on a phone
@@ -64,39 +70,78 @@ _STYLE: Any = {  # matplotlib types the keys as one literal each
 
 @dataclass(frozen=True)
 class Dot:
-    """One line of :func:`dot_plot`; the ends are None where no interval is known."""
+    """One line of :func:`dot_plot`.
+
+    Attributes:
+        label: beside it.
+        kind: of :data:`MARKERS`.
+        mean: where the mark is.
+        low: of the interval; None where none is known.
+        high: of the interval; infinite goes on to the edge.
+        chance: where a line tells what chance alone gives; None for none.
+    """
 
     label: str
     kind: str
     mean: float
     low: float | None
     high: float | None
+    chance: float | None = None
 
 
-def dot_plot(rows: Sequence[Dot], *, axis: str) -> str:
-    """Means with intervals, one line each, in the order given from the top; at least one dot."""
+def dot_plot(
+    rows: Sequence[Dot],
+    *,
+    axis: str,
+    limit: tuple[str, float] | None = None,
+    right: float | None = None,
+) -> str:
+    """Means with intervals, one line each, in the order given from the top; at least one dot.
+
+    Args:
+        rows: the lines.
+        axis: what is measured.
+        limit: name and place of a line across all of them.
+        right: where the axis ends; None: where everything but very long intervals is seen.
+    """
     with drawing(axis, height=0.95 + 0.36 * len(rows), left=0.47) as (figure, axes):
+        end = right if right is not None else _end(rows, limit)
         for place, dot in enumerate(rows):
             marker, colour = MARKERS[dot.kind]
             if dot.low is not None and dot.high is not None:
-                axes.plot(
-                    [dot.low, dot.high], [place, place], color=colour, linewidth=2.5, alpha=0.55
-                )
-            axes.plot([dot.mean], [place], marker, color=colour, markersize=7)
+                reach = [dot.low, min(dot.high, end)]
+                axes.plot(reach, [place, place], color=colour, linewidth=2.5, alpha=0.55)
+            if dot.chance is not None:
+                axes.plot([dot.chance], [place], "|", color=MUTED, markersize=13)
+            axes.plot([dot.mean], [place], marker, color=colour, markersize=7, clip_on=False)
+        if limit is not None:
+            name, value = limit
+            axes.axvline(value, color=LIMIT, linestyle="--", linewidth=1.6, label=name)
+            legend(axes, columns=1)
         axes.set_yticks(range(len(rows)), [shortened(dot.label, 33) for dot in rows])
         for label, dot in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_color(OURS if dot.kind == "ours" else INK)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, end)
         axes.grid(axis="x", color=GRID, linewidth=0.7)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(axis)
         return svg(figure, axis)
 
 
-def budget_curve(points: Sequence[tuple[int, float]], *, target: float | None) -> str:
-    """ε after each release against its round (0: before training), and the target."""
+def _end(rows: Sequence[Dot], limit: tuple[str, float] | None) -> float:
+    """Room for all marks, and for intervals up to three times as long."""
+    marks = [dot.mean for dot in rows] + ([limit[1]] if limit else [])
+    highest = max(marks)
+    ends = [dot.high for dot in rows if dot.high is not None and dot.high < math.inf]
+    return 1.05 * max([highest, *(min(end, 3 * highest) for end in ends)]) or 1.0
+
+
+def budget_curve(
+    points: Sequence[tuple[int, float]], *, target: float | None, over: str = "round"
+) -> str:
+    """ε so far against ``over``: rounds (0: before training), or what else is counted; and the target."""
     axis = "ε so far, per user"
     with drawing(axis, height=3.5) as (figure, axes):
         axes.plot(
@@ -110,6 +155,7 @@ def budget_curve(points: Sequence[tuple[int, float]], *, target: float | None) -
         highest = max([target or 0.0, *(spent for _, spent in points)])
         axes.set_ylim(bottom=0, top=1.08 * highest or 1.0)
         over_rounds(axes, axis)
+        axes.set_xlabel(over)
         legend(axes, columns=2)
         return svg(figure, axis)
 

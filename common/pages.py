@@ -9,7 +9,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import formatting
 
-_FILTERS = ("number", "signed", "count", "scientific", "epsilon", "share", "day", "duration")
+_FILTERS = (
+    "number",
+    "signed",
+    "count",
+    "scientific",
+    "epsilon",
+    "printable",
+    "share",
+    "day",
+    "duration",
+)
 
 
 def render_page(template: Path, /, **content: Any) -> str:
