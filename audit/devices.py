@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import LedgerError
-from ..common.ledger_entries import Reserve, read_chain
+from ..common.ledger_entries import Reserve
 from ..common.mechanism import Mechanism
 from .accountants import PLD, answer
+from .chain_checks import check_chain
 from .findings import Finding
 from .privacy_checks import releases_of
 
@@ -24,11 +24,13 @@ def describe_device(path: Path, finding: Finding) -> dict[str, Any]:
         JSON-ready content: ``unit``, ``releases``, ``noise_multipliers`` (least and largest), ``epsilon``
         at ``delta`` over the device's lifetime and ``target_epsilon`` are None where its ledger isn't
         whole; an ``epsilon`` of None is unknown or infinite.
+
+    Raises:
+        LedgerError: it can't be read.
     """
     told = {"file": str(path), "outcome": finding.outcome, "what": finding.what}
-    try:
-        chain = read_chain(path)
-    except LedgerError:
+    chain, _ = check_chain(path)
+    if chain is None:
         unknown = ("unit", "releases", "noise_multipliers", "epsilon", "delta", "target_epsilon")
         return {**told, **dict.fromkeys(unknown)}
     opening, releases = chain.opening, releases_of(chain)

@@ -259,7 +259,7 @@ def _measurement(path: Path, result: Probes | Canaries, chain: Chain | None) -> 
 
 def _foreign(origin: Origin, chain: Chain | None) -> str | None:
     if chain is None:
-        return "the ledger isn't whole, so what it is of can't be told"
+        return "the ledger isn't whole"
     ours: Mapping[str, set[str]] = {
         "code version": {e.code_version for e in chain.entries if isinstance(e, Reserve)}
         or {chain.opening.code_version},

@@ -24,7 +24,7 @@ Results of probes and canaries are taken from the run folder where they lie in i
 \b
 Examples:
   fedprofile audit report runs/shop --out audits/shop
-  fedprofile audit report ledger.jsonl --anchor /mnt/notary/shop.json --out page
+  fedprofile audit report ledger.jsonl --anchor /mnt/notary/a.json --out page
   fedprofile audit report runs/shop --device-ledger a.jsonl --out audits/shop
   fedprofile audit report runs/shop --probe p.json --canaries c.json --out page
 

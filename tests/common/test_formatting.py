@@ -49,3 +49,11 @@ def test_shares_are_never_rounded_away():
     assert formatting.share(1, 8) == "12.5 %"
     assert formatting.share(1, 0) == "–"
     assert formatting.share(None, 8) == "–"
+
+
+def test_text_of_strangers_neither_hides_nor_turns_what_follows():
+    assert formatting.printable("甲乙 – ελληνικά 🜁") == "甲乙 – ελληνικά 🜁"
+    assert formatting.printable("a\u202eb\u2066c\x00d\x1b[2Je\nf") == "a�b�c�d�[2Je�f"
+    assert formatting.printable("x" * 120) == "x" * 120
+    assert formatting.printable("x" * 10_000) == "x" * 120 + "…"
+    assert formatting.printable("abc", 2) == "ab…"
