@@ -26,7 +26,7 @@ Examples:
   fedprofile audit report runs/shop --out audits/shop
   fedprofile audit report ledger.jsonl --anchor /mnt/notary/a.json --out page
   fedprofile audit report runs/shop --device-ledger a.jsonl --out audits/shop
-  fedprofile audit report runs/shop --probe p.json --canaries c.json --out page
+  fedprofile audit report runs/shop --canaries canaries/ --out page
 
 Exit codes: 0 holds; 1 does not hold, which the page says in red; 2 wrong usage or unreadable.
 """
