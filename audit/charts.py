@@ -47,7 +47,7 @@ def membership_chart(canaries: Mapping[str, Any]) -> str | None:
     """How well members are told from others, against a coin."""
     rows = []
     for name, attack in (canaries["membership"] or {}).items():
-        how = ATTACKS.get(name, name)
+        how = ATTACKS[name]
         for label, rate, chance in (
             (f"AUC, {how}", attack["auc"], 0.5),
             (

@@ -68,9 +68,21 @@ def forecast(ledger: Path, *, target: float | None = None, rounds: Sequence[int]
 
 
 def forecast_from(
-    chain: Chain, *, ledger: Path, target: float | None = None, rounds: Sequence[int] = ()
+    chain: Chain,
+    *,
+    ledger: Path,
+    target: float | None = None,
+    rounds: Sequence[int] = (),
+    spent: float | None = None,
 ) -> Forecast:
-    """:func:`forecast` of a ledger that was read before; ``ledger`` is where, for messages.
+    """:func:`forecast` of a ledger that was read before.
+
+    Args:
+        chain: its entries.
+        ledger: where it was, for messages.
+        target: as in :func:`forecast`.
+        rounds: as in :func:`forecast`.
+        spent: ε so far, where it is known; None to compute it.
 
     Raises:
         LedgerError: it has no private round yet.
@@ -99,7 +111,7 @@ def forecast_from(
     return Forecast(
         mechanism=mechanism,
         delta=delta,
-        spent=epsilon(events, delta=delta),
+        spent=epsilon(events, delta=delta) if spent is None else spent,
         target=target,
         rounds_left=left,
         beyond=left == _HORIZON,

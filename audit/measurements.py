@@ -145,6 +145,16 @@ class Attack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Membership:
+    """Both attacks."""
+
+    __pydantic_config__: ClassVar = _READ
+
+    loss: Attack
+    calibrated: Attack
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What speaks against the declared ε."""
 
@@ -165,7 +175,7 @@ class Canaries:
     canaries: Joined
     estimates: Estimates
     bounds: Bounds
-    membership: dict[str, Attack] | None
+    membership: Membership | None
     verdict: Verdict
 
     @property

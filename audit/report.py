@@ -26,6 +26,7 @@ from .forecast import forecast_from
 from .hazards import hazards
 from .ledgers import Evidence
 from .measurements import Measurement, find_results, read_canaries, read_probes
+from .privacy_checks import releases_of
 from .report_page import render
 from .spending import group_releases, spent_along
 from .statements import ASKED, Scope, cautions, faults_of, guarantee, objection, verdict
@@ -33,6 +34,8 @@ from .verify import Verification, verify
 
 _MORE = (1, 10, 100)
 """Further rounds that a forecast tells ε after."""
+_MOST_MECHANISMS = 100
+"""Different ones in a ledger; a forecast composes all of them some dozens of times."""
 PAGE, DOCUMENT = "report.html", "report.json"
 _PROBES = ("probe.json", "audit/probe.json")
 _CANARIES = ("canaries.json", "canaries/canaries.json", "audit/canaries/canaries.json")
@@ -208,8 +211,11 @@ def _forecast(verification: Verification, ledger: Path) -> dict[str, Any]:
         return {"why_not": "ε is infinite or unknown: nothing is left"}
     if cost.credited != cost.pld:
         return {"why_not": "the sampler isn't believed, and a forecast rests on it"}
+    if len(releases_of(chain)) > _MOST_MECHANISMS:
+        return {"why_not": "it takes too long for so many different mechanisms: ask audit forecast"}
     try:
-        return {"why_not": None, **forecast_from(chain, ledger=ledger, rounds=_MORE).to_dict()}
+        found = forecast_from(chain, ledger=ledger, rounds=_MORE, spent=cost.pld)
+        return {"why_not": None, **found.to_dict()}
     except (LedgerError, ConfigError) as error:
         return {"why_not": str(error)}
 

@@ -255,14 +255,16 @@ def test_strings_of_a_ledger_stay_strings(report, forge):
     found = report(writer, probes=probe_results(version=HOSTILE, config_digest=HOSTILE))
     page = read(found)
     assert page.text.count(HOSTILE) >= 4
+    assert "商店<script>" in page.text[page.text.index("rejected:") :][:40]
+    assert "&lt;" not in page.text
     assert "\u202e" not in render(found)
     assert found["ledger"]["population"] == turned  # the document has it as it is
 
 
-@pytest.mark.parametrize("where", [b'"round":7', b'"time"', b'"signature":"0'])
+@pytest.mark.parametrize("where", [b'"round":7', b'"time"', b'"cohort_size"'])
 def test_a_broken_ledger_is_told_in_red_and_promises_nothing(report, forge, where):
     def change(content):
-        place = content.index(where, len(content) // 2) if where in content else 100
+        place = content.index(where, len(content) // 2)
         return content[:place] + b"x" + content[place + 1 :]
 
     found = report(
@@ -405,6 +407,19 @@ def test_another_unit_is_told_apart(document):
     assert "Another unit: one event, not one user" in text
     assert "29.400" in text[text.index("Another unit") :]
     assert "29.400" not in text[: text.index("Another unit")]
+
+
+def test_a_ledger_of_many_mechanisms_is_not_forecast(report, forge):
+    writer = forge.Writer().open()
+    for number in range(101):
+        louder = forge.mechanism(noise_multiplier=40 + number, sampling_probability=1.0)
+        writer.reserve(louder, round=None, task=f"statistics/{number}")
+    found = report(writer)
+    assert "too long" in found["forecast"]["why_not"]
+    assert len(found["releases"]) == 101
+    # More lines than points of the curve: some end between two of them.
+    assert None in {group["epsilon_after"] for group in found["releases"]}
+    assert "too long" in read(found).text
 
 
 def test_thousands_of_different_releases_stay_a_page(document):
