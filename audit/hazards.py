@@ -65,7 +65,7 @@ def hazards(
     return [
         *_guarantee(verification),
         *_algorithms(verification, probes, canaries),
-        *_deployment(verification, devices, probes),
+        *_deployment(verification, devices),
     ]
 
 
@@ -161,18 +161,18 @@ def _algorithms(
     if sampler is not None and sampler.outcome == "not run":
         yield Hazard(
             ALGORITHMS,
-            "Amplification that wasn't earned",
+            "Sampling other than what is accounted",
             "evidence" if "no release claims" in sampler.what else "not covered",
             f"{_upper(sampler.what)}.",
         )
     elif sampler is not None:
         yield Hazard(
             ALGORITHMS,
-            "Amplification that wasn't earned",
+            "Sampling other than what is accounted",
             _as(sampler.outcome == "holds"),
             f"{_upper(sampler.what)}. Sizes are looked at, not who was sampled.",
         )
-    yield Hazard(ALGORITHMS, "An audit taken for a proof", *_canaries(canaries))
+    yield Hazard(ALGORITHMS, "Empirical measures in place of a proof", *_canaries(canaries))
     yield Hazard(
         ALGORITHMS,
         "Bias against small groups",
@@ -182,11 +182,7 @@ def _algorithms(
     )
 
 
-def _deployment(
-    verification: Verification,
-    devices: Sequence[dict[str, Any]],
-    probes: Measurement | None,
-) -> Iterator[Hazard]:
+def _deployment(verification: Verification, devices: Sequence[dict[str, Any]]) -> Iterator[Hazard]:
     budget = next((f for f in verification.findings if f.check == "budget"), None)
     kept = budget is not None and budget.outcome == "holds"
     yield Hazard(
@@ -217,11 +213,9 @@ def _deployment(
     yield Hazard(
         DEPLOYMENT,
         "Finite precision (floating-point)",
-        *_measured(
-            _only(probes, "noise/"),
-            "noise is a four-fold sum in float64, rounded once, which closes the known attack on low "
-            "bits and is no proof",
-        ),
+        "not covered",
+        "By design noise is a four-fold sum in float64, rounded once, which closes the known attack on low "
+        "bits and is no proof; no probe looks at low bits.",
     )
     yield Hazard(
         DEPLOYMENT,
@@ -293,18 +287,21 @@ def _only(probes: Measurement | None, *areas: str) -> Measurement | None:
 
 
 def _canaries(canaries: Measurement | None) -> tuple[Answer, str]:
-    warning = "An attack that fails proves nothing, for a stronger one may exist"
+    rests = "ε is computed from what the ledger records, not measured"
     if canaries is None:
-        return "not covered", f"No canaries were run (fedprofile audit canaries). {warning}."
+        return (
+            "not covered",
+            f"{rests}. No canaries were run (fedprofile audit canaries), so nothing tried to refute it.",
+        )
     result = canaries.result
     assert isinstance(result, Canaries)
     bound, declared = result.bounds, result.declared
     told = (
-        f"ε is at least {number(bound.steinke, 2)} with {bound.confidence:.0%} confidence in a run that "
-        f"declares {epsilon(declared.epsilon)}. {warning}; the guarantee rests on the mathematics"
+        f"{rests}. Canaries, which can refute and never prove, come to at least {number(bound.steinke, 2)} "
+        f"with {bound.confidence:.0%} confidence in a run that declares {epsilon(declared.epsilon)}"
     )
     if canaries.foreign:
-        return "not covered", f"{told}. Not for this ledger: {canaries.foreign}."
+        return "not covered", f"{told}; but not for this ledger: {canaries.foreign}."
     return _as(result.verdict.holds), f"{told}."
 
 

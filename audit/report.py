@@ -238,19 +238,29 @@ def _commands(
     more += [] if options.public_key is None else ["--public-key", options.public_key]
     for device in options.device_ledgers:
         more += ["--device-ledger", str(device)]
+    further = [part for number in _MORE for part in ("--rounds", str(number))]
     commands = [
         ("checks, ε by three accountants, devices", [*subject, "verify", path, *more]),
-        ("forecast", [*subject, "forecast", path]),
+        ("forecast", [*subject, "forecast", path, *further]),
     ]
     told = [{"what": what, "command": shlex.join(command)} for what, command in commands]
     found = {m.result.__class__.__name__.lower(): m.result.run.command for m in measured}
     config = evidence.run / "config.toml" if evidence.run else None
-    for what, how in (("probes", ["probe"]), ("canaries", ["canaries"])):
+    for what, how in (("probes", "probe"), ("canaries", "canaries")):
         if what in found:
-            told.append({"what": f"{what}, as they were run", "command": found[what]})
+            told.append({"what": f"{what}, as their file says", "command": _quoted(found[what])})
         elif config is not None and evidence.run is not None:
             out = evidence.run / ("probe.json" if what == "probes" else "canaries")
-            command = [*subject, *how, "--config", str(config), "--out", str(out)]
+            command = [*subject, how, "--config", str(config), "--out", str(out)]
             told.append({"what": f"{what}, not run yet", "command": shlex.join(command)})
-    told.append({"what": "this page", "command": options.command})
+    what = "this page, with ε over releases, their table and the hazards"
+    told.append({"what": what, "command": options.command})
     return told
+
+
+def _quoted(command: str) -> str:
+    """A command of a file that anybody may have written: one command, whatever is pasted."""
+    try:
+        return shlex.join(shlex.split(command))
+    except ValueError:  # an open quotation
+        return shlex.quote(command)

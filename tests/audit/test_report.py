@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -214,7 +215,7 @@ def test_what_is_measured_on_the_same_build_counts_for_it(document):
     assert document["probes"]["foreign"] is document["canaries"]["foreign"] is None
     answers = {hazard["title"]: hazard["answer"] for hazard in document["hazards"]}
     assert answers["Custom implementations with mistakes in them"] == "evidence"
-    assert answers["An audit taken for a proof"] == "evidence"
+    assert answers["Empirical measures in place of a proof"] == "evidence"
     assert answers["Timing channels"] == "not covered"
     assert {layer["layer"] for layer in document["hazards"]} == {
         "Privacy parameters and unit of privacy",
@@ -330,6 +331,16 @@ def test_what_fails_on_the_same_build_takes_the_guarantee_away(report, forge, na
     assert "doesn't run as the ledger declares" in found["guarantee"]["why_not"]
     assert "attention" in {hazard["answer"] for hazard in found["hazards"]}
     assert 'class="banner bad"' in render(found)
+
+
+@pytest.mark.parametrize("more", ["; rm -rf ~", " $(rm -rf ~)", " 'open", "\nrm -rf ~"])
+def test_a_command_of_a_file_is_safe_to_paste(report, forge, more):
+    results = probe_results()
+    results["run"]["command"] += more
+    [*_, told, _] = report(forge.honest(rounds=1, target_epsilon=0.6), probes=results)["commands"]
+    assert shlex.split(told["command"]) != []
+    dangerous = re.sub(r"'[^']*'", "", told["command"])
+    assert not re.search(r"[;$`\n|&<>()]", dangerous)
 
 
 @pytest.mark.parametrize("other", [{"version": "0.2.0"}, {"config_digest": "decaf"}])
