@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..common.ledger_entries import Reserve
+from ..common.ledger_entries import Open, Reserve
 from ..common.mechanism import Mechanism
 from .accountants import PLD, answer
 from .chain_checks import check_chain
@@ -40,16 +40,17 @@ def describe_device(path: Path, finding: Finding) -> dict[str, Any]:
         "unit": opening.unit,
         "releases": len(noise),
         "noise_multipliers": [min(noise), max(noise)] if noise else None,
-        "epsilon": _epsilon(releases, opening.delta),
+        "epsilon": _epsilon(releases, opening),
         "delta": opening.delta,
         "target_epsilon": opening.target_epsilon,
     }
 
 
-def _epsilon(releases: Counter[Mechanism], delta: float) -> float | None:
+def _epsilon(releases: Counter[Mechanism], opening: Open) -> float | None:
     if not all(mechanism.private for mechanism in releases):
         return None
     described = [[mechanism.describe(), count] for mechanism, count in releases.items()]
-    found = answer({"releases": described, "delta": delta}, (PLD,))[PLD]
+    asked = {"releases": described, "delta": opening.delta, "adjacency": opening.adjacency}
+    found = answer(asked, (PLD,))[PLD]
     figure: float | None = found["epsilon"]
     return figure

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..common.formatting import count, epsilon, factor, printable, scientific
 from ..common.ledger_entries import Chain, Open, Reserve
 from ..common.strength import Statement, weaknesses
+from .devices import USER
 from .findings import Finding
 from .privacy_checks import Cost
 from .verify import Verification
@@ -101,6 +102,9 @@ def objection(verification: Verification, faults: Sequence[str]) -> str | None:
         return "ε couldn't be computed."
     if math.isinf(cost.credited):
         return "A release had no noise, so ε is infinite: nobody is protected."
+    unit: str = chain.opening.unit
+    if unit != USER:
+        return f"The ledger is about the {unit}, not the {USER}: its ε is no promise to people."
     if chain.opening.randomness != "csprng":
         return "A seed decided noise and cohorts: whoever knows or guesses it can take the noise off again."
     if not Scope.of(chain).releases:
