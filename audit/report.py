@@ -37,8 +37,8 @@ _MORE = (1, 10, 100)
 _MOST_MECHANISMS = 100
 """Different ones in a ledger; a forecast composes all of them some dozens of times."""
 PAGE, DOCUMENT = "report.html", "report.json"
-_PROBES = ("probe.json", "audit/probe.json")
-_CANARIES = ("canaries.json", "canaries/canaries.json", "audit/canaries/canaries.json")
+_PROBES = ("probe.json",)
+_CANARIES = ("canaries.json", "canaries/canaries.json")
 
 
 @dataclass(frozen=True, kw_only=True)
