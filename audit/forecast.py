@@ -11,7 +11,7 @@ from typing import Any
 
 from ..common.accounting import epsilon
 from ..common.errors import ConfigError, LedgerError
-from ..common.ledger_entries import Reserve, events_of, read_chain
+from ..common.ledger_entries import Chain, Reserve, events_of, read_chain
 from ..common.mechanism import Mechanism
 
 _HORIZON = 1_000_000  # rounds; beyond it a forecast says nothing
@@ -64,7 +64,29 @@ def forecast(ledger: Path, *, target: float | None = None, rounds: Sequence[int]
         raise ConfigError(f"epsilon must be above 0 and finite, got {target}")
     if any(number < 1 or number > _HORIZON for number in rounds):
         raise ConfigError(f"rounds must be 1 to {_HORIZON:,}")
-    chain = read_chain(ledger)
+    return forecast_from(read_chain(ledger), ledger=ledger, target=target, rounds=rounds)
+
+
+def forecast_from(
+    chain: Chain,
+    *,
+    ledger: Path,
+    target: float | None = None,
+    rounds: Sequence[int] = (),
+    spent: float | None = None,
+) -> Forecast:
+    """:func:`forecast` of a ledger that was read before.
+
+    Args:
+        chain: its entries.
+        ledger: where it was, for messages.
+        target: as in :func:`forecast`.
+        rounds: as in :func:`forecast`.
+        spent: ε so far, where it is known; None to compute it.
+
+    Raises:
+        LedgerError: it has no private round yet.
+    """
     reserved = [e for e in chain.entries if isinstance(e, Reserve) and e.round is not None]
     if not reserved:
         raise LedgerError(f"{ledger}: has no round yet, so there is no setting to forecast from")
@@ -89,7 +111,7 @@ def forecast(ledger: Path, *, target: float | None = None, rounds: Sequence[int]
     return Forecast(
         mechanism=mechanism,
         delta=delta,
-        spent=epsilon(events, delta=delta),
+        spent=epsilon(events, delta=delta) if spent is None else spent,
         target=target,
         rounds_left=left,
         beyond=left == _HORIZON,

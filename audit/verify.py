@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.ledger_entries import Chain
 from .accountants import Accountants
 from .chain_checks import check_anchor, check_chain, check_key
 from .device_checks import check_device
@@ -34,6 +35,7 @@ class Verification:
         cost: what was spent; None where the ledger isn't whole.
         public_key: hex, that signed it; None where the ledger isn't whole.
         head: SHA-256 of its last line; None where the ledger isn't whole.
+        chain: its entries; None where the ledger isn't whole.
     """
 
     ledger: Path
@@ -41,6 +43,7 @@ class Verification:
     cost: Cost | None = None
     public_key: str | None = None
     head: str | None = None
+    chain: Chain | None = None
 
     @property
     def holds(self) -> bool:
@@ -93,4 +96,4 @@ def verify(
         findings += check_run(evidence.run, chain, cost)
     findings += [check_device(chain, path) for path in device_ledgers]
     key = chain.opening.public_key
-    return Verification(evidence.ledger, tuple(findings), cost, key, chain.head)
+    return Verification(evidence.ledger, tuple(findings), cost, key, chain.head, chain)

@@ -82,12 +82,30 @@ def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float
         ConfigError: ``delta`` is outside (0, 1), or an event is no Gaussian release, sampled or not.
     """
     total = epsilon(events, delta=delta)
+    return epsilon_along([{event: 1} for event in events], delta=delta, total=total)
+
+
+def epsilon_along(
+    stretches: Sequence[Mapping[DpEvent, int]], *, delta: float, total: float
+) -> list[float]:
+    """ε after each of ``stretches``, releases with how often each was made; see :func:`epsilon_after_each`.
+
+    Args:
+        stretches: one after another.
+        delta: δ.
+        total: ε of all of them together, by :func:`epsilon`.
+
+    Raises:
+        ConfigError: an event is no Gaussian release, sampled or not.
+    """
     curve: list[float] = []
     composed = identity(value_discretization_interval=_COARSE_GRID)
-    for event in events:
-        if isinstance(event, NonPrivateDpEvent):
-            return curve + [math.inf] * (len(events) - len(curve))
-        composed = composed.compose(_loss_distribution(event))
+    for stretch in stretches:
+        for event, count in stretch.items():
+            if isinstance(event, NonPrivateDpEvent):
+                return curve + [math.inf] * (len(stretches) - len(curve))
+            loss = _loss_distribution(event)
+            composed = composed.compose(loss if count == 1 else loss.self_compose(count))
         # What comes later only adds, so the exact total bounds every figure too.
         curve.append(min(composed.get_epsilon_for_delta(delta), total))
     return [*curve[:-1], total] if curve else []

@@ -24,6 +24,7 @@ _COMMANDS = {
 # What needs a running federation is driven from simulations; the rest needs neither torch nor Flower.
 _AUDITS = {
     "verify": ("audit.cli:verify_app", "Check a ledger or a run, trusting nobody."),
+    "report": ("audit.report_cli:app", "Tell an audit on one page, for people and machines."),
     "compose": ("audit.cli:compose_app", "Joint cost of several ledgers over the same users."),
     "forecast": ("audit.cli:forecast_app", "Rounds left of a budget, and what more would cost."),
     "probe": ("simulations.probe_cli:app", "Measure whether the mechanism runs as declared."),
@@ -58,6 +59,7 @@ def audit() -> None:
     \b
     Examples:
       fedprofile audit verify runs/shop
+      fedprofile audit report runs/shop --out audits/shop
       fedprofile audit forecast runs/shop --epsilon 4
       fedprofile audit compose runs/first runs/second
       fedprofile audit probe --config runs/shop/config.toml

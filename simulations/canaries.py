@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +46,7 @@ from .canary_hosts import AuditedPopulation, Canaries, flattened
 from .charts import cosine_histogram, standalone
 from .federate import randomness, run_federation, statistics_time
 from .membership import attack_membership
-from .results import version
+from .results import provenance
 from .run_folder import RunFolder, check_writable
 from .run_ledger import open_ledger
 from .simulate import Prepared, prepare, read
@@ -97,7 +95,7 @@ def audit_canaries(config: RunConfig, options: CanaryOptions) -> dict[str, Any]:
     """
     started = time.monotonic()
     # Canaries are users of their own, so the budget, anchor and key of the real ones are left alone.
-    config = config.model_copy(update={"ledger": LedgerConfig()})
+    asked, config = config, config.model_copy(update={"ledger": LedgerConfig()})
     # 1. Refuse at once what would fail in the end.
     _check(config, options)
     run, out = _folders(config, options)
@@ -141,13 +139,10 @@ def audit_canaries(config: RunConfig, options: CanaryOptions) -> dict[str, Any]:
     findings = _findings(found, declared["epsilon"])
     document = {
         "run": {
+            **provenance(asked),
             "folder": str(run.path),
-            "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
-            "version": version(),
             "seed": config.seed,
-            "config_digest": config.digest(),
-            "command": shlex.join(["fedprofile", *sys.argv[1:]]),
             "dataset": config.data.path,
             "rounds_done": observed.result.checkpoint.round,
             "weights": sum(w.numel() for w in observed.before.values()),

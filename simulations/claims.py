@@ -8,30 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from .formatting import count, epsilon, known, number, scientific
-
-WEAK_EPSILON = 10.0
-"""Above it an ε says hardly more than "not in clear" (docs/sharp-edges.md)."""
-WEAK_DELTA = 1e-3
-"""Above it a guarantee that may fail with probability δ is none to speak of."""
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A heading and a sentence or two.
-
-    Attributes:
-        title: what it is about.
-        text: the statement.
-        level: ``bad`` where nobody is protected, ``warn`` where care is needed, else ``note``.
-    """
-
-    title: str
-    text: str
-    level: str = "note"
+from ..common.formatting import count, epsilon, factor, known, number, scientific
+from ..common.strength import Level, Statement, strength, weaknesses
 
 
 def own_model(models: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -62,6 +42,17 @@ def compared(model: Mapping[str, Any]) -> str:
 def protected(privacy: Mapping[str, Any]) -> bool:
     """Whether every release had noise, so that ε is finite."""
     return bool(privacy["enabled"]) and known(privacy["epsilon"])
+
+
+def level(privacy: Mapping[str, Any]) -> Level:
+    """How much the guarantee says; repeatable noise is a warning whatever its ε."""
+    if protected(privacy) and privacy["randomness"] == "seeded":
+        return "warn"
+    return strength(
+        privacy["epsilon"] if privacy["enabled"] else None,
+        delta=privacy["delta"],
+        population_size=privacy["population_size"],
+    )
 
 
 def verdict(
@@ -112,9 +103,6 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
     """The sentences that may be quoted, in full; None where there is no privacy."""
     if not protected(privacy):
         return None
-    spent = float(privacy["epsilon"])
-    factor = math.exp(min(spent, 700))  # beyond that a float overflows, and nothing is promised
-    shown = number(factor, 0 if factor >= 100 else 2) if factor < 1e6 else scientific(factor)
     moment = ", and so is the moment that popularity was taken at, which was read off the data"
     # Where noise is repeatable there is nothing to quote, hence the conditional.
     if privacy["randomness"] == "csprng":
@@ -124,13 +112,13 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
     return (
         f"{opening} models and statistics that this run released (every round's model, the final "
         f"model and the releases listed below) {be}, taken together, "
-        f"(ε, δ)-differentially private with ε = {epsilon(spent)} and "
+        f"(ε, δ)-differentially private with ε = {epsilon(privacy['epsilon'])} and "
         f"δ = {scientific(privacy['delta'])} at the level of the {privacy['unit']}, neighbours by "
         f"{privacy['adjacency']}: adding or removing everything that any one "
         f"{privacy['unit']} did {changes} the probability of any outcome by no more than a factor "
-        f"of e^ε = {shown}, plus δ. It holds against everyone who receives what was released. It "
-        "assumes that the operator of the server, who sees sums before noise is added, adds the "
-        "noise and keeps it and the choice of cohorts secret; that device hosts clip each "
+        f"of e^ε = {factor(privacy['epsilon'])}, plus δ. It holds against everyone who receives what "
+        "was released. It assumes that the operator of the server, who sees sums before noise is "
+        "added, adds the noise and keeps it and the choice of cohorts secret; that device hosts clip each "
         f"{privacy['unit']}'s contribution as stated; and that the catalogue of items, the names of "
         f"event types and the number of {privacy['unit']}s (N = {count(privacy['population_size'])}) "
         f"are public{moment if privacy['time_read_off_data'] else ''}."
@@ -154,26 +142,11 @@ def warnings(run: Mapping[str, Any], privacy: Mapping[str, Any]) -> Iterator[Sta
             "secret noise. Don't release this model; run again without a seed.",
             "warn",
         )
-    if protected(privacy) and privacy["epsilon"] > WEAK_EPSILON:
-        yield Statement(
-            "A weak guarantee",
-            f"ε above {WEAK_EPSILON:.0f} says hardly more than that data was not in clear.",
-            "warn",
-        )
-    if protected(privacy) and privacy["delta"] * privacy["population_size"] >= 1:
-        yield Statement(
-            "δ is too large",
-            f"δ = {scientific(privacy['delta'])} is not below 1/N: a mechanism that publishes a "
-            "random user's data in clear would satisfy it. Set privacy.delta below 1/N.",
-            "warn",
-        )
-    elif protected(privacy) and privacy["delta"] > WEAK_DELTA:
-        yield Statement(
-            "δ is too large",
-            f"δ = {scientific(privacy['delta'])}: where the guarantee may fail outright with such a "
-            f"chance it says little. {count(privacy['population_size'])} users are few; have more, or "
-            "set privacy.delta lower.",
-            "warn",
+    if protected(privacy):
+        yield from weaknesses(
+            privacy["epsilon"],
+            delta=privacy["delta"],
+            population_size=privacy["population_size"],
         )
     if run["stopped"]:
         yield Statement(

@@ -17,9 +17,9 @@ from rich.table import Table
 from ..common.config import RunConfig, load_config
 from ..common.console import remark
 from ..common.errors import ConfigError
+from ..common.formatting import epsilon as epsilon_text
+from ..common.formatting import scientific
 from .claims import warnings as warnings_of
-from .formatting import epsilon as epsilon_text
-from .formatting import scientific
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 

@@ -16,7 +16,9 @@ from rich.table import Table
 
 from ..common.config import load_config
 from ..common.console import remark, stage
-from .formatting import number
+from ..common.errors import RunFolderError
+from ..common.files import write_atomically
+from ..common.formatting import number
 
 if TYPE_CHECKING:
     from .probe import Report
@@ -35,7 +37,8 @@ configuration; its data is not read.
 Examples:
   fedprofile audit probe
   fedprofile audit probe --config study.toml
-  fedprofile audit probe --config runs/synthetic-20260131-120000/config.toml --json
+  fedprofile audit probe --config runs/shop/config.toml --json
+  fedprofile audit probe --config runs/shop/config.toml --out runs/shop
 
 Exit codes: 0 every probe holds; 1 one doesn't; 2 wrong usage or bad input.
 """
@@ -46,6 +49,10 @@ def command(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file; unset: the defaults")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="where results are kept; in a folder as probe.json"),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="one JSON object as the last line of standard output")
     ] = False,
@@ -55,7 +62,9 @@ def command(
     import torch  # slow to load: --help and mistakes needn't wait
 
     from .probe import STEPS, run_probes
+    from .results import provenance
 
+    kept = _new_file(out) if out is not None else None
     torch.set_num_threads(1)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -63,12 +72,28 @@ def command(
     # Whatever a library prints meanwhile is no result.
     with contextlib.redirect_stdout(sys.stderr), stage("Probing", STEPS) as progress:
         report = run_probes(settings, advance=progress.advance)
+    found = {**report.describe(), "run": provenance(settings)}
+    if kept is not None:
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        write_atomically(kept, text.encode("utf-8", "backslashreplace"))
+        remark(f"Results: {kept}")
     if as_json:
-        typer.echo(json.dumps(report.describe(), ensure_ascii=False))
+        typer.echo(json.dumps(found, ensure_ascii=False))
     else:
         _show(report, Console(highlight=False))
     if not report.holds:
         raise typer.Exit(_DOES_NOT_HOLD)
+
+
+def _new_file(out: Path) -> Path:
+    """Where results go, before anything is measured: nothing is overwritten."""
+    from .run_folder import check_writable
+
+    path = out / "probe.json" if out.is_dir() else out
+    check_writable(path)
+    if path.exists():
+        raise RunFolderError(f"{path}: exists already; choose another --out")
+    return path
 
 
 def _show(report: Report, out: Console) -> None:

@@ -9,13 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from ..common.drawing import Dot, budget_curve, dot_plot
 from ..common.files import write_atomically
-from . import formatting
-from .charts import Dot, Level, budget_curve, cohort_bars, dot_plot, norm_curves, training_curve
-from .claims import compared, guarantee, limits, ndcg, own_model, protected, verdict, warnings
-from .formatting import known
+from ..common.formatting import known
+from ..common.pages import render_page
+from .charts import Level, cohort_bars, norm_curves, training_curve
+from .claims import (
+    compared,
+    guarantee,
+    level,
+    limits,
+    ndcg,
+    own_model,
+    protected,
+    verdict,
+    warnings,
+)
 
 VIEWS = {"new": "New items", "all": "All items"}
 """View of an evaluation → heading."""
@@ -53,20 +62,13 @@ def write_report(metrics: dict[str, Any], path: Path) -> None:
 
 def render_report(metrics: dict[str, Any]) -> str:
     """The page as text; see :func:`write_report`."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = ("number", "signed", "count", "scientific", "epsilon", "share", "day", "duration")
-    environment.filters.update({name: getattr(formatting, name) for name in filters})
-    environment.filters["compared"] = compared
     run, privacy, curve = metrics["run"], metrics["privacy"], metrics["curve"]
     own = own_model(metrics["models"])
     ranked = sorted(metrics["models"], key=_place)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        Path(__file__).with_name("report.html.j2"),
+        version=run["version"],
+        compared=compared,
         run=run,
         data=metrics["data"],
         privacy=privacy,
@@ -84,6 +86,7 @@ def render_report(metrics: dict[str, Any]) -> str:
         verdict=verdict(run, privacy, metrics["models"]),
         warnings=list(warnings(run, privacy)),
         guarantee=guarantee(privacy),
+        level=level(privacy),
         limits=list(limits(privacy)),
         mechanisms=_mechanisms(privacy["releases"]),
         funnel=_funnel(curve, privacy),

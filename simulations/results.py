@@ -36,6 +36,16 @@ def version() -> str:
     return importlib.metadata.version("fedprofile")
 
 
+def provenance(config: RunConfig) -> dict[str, str]:
+    """What a result is of: when, by which program and command, under which configuration."""
+    return {
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "version": version(),
+        "config_digest": config.digest(),
+        "command": shlex.join(["fedprofile", *sys.argv[1:]]),
+    }
+
+
 def run_metrics(
     config: RunConfig,
     *,
@@ -67,19 +77,16 @@ def run_metrics(
     spent = {r["round"]: r["epsilon_after"] for r in releases if r["round"] is not None}
     document = {
         "run": {
+            **provenance(config),
             "name": name,
-            "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
-            "version": version(),
             "seed": config.seed,
             "engine": config.engine.kind,
-            "config_digest": config.digest(),
             "encoder": config.model.encoder,
             "parameters": sum(p.numel() for p in encoder.parameters()),
             "rounds_planned": config.training.rounds,
             "rounds_done": result.checkpoint.round,
             "stopped": result.stopped,
-            "command": shlex.join(["fedprofile", *sys.argv[1:]]),
             "dataset": config.data.path,
         },
         "data": _data(log, split, config),

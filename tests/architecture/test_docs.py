@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from fedprofile.audit.report_cli import app as report_app
 from fedprofile.common.config import DataConfig, RunConfig
 from fedprofile.simulations.cli import app
 from fedprofile.simulations.loading import load_log
@@ -38,6 +39,14 @@ def test_links_lead_somewhere(path):
 def test_every_option_is_documented():
     text = read("docs/simulate.md")
     for parameter in typer.main.get_command(app).params:
+        for option in parameter.opts:
+            if option.startswith("--") and "completion" not in option:
+                assert f"`{option}" in text, option
+
+
+def test_every_option_of_the_audit_report_is_documented():
+    text = read("docs/audit.md")
+    for parameter in typer.main.get_command(report_app).params:
         for option in parameter.opts:
             if option.startswith("--") and "completion" not in option:
                 assert f"`{option}" in text, option

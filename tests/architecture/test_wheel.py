@@ -41,11 +41,11 @@ def test_wheel_holds_exactly_the_source(wheel):
         f"fedprofile/{folder}/{path.name}"
         for folder in FOLDERS
         for path in (ROOT / folder).iterdir()
-        if path.suffix == ".py" or path.name in ("py.typed", "report.html.j2")
+        if path.suffix == ".py" or path.name == "py.typed" or path.name.endswith(".html.j2")
     }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == expected
-    assert "fedprofile/simulations/report.html.j2" in held
+    assert {"fedprofile/common/page.html.j2", "fedprofile/simulations/report.html.j2"} <= held
 
 
 def test_wheel_names_command_and_licence(wheel):

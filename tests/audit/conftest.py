@@ -162,10 +162,24 @@ def relink(path: Path, change, *, sign_with=None):
     path.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
+class Inline(Accountants):
+    """The accountants in this process, but for Opacus's, which would load torch."""
+
+    def __init__(self):
+        self._workers = []
+
+    def ask(self, releases, *, delta):
+        described = [[m.describe(), count] for m, count in releases.items()]
+        found = answer({"releases": described, "delta": delta}, (RDP, UNAMPLIFIED, PLD))
+        return {PRV: Answer(None), **{name: Answer(**told) for name, told in found.items()}}
+
+
 @pytest.fixture(scope="session")
 def forge():
     """All of the above: tests share by fixtures."""
-    return SimpleNamespace(key=KEY, Writer=Writer, honest=honest, relink=relink)
+    return SimpleNamespace(
+        key=KEY, Writer=Writer, honest=honest, mechanism=mechanism, relink=relink, Inline=Inline
+    )
 
 
 @pytest.fixture
@@ -193,14 +207,4 @@ def quick_accountants(monkeypatch):
 @pytest.fixture
 def inline_accountants(monkeypatch):
     """The real ones in this process, but for Opacus's, which would load torch."""
-
-    class Inline(Accountants):
-        def __init__(self):
-            self._workers = []
-
-        def ask(self, releases, *, delta):
-            described = [[m.describe(), count] for m, count in releases.items()]
-            found = answer({"releases": described, "delta": delta}, (RDP, UNAMPLIFIED, PLD))
-            return {PRV: Answer(None), **{name: Answer(**told) for name, told in found.items()}}
-
     monkeypatch.setattr("fedprofile.audit.verify.Accountants", Inline)

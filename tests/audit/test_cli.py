@@ -80,7 +80,50 @@ def test_compose_and_forecast_tell_people_and_machines(audit, path):
     assert found["rounds_left"] > 0
 
 
-@pytest.mark.parametrize("command", [[], ["verify"], ["compose"], ["forecast"]])
+def test_a_report_tells_people_and_machines_and_replaces_nothing(audit, path):
+    out = path.parent / "報告"
+    found = audit("report", path, "--anchor", path.parent / "anchor.json", "--out", out, "--json")
+    assert (found.code, found.err) == (0, "")
+    told = json.loads(found.out.splitlines()[-1])
+    written = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert {key: told[key] for key in written} == written
+    assert told["paths"]["page"] == str(out / "report.html")
+    page = (out / "report.html").read_bytes()
+    again = audit("report", path, "--out", out)
+    assert (again.code, "exists already" in again.err) == (2, True)
+    assert (out / "report.html").read_bytes() == page
+
+
+def test_a_report_of_a_broken_ledger_is_written_and_fails(audit, path, tmp_path):
+    path.write_bytes(path.read_bytes().replace(b'"round":3', b'"round":9'))
+    found = audit("report", path, "--out", tmp_path / "page")
+    assert (found.code, found.err) == (1, "")
+    assert "Does not hold: chain." in found.out
+    assert "line 8 (entry 7)" in found.out
+    assert "No guarantee" in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_of_nothing_is_one_line_and_leaves_nothing(audit, path, tmp_path):
+    (tmp_path / "empty").touch()
+    out = tmp_path / "page"
+    for wrong in (
+        (tmp_path / "none", "--out", out),
+        (tmp_path / "empty", "--out", out),
+        (path, "--out", path),
+        (path,),
+        (path, "--out", out, "--probe", tmp_path / "none"),
+        (path, "--out", out, "--canaries", path),
+        (path, "--out", out, "--device-ledger", tmp_path / "none"),
+        (path, "--out", out, "--public-key", "nonsense"),
+    ):
+        found = audit("report", *wrong)
+        assert (found.code, found.out) == (2, ""), wrong
+        assert found.err.startswith("error: ")
+        assert found.err.count("\n") == 1
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("command", [[], ["verify"], ["report"], ["compose"], ["forecast"]])
 def test_help_has_examples_and_fits_80_columns(audit, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     found = audit(*command, "--help")
@@ -89,7 +132,12 @@ def test_help_has_examples_and_fits_80_columns(audit, monkeypatch, command):
     assert max(map(len, found.out.splitlines())) <= 80
 
 
-def test_an_audit_loads_neither_torch_nor_flower(path):
+@pytest.mark.parametrize(
+    ("command", "light"),
+    [("verify", {"scipy.stats", "matplotlib", "jinja2"}), ("report", set())],
+)
+def test_an_audit_loads_neither_torch_nor_flower(forge, tmp_path, command, light):
+    path = forge.honest(rounds=3, target_epsilon=0.5).write(tmp_path / "ledger.jsonl")
     program = """
 import sys
 from fedprofile.common.cli import main
@@ -98,11 +146,17 @@ try:
     main()
 except SystemExit as exit:
     print("code", exit.code)
-print("loaded", {"torch", "flwr", "opacus", "scipy.stats"} & sys.modules.keys())
+print("loaded", *sys.modules)
 """
-    command = [sys.executable, "-c", program, "verify", str(path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    arguments = [command, str(path), "--json"]
+    if command == "report":
+        arguments += ["--out", str(path.parent / "page")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
     told, code, loaded = done.stdout.splitlines()
-    assert (code, loaded) == ("code 0", "loaded set()")
-    [prv] = [f for f in json.loads(told)["findings"] if f["check"] == "PRV"]
+    assert code == "code 0"
+    assert not {"torch", "flwr", "opacus", *light} & set(loaded.split())
+    findings = json.loads(told)["findings" if command == "verify" else "checks"]
+    [prv] = [f for f in findings if f["check"] == "PRV"]
     assert prv["outcome"] == "holds"  # Opacus's accountant ran, in a process of its own

@@ -19,6 +19,7 @@ from fedprofile.common.accounting import (
     default_delta,
     epsilon,
     epsilon_after_each,
+    epsilon_along,
     epsilon_prv,
     epsilon_rdp,
     fits,
@@ -237,6 +238,15 @@ def test_cost_after_each_release_bounds_the_exact_cost_and_ends_in_it():
     for made in (1, 2, 12, 21):
         exact = epsilon(events[:made], delta=1e-5)
         assert exact - 1e-6 <= curve[made - 1] <= exact + 1e-3
+
+
+def test_cost_along_stretches_is_that_after_each_of_their_last():
+    event, first = sampled(1.0, 0.05), GaussianDpEvent(6.0)
+    each = epsilon_after_each([first, *[event] * 20], delta=1e-5)
+    stretches = [{first: 1}, {event: 5}, {event: 15}]
+    along = epsilon_along(stretches, delta=1e-5, total=each[-1])
+    assert along == pytest.approx([each[0], each[5], each[20]], rel=1e-6)
+    assert epsilon_along([{}, {event: 2}], delta=1e-5, total=1.0)[0] == 0.0
 
 
 def test_cost_after_each_release_of_nothing_and_without_noise():

@@ -66,6 +66,22 @@ def test_a_run_holds_and_what_was_changed_in_its_folder_is_named(fedprofile, run
     assert failed(run) == {}
 
 
+def test_a_run_is_told_on_one_page(fedprofile, run):
+    found = fedprofile("audit", "report", run, "--out", "page", "--json")
+    assert found.code == 0, found.out + found.err
+    told = json.loads(found.out.splitlines()[-1])
+    metrics = json.loads((run / "metrics.json").read_bytes())
+    assert told["cost"]["epsilon"] == pytest.approx(metrics["privacy"]["epsilon"], abs=1e-9)
+    assert told["verdict"]["holds"] is True
+    assert "12)" in told["guarantee"]["sentence"]
+    assert [group["releases"] for group in told["releases"]] == [1, 2]
+    commands = [row["command"] for row in told["commands"]]
+    assert "fedprofile audit probe --config run/config.toml --out run/probe.json" in commands
+    assert (Path("page") / "report.html").is_file()
+    # The page of the run itself is another report.
+    assert fedprofile("audit", "report", run, "--out", run).code == 2
+
+
 def test_a_release_without_an_entry_shows_in_the_checkpoint(fedprofile, run, small, log):
     """Ledger and anchor of an earlier moment put back together: signed, whole, and too short."""
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)

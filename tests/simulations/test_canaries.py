@@ -34,15 +34,25 @@ SMALL = {
 }
 
 
-def audit(folder, *, canaries=400, **sections):
+def config_of(**sections):
     merged = {name: {**SMALL.get(name, {}), **values} for name, values in sections.items()}
-    config = RunConfig.model_validate({**SMALL, **merged})
-    return audit_canaries(config, CanaryOptions(canaries=canaries, out=folder))
+    return RunConfig.model_validate({**SMALL, **merged})
+
+
+def audit(folder, *, canaries=400, **sections):
+    return audit_canaries(config_of(**sections), CanaryOptions(canaries=canaries, out=folder))
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    return audit(tmp_path_factory.mktemp("sound") / "audit")
+    # The population's name is of the ledger that canaries leave alone.
+    return audit(tmp_path_factory.mktemp("sound") / "audit", ledger={"population": "shop"})
+
+
+def test_results_say_what_they_are_of(sound):
+    asked = config_of(ledger={"population": "shop"})
+    assert sound["run"]["config_digest"] == asked.digest() != config_of().digest()
+    assert {"created", "version", "command"} <= sound["run"].keys()
 
 
 def test_a_sound_run_holds(sound):

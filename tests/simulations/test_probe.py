@@ -15,7 +15,7 @@ from fedprofile.client import host, local_training
 from fedprofile.client.host import DeviceHost
 from fedprofile.common import randomness, updates
 from fedprofile.common.config import RunConfig
-from fedprofile.common.errors import ConfigError
+from fedprofile.common.errors import ConfigError, RunFolderError
 from fedprofile.common.ledger import Ledger
 from fedprofile.common.ledger_entries import Reserve, read_ledger
 from fedprofile.common.messages import read_update
@@ -535,6 +535,19 @@ def test_the_command_prints_one_object(call):
         assert low <= entry["measured"] <= high
         assert entry["sentence"].endswith(".")
     assert "Probing 5/5" in found.stderr
+
+
+@pytest.mark.usefixtures("once", "_repeatable")
+def test_results_are_kept_with_what_they_are_of_and_never_replaced(call, tmp_path):
+    found = call("--out", str(tmp_path), "--json")
+    kept = json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
+    assert kept == json.loads(found.stdout.splitlines()[-1])
+    assert kept["run"]["config_digest"] == config_of().digest()
+    assert set(kept["run"]) == {"created", "version", "config_digest", "command"}
+    for taken in (tmp_path, tmp_path / "probe.json"):
+        again = call("--out", str(taken))
+        assert isinstance(again.exception, RunFolderError)
+        assert "exists already" in str(again.exception)
 
 
 @pytest.mark.usefixtures("once")

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedprofile.simulations import formatting
+from fedprofile.common import formatting
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,9 @@ from fedprofile.simulations import formatting
         (formatting.epsilon, 1.01e-4, "1.1 × 10⁻⁴"),
         (formatting.epsilon, None, "∞"),
         (formatting.epsilon, math.nan, "–"),
+        (formatting.factor, 2.0, "7.39"),
+        (formatting.factor, 10.0, "22,026"),
+        (formatting.factor, 20.0, "4.85 × 10⁸"),
         (formatting.day, 1259653500, "2009-12-01"),
         (formatting.day, -1, "1969-12-31"),
         (formatting.duration, 4.21, "4.2 s"),
@@ -46,3 +49,11 @@ def test_shares_are_never_rounded_away():
     assert formatting.share(1, 8) == "12.5 %"
     assert formatting.share(1, 0) == "–"
     assert formatting.share(None, 8) == "–"
+
+
+def test_text_of_strangers_neither_hides_nor_turns_what_follows():
+    assert formatting.printable("甲乙 – ελληνικά 🜁") == "甲乙 – ελληνικά 🜁"
+    assert formatting.printable("a\u202eb\u2066c\x00d\x1b[2Je\nf") == "a�b�c�d�[2Je�f"
+    assert formatting.printable("x" * 120) == "x" * 120
+    assert formatting.printable("x" * 10_000) == "x" * 120 + "…"
+    assert formatting.printable("abc", 2) == "ab…"

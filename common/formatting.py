@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import unicodedata
 from typing import TypeGuard
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_HIDDEN = ("Cc", "Cs", "Cn", "Zl", "Zp")
+_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def known(value: float | None) -> TypeGuard[float]:
@@ -55,6 +58,24 @@ def epsilon(value: float | None) -> str:
         return number(up, 3)
     mantissa, exponent = f"{up:.1e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def factor(epsilon: float) -> str:
+    """e^ε, the factor that ε stands for: ``7.37``, ``2.20 × 10⁴``."""
+    value = math.exp(min(epsilon, 700.0))  # beyond that a float overflows, and nothing is promised
+    return number(value, 0 if value >= 100 else 2) if value < 1e6 else scientific(value)
+
+
+def printable(text: str, most: int = 120) -> str:
+    """Text of strangers, to be shown: at most so long, and nothing that hides or turns what follows.
+
+    Control characters, and those that change the direction of writing, become ``�``.
+    """
+    shown = "".join(
+        "\ufffd" if unicodedata.category(letter) in _HIDDEN or letter in _TURNING else letter
+        for letter in text[: most + 1]
+    )
+    return shown if len(shown) <= most else shown[:most] + "…"
 
 
 def share(part: float | None, whole: float | None) -> str:

@@ -1,0 +1,56 @@
+"""What devices wrote down themselves, beside what the server says: one line a ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..common.ledger_entries import Open, Reserve
+from ..common.mechanism import Mechanism
+from .accountants import PLD, answer
+from .chain_checks import check_chain
+from .findings import Finding
+from .privacy_checks import releases_of
+
+USER = "user"
+"""Unit of the guarantee that the server's ledger is about; ε of another unit is never set beside it."""
+
+
+def describe_device(path: Path, finding: Finding) -> dict[str, Any]:
+    """The outcome of a device's reconciliation, and what its own ledger comes to.
+
+    Returns:
+        JSON-ready content: ``unit``, ``releases``, ``noise_multipliers`` (least and largest), ``epsilon``
+        at ``delta`` over the device's lifetime and ``target_epsilon`` are None where its ledger isn't
+        whole; an ``epsilon`` of None is unknown or infinite.
+
+    Raises:
+        LedgerError: it can't be read.
+    """
+    told = {"file": str(path), "outcome": finding.outcome, "what": finding.what}
+    chain, _ = check_chain(path)
+    if chain is None:
+        unknown = ("unit", "releases", "noise_multipliers", "epsilon", "delta", "target_epsilon")
+        return {**told, **dict.fromkeys(unknown)}
+    opening, releases = chain.opening, releases_of(chain)
+    noise = [e.mechanism.noise_multiplier for e in chain.entries if isinstance(e, Reserve)]
+    return {
+        **told,
+        "unit": opening.unit,
+        "releases": len(noise),
+        "noise_multipliers": [min(noise), max(noise)] if noise else None,
+        "epsilon": _epsilon(releases, opening),
+        "delta": opening.delta,
+        "target_epsilon": opening.target_epsilon,
+    }
+
+
+def _epsilon(releases: Counter[Mechanism], opening: Open) -> float | None:
+    if not all(mechanism.private for mechanism in releases):
+        return None
+    described = [[mechanism.describe(), count] for mechanism, count in releases.items()]
+    asked = {"releases": described, "delta": opening.delta, "adjacency": opening.adjacency}
+    found = answer(asked, (PLD,))[PLD]
+    figure: float | None = found["epsilon"]
+    return figure
