@@ -37,8 +37,7 @@ from .ledger_entries import (
     seal,
     signed_by,
 )
-from .mechanism import Mechanism
-from .randomness import Kind
+from .mechanism import Mechanism, Randomness
 from .signing import SigningKey
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class Ledger:
         population_size: int,
         delta: float,
         target_epsilon: float | None,
-        randomness: Kind,
+        randomness: Randomness,
         code_version: str,
         config_digest: str,
         anchor: Path | None = None,

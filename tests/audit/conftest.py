@@ -13,10 +13,11 @@ from fedprofile.audit.accountants import (
     PRV,
     RDP,
     UNAMPLIFIED,
-    Accountants,
     Answer,
-    answer,
+    Answers,
 )
+from fedprofile.audit.cohort_test import check_cohorts
+from fedprofile.audit.worker import answers
 from fedprofile.common.anchor import Anchor
 from fedprofile.common.ledger_entries import Chain, canonical, hash_of, seal
 from fedprofile.common.mechanism import Mechanism
@@ -168,18 +169,26 @@ def forge():
     return SimpleNamespace(key=KEY, Writer=Writer, honest=honest, relink=relink)
 
 
+class Here:
+    """Stands in for the process that calculates."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def ask(self, releases, *, delta, cohorts):
+        test = check_cohorts(**vars(cohorts)) if cohorts else None
+        return Answers(self.answers(releases, delta), test)
+
+
 @pytest.fixture
 def quick_accountants(monkeypatch):
-    """No processes: for tests that are about other checks, and run hundreds of them."""
+    """Figures out of the air: for tests that are about other checks, and run hundreds of them."""
 
-    class Quick:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            pass
-
-        def ask(self, releases, *, delta):
+    class Quick(Here):
+        def answers(self, releases, delta):
             return {
                 PLD: Answer(1.0),
                 PRV: Answer(1.01),
@@ -194,13 +203,10 @@ def quick_accountants(monkeypatch):
 def inline_accountants(monkeypatch):
     """The real ones in this process, but for Opacus's, which would load torch."""
 
-    class Inline(Accountants):
-        def __init__(self):
-            self._workers = []
-
-        def ask(self, releases, *, delta):
+    class Inline(Here):
+        def answers(self, releases, delta):
             described = [[m.describe(), count] for m, count in releases.items()]
-            found = answer({"releases": described, "delta": delta}, (RDP, UNAMPLIFIED, PLD))
-            return {PRV: Answer(None), **{name: Answer(**told) for name, told in found.items()}}
+            question = {"releases": described, "delta": delta}
+            return {PRV: Answer(None), **dict(answers(question, (RDP, UNAMPLIFIED, PLD)))}
 
     monkeypatch.setattr("fedprofile.audit.verify.Accountants", Inline)

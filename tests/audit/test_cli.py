@@ -98,7 +98,7 @@ try:
     main()
 except SystemExit as exit:
     print("code", exit.code)
-print("loaded", {"torch", "flwr", "opacus", "scipy.stats"} & sys.modules.keys())
+print("loaded", {"torch", "flwr", "opacus", "numpy", "scipy"} & sys.modules.keys())
 """
     command = [sys.executable, "-c", program, "verify", str(path), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

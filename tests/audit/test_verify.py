@@ -238,6 +238,28 @@ def test_numbers_that_contradict_each_other(path, entry, change, what, forge):
     assert what in found["arithmetic"].what
 
 
+@quick
+@pytest.mark.parametrize(
+    ("key", "entry"), [("cohort_size", 4), ("replies_counted", 4), ("population_size", 0)]
+)
+def test_numbers_beyond_all_reason_are_no_entries(path, key, entry, forge):
+    forge.honest(rounds=3).write(path)
+
+    def larger(entries):
+        entries[entry][key] = 10**400
+        return entries
+
+    forge.relink(path, larger)
+    assert failed(run(path))["chain"].line == entry + 1
+
+
+@quick
+def test_a_cohort_larger_than_the_population_is_no_sample_of_it(path, forge):
+    writer = forge.honest(rounds=3)
+    writer.values[4].update(cohort_size=2**53 - 1)
+    assert {"arithmetic", "sampler"} <= set(failed(run(writer.write(path))))
+
+
 @pytest.mark.usefixtures("inline_accountants")
 def test_a_budget_that_was_exceeded(path, forge):
     found = run(forge.honest(rounds=3, target_epsilon=0.1).write(path))
