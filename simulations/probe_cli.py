@@ -19,7 +19,7 @@ from ..common.console import remark, stage
 from .formatting import number
 
 if TYPE_CHECKING:
-    from .probe import Report
+    from .probe_report import Report
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 

@@ -25,14 +25,15 @@ from fedprofile.server import app as server_app
 from fedprofile.server import strategy, validation
 from fedprofile.server.strategy import PrivateAveraging
 from fedprofile.simulations import probe, probe_cli
-from fedprofile.simulations.probe import (
+from fedprofile.simulations.chance_probes import (
     FALSE_ALARM_RATE,
     correlation_probes,
     noise_probes,
-    popularity_probes,
-    run_probes,
+    popularity_noise_probes,
     sampler_probes,
 )
+from fedprofile.simulations.exact_probes import step_probes
+from fedprofile.simulations.probe import run_probes
 from fedprofile.simulations.probe_runs import Probed
 
 ROUNDS = 10
@@ -483,9 +484,10 @@ def test_chance_raises_no_more_alarms_in_a_hundred_seeds_than_declared(probed, t
         run = idle(seed)
         found = [
             *noise_probes(run, run),
+            *step_probes(run, run),
             *correlation_probes(run, twins),
             *sampler_probes(run),
-            next(popularity_probes(run, run)),
+            *popularity_noise_probes(run),
         ]
         for result in found:
             if result.result.false_alarm_rate:
