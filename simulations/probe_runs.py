@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.encoder import Encoder, build_encoder
