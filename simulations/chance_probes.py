@@ -6,7 +6,7 @@ Each is a statistical test, two-sided, that a faultless mechanism fails with pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def noise_probes(idle: Observed, noisy: Observed) -> Iterator[Probe]:
     )
 
 
-def correlation_probes(idle: Observed, twins: list[Observed]) -> Iterator[Probe]:
+def correlation_probes(idle: Observed, twins: Sequence[Observed]) -> Iterator[Probe]:
     """Whether noise is fresh in every round, layer, coordinate and run."""
     layers = _layers(idle)
     rounds = np.concatenate(list(layers.values()), axis=1)

@@ -7,7 +7,8 @@ faultless mechanism falls outside; the others are exact up to float32 rounding.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.config import RunConfig
@@ -26,11 +27,31 @@ from .exact_probes import (
     step_probes,
     weights_probes,
 )
-from .probe_report import Report
+from .probe_observed import Observed
+from .probe_report import Probe, Report
 from .probe_runs import Probed
 
 STEPS = 5
 """Steps of :func:`run_probes`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """All federations of a probe.
+
+    Attributes:
+        idle: noise alone.
+        twins: two unseeded runs, one round each.
+        exact: updates at the clip, without noise.
+        noisy: the same with noise.
+        charged: rounds that the ledger charges for two, the second repeated after a crash.
+    """
+
+    idle: Observed
+    twins: Sequence[Observed]
+    exact: Observed
+    noisy: Observed
+    charged: int
 
 
 def run_probes(
@@ -54,30 +75,32 @@ def run_probes(
         probed = Probed.of(config)
         idle = probed.run_idle(folder / "idle", rounds=rounds)
         advance("noise alone")
-        twins = [
-            probed.run_idle(folder / name, rounds=1, secret=True) for name in ("one", "another")
-        ]
+        twins = probed.run_twins(folder)
         advance("the same twice")
         exact = probed.run_busy(folder / "exact", meddling=MEDDLING, noise=False)
-        alone = ask_alone(exact, exact.rounds[0])
         advance("updates at the clip")
         noisy = probed.run_busy(folder / "noisy", meddling=MEDDLING, noise=True)
         advance("the same with noise")
         charged = probed.run_crashed(folder / "crashed")
         advance("a crash")
-        probes = (
-            *noise_probes(idle, noisy),
-            *step_probes(idle, noisy),
-            *correlation_probes(idle, twins),
-            *clip_probes(exact, alone),
-            *weights_probes(exact, alone),
-            *sampler_probes(idle),
-            *popularity_noise_probes(idle),
-            *popularity_probes(exact),
-            *ledger_probes([idle, *twins, exact, noisy], charged),
-        )
+    seen = Seen(idle=idle, twins=twins, exact=exact, noisy=noisy, charged=charged)
     return Report(
         declared=idle.rounds[0].declared.describe(),
         randomness="csprng" if config.seed is None else "seeded",
-        probes=probes,
+        probes=tuple(measure(seen)),
     )
+
+
+def measure(seen: Seen) -> Iterator[Probe]:
+    """All probes, area by area."""
+    idle, exact, noisy = seen.idle, seen.exact, seen.noisy
+    alone = ask_alone(exact, exact.rounds[0])
+    yield from noise_probes(idle, noisy)
+    yield from step_probes(idle, noisy)
+    yield from correlation_probes(idle, seen.twins)
+    yield from clip_probes(exact, alone)
+    yield from weights_probes(exact, alone)
+    yield from sampler_probes(idle)
+    yield from popularity_noise_probes(idle)
+    yield from popularity_probes(exact)
+    yield from ledger_probes([idle, *seen.twins, exact, noisy], seen.charged)

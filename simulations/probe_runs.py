@@ -117,6 +117,10 @@ class Probed:
             config = config.model_copy(update={"seed": None})
         return self._observe(folder, config, self.idle, self.plan)
 
+    def run_twins(self, folder: Path) -> list[Observed]:
+        """Two runs of noise alone, one round each, both drawn from the operating system."""
+        return [self.run_idle(folder / name, rounds=1, secret=True) for name in ("one", "another")]
+
     def run_busy(self, folder: Path, *, meddling: Mapping[int, Meddling], noise: bool) -> Observed:
         """Devices learn at a rate that brings all of them to the clip, one round for each meddling.
 
