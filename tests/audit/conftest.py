@@ -14,10 +14,7 @@ from fedprofile.audit.accountants import (
     RDP,
     UNAMPLIFIED,
     Answer,
-    Answers,
 )
-from fedprofile.audit.cohort_test import check_cohorts
-from fedprofile.audit.worker import answers
 from fedprofile.common.anchor import Anchor
 from fedprofile.common.ledger_entries import Chain, canonical, hash_of, seal
 from fedprofile.common.mechanism import Mechanism
@@ -169,25 +166,11 @@ def forge():
     return SimpleNamespace(key=KEY, Writer=Writer, honest=honest, relink=relink)
 
 
-class Here:
-    """Stands in for the process that calculates."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def ask(self, releases, *, delta, cohorts):
-        test = check_cohorts(**vars(cohorts)) if cohorts else None
-        return Answers(self.answers(releases, delta), test)
-
-
 @pytest.fixture
-def quick_accountants(monkeypatch):
+def quick_accountants(accountants_here, monkeypatch):
     """Figures out of the air: for tests that are about other checks, and run hundreds of them."""
 
-    class Quick(Here):
+    class Quick(accountants_here):
         def answers(self, releases, delta):
             return {
                 PLD: Answer(1.0),
@@ -197,16 +180,3 @@ def quick_accountants(monkeypatch):
             }
 
     monkeypatch.setattr("fedprofile.audit.verify.Accountants", Quick)
-
-
-@pytest.fixture
-def inline_accountants(monkeypatch):
-    """The real ones in this process, but for Opacus's, which would load torch."""
-
-    class Inline(Here):
-        def answers(self, releases, delta):
-            described = [[m.describe(), count] for m, count in releases.items()]
-            question = {"releases": described, "delta": delta}
-            return {PRV: Answer(None), **dict(answers(question, (RDP, UNAMPLIFIED, PLD)))}
-
-    monkeypatch.setattr("fedprofile.audit.verify.Accountants", Inline)
