@@ -163,7 +163,9 @@ def relink(path: Path, change, *, sign_with=None):
 @pytest.fixture(scope="session")
 def forge():
     """All of the above: tests share by fixtures."""
-    return SimpleNamespace(key=KEY, Writer=Writer, honest=honest, relink=relink)
+    return SimpleNamespace(
+        key=KEY, Writer=Writer, honest=honest, mechanism=mechanism, relink=relink
+    )
 
 
 @pytest.fixture
