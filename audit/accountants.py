@@ -1,33 +1,36 @@
-"""ε recomputed by three accountants, in processes of their own.
+"""What an audit has to calculate, in a process of its own.
 
-They run side by side while the ledger is read, and what a hostile ledger makes them do (numbers that
-take hours or all memory) ends with them, not with the audit. Opacus's accountant is plain numpy, but its
-package loads torch; in a process where nothing else does, it is given a stand-in for what it doesn't use.
-
-``python -m fedprofile.audit.accountants prv`` reads a request as JSON from standard input.
+ε by three accountants, and the test of cohort sizes. All of it needs scipy, which takes longer to load than
+a ledger to read: so both happen at once. And what a hostile ledger makes an accountant do (numbers
+that take hours or all memory) ends with that process, not with the audit.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
-import math
+import os
 import subprocess
 import sys
-import types
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-from ..common.errors import ConfigError
 from ..common.mechanism import Mechanism
+from .cohort_test import CohortTest
 
-PLD, PRV, RDP, UNAMPLIFIED = "pld", "prv", "rdp", "unamplified"
-_WORKERS = ((RDP, UNAMPLIFIED, PLD), (PRV,))  # side by side; in this order within a worker
+PLD, PRV, RDP, UNAMPLIFIED = ACCOUNTANTS = ("pld", "prv", "rdp", "unamplified")
+BROKEN = "it broke down"
 _PATIENCE = 300.0  # seconds
-_MOST = 1_000.0  # ε by RDP; the others would need memory without bound to say the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohorts:
+    """What :func:`~fedprofile.audit.cohort_test.check_cohorts` is asked: its arguments."""
+
+    sizes: Sequence[int]
+    probabilities: Sequence[float]
+    population_size: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -43,103 +46,70 @@ class Answer:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What came back.
+
+    Attributes:
+        epsilon: accountant → its answer, of all :data:`ACCOUNTANTS`.
+        cohorts: the outcome of the test; None where it wasn't asked for, or broke down.
+    """
+
+    epsilon: Mapping[str, Answer]
+    cohorts: CohortTest | None
+
+
 class Accountants:
-    """Workers that start at once and are asked once; a context manager that leaves none behind."""
+    """A process that starts at once and is asked once; a context manager that doesn't leave it behind."""
 
     def __init__(self) -> None:
-        self._workers = [
-            subprocess.Popen(
-                [sys.executable, "-m", __name__, *names],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            for names in _WORKERS
-        ]
+        self._worker = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            # No linear algebra here, for which numpy would set memory aside for every core.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self._workers:
-            worker.kill()
-            worker.communicate()
+        self._worker.kill()
+        self._worker.communicate()
 
-    def ask(self, releases: Mapping[Mechanism, int], *, delta: float) -> dict[str, Answer]:
-        """Accountant → ε at ``delta`` of ``releases``, each with how often it was made."""
-        described = [[mechanism.describe(), count] for mechanism, count in releases.items()]
-        request = json.dumps({"releases": described, "delta": delta})
-        answers = {}
-        for worker in self._workers:
-            assert worker.stdin is not None
-            worker.stdin.write(request)
-            worker.stdin.close()
-            worker.stdin = None  # closed; communicate() would flush it
-        for worker, names in zip(self._workers, _WORKERS, strict=True):
-            try:
-                shown, _ = worker.communicate(timeout=_PATIENCE)
-                found: dict[str, Any] = json.loads(shown)
-                answers.update({name: Answer(**found[name]) for name in names})
-            except subprocess.TimeoutExpired:
-                answers.update(dict.fromkeys(names, Answer(None, "it takes too long")))
-            except ValueError:
-                answers.update(dict.fromkeys(names, Answer(None, "it broke down")))
-        return answers
+    def ask(
+        self, releases: Mapping[Mechanism, int], *, delta: float, cohorts: Cohorts | None
+    ) -> Answers:
+        """What the accountants say.
 
-
-def main() -> None:
-    """Answer the request on standard input."""
-    names = sys.argv[1:]
-    if PRV in names:
-        _spare_torch()
-    importlib.import_module("..common.accounting", __package__)  # while the ledger is being read
-    sys.stdout.write(json.dumps(answer(json.load(sys.stdin), names)))
-
-
-def answer(request: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the accountants ``names`` say to a request: fields of :class:`Answer` by name."""
-    from ..common import accounting
-
-    delta = request["delta"]
-    releases: Counter[Mechanism] = Counter()
-    for description, count in request["releases"]:
-        releases[Mechanism.from_description(description)] += count
-    events: Counter[Any] = Counter()
-    for mechanism, count in releases.items():
-        events[mechanism.event()] += count
-    accountants: dict[str, Callable[[], float]] = {
-        PLD: lambda: accounting.epsilon(events, delta=delta),
-        PRV: lambda: accounting.epsilon_prv(events, delta=delta),
-        RDP: lambda: accounting.epsilon_rdp(events, delta=delta),
-        UNAMPLIFIED: lambda: accounting.epsilon_without_amplification(releases, delta=delta),
-    }
-    private = all(mechanism.private for mechanism in releases)
-    bound = accounting.epsilon_rdp(events, delta=delta) if private else math.inf
-    answers: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if name in (PLD, PRV) and private and bound > _MOST:
-            answers[name] = {"epsilon": None, "why": f"ε is above {_MOST:,.0f}"}
-            continue
+        Args:
+            releases: each mechanism with how often it was reserved.
+            delta: δ.
+            cohorts: sizes to test, None: there are none.
+        """
+        question = json.dumps(
+            {
+                "releases": [[made.describe(), count] for made, count in releases.items()],
+                "delta": delta,
+                "cohorts": vars(cohorts) if cohorts else None,
+            }
+        )
+        why = BROKEN
         try:
-            answers[name] = {"epsilon": accountants[name]() if events else 0.0}
-        except ConfigError as error:
-            answers[name] = {"epsilon": None, "why": str(error)}
-        except ImportError as error:
-            answers[name] = {"epsilon": None, "why": f"not installed ({error.name})"}
-    return answers
-
-
-def _spare_torch() -> None:
-    """Let ``opacus.accountants`` load without its optimizers, which only torch can."""
-    found = importlib.util.find_spec("opacus")
-    if found is None or found.submodule_search_locations is None:
-        return
-    package, optimizers = types.ModuleType("opacus"), types.ModuleType("opacus.optimizers")
-    package.__path__ = list(found.submodule_search_locations)
-    optimizers.DPOptimizer = object  # type: ignore[attr-defined]
-    sys.modules.update({"opacus": package, "opacus.optimizers": optimizers})
-
-
-if __name__ == "__main__":
-    main()
+            told, _ = self._worker.communicate(question, timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            why = "it takes too long"
+            self._worker.kill()
+            told, _ = self._worker.communicate()  # by those who were quicker
+        found = {
+            name: content
+            for line in told.splitlines()
+            for name, content in json.loads(line).items()
+        }
+        test = found.pop("cohorts", None)
+        silent = dict.fromkeys(ACCOUNTANTS, Answer(None, why))
+        answered = {name: Answer(**content) for name, content in found.items()}
+        return Answers({**silent, **answered}, CohortTest(**test) if test else None)

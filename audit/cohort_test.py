@@ -11,11 +11,8 @@ The test sees sizes only. Who writes sizes drawn from the right law passes it, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import bdtr, chdtr, chdtrc, ndtr, ndtri
 
 FALSE_ALARM = 0.002
 """Chance that an honest ledger fails, over both tests and both sides of each."""
@@ -42,21 +39,24 @@ class CohortTest:
 
 
 def check_cohorts(
-    sizes: NDArray[np.int64],
+    sizes: Sequence[int],
     *,
     population_size: int,
-    probabilities: NDArray[np.float64],
+    probabilities: Sequence[float],
     seed: int,
 ) -> CohortTest:
     """Test ``sizes`` against Binomial(``population_size``, ``probabilities``).
 
     Args:
-        sizes: int64 [T], T ≥ 1, users sampled in each round, at most ``population_size``.
+        sizes: [T], T ≥ 1, users sampled in each round, at most ``population_size``.
         population_size: N.
-        probabilities: float64 [T], q of each round, in (0, 1).
+        probabilities: [T], q of each round, in (0, 1).
         seed: of the V; taken from the ledger, so that the same ledger gets the same answer.
     """
-    n, q = sizes.astype(np.float64), probabilities
+    import numpy as np
+    from scipy.special import bdtr, chdtr, chdtrc, ndtr, ndtri  # slow: in a worker, not in an audit
+
+    n, q = np.array(sizes, dtype=np.float64), np.array(probabilities, dtype=np.float64)
     below = np.where(n > 0, bdtr(np.maximum(n - 1, 0), population_size, q), 0.0)
     up_to = bdtr(n, population_size, q)
     coins = np.random.default_rng(seed).random(len(n))

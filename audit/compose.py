@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.accounting import epsilon
+from ..common.earlier import find_earlier
 from ..common.errors import LedgerError
-from ..common.ledger import find_earlier
 from ..common.ledger_entries import read_chain
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..common.ledger_entries import Open, Reserve
 from ..common.mechanism import Mechanism
-from .accountants import PLD, answer
+from .accountants import PLD
 from .chain_checks import check_chain
 from .findings import Finding
 from .privacy_checks import releases_of
@@ -49,8 +49,8 @@ def describe_device(path: Path, finding: Finding) -> dict[str, Any]:
 def _epsilon(releases: Counter[Mechanism], opening: Open) -> float | None:
     if not all(mechanism.private for mechanism in releases):
         return None
+    from .worker import answers  # loads scipy, which a ledger by itself doesn't need
+
     described = [[mechanism.describe(), count] for mechanism, count in releases.items()]
     asked = {"releases": described, "delta": opening.delta, "adjacency": opening.adjacency}
-    found = answer(asked, (PLD,))[PLD]
-    figure: float | None = found["epsilon"]
-    return figure
+    return dict(answers(asked, (PLD,)))[PLD].epsilon

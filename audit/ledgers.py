@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.config import load_config
 from ..common.errors import LedgerError
 
 LEDGER = "ledger.jsonl"
@@ -45,6 +44,8 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
     if not ledger.is_file():
         raise LedgerError(f"{path}: holds no {LEDGER}; name a run folder or a ledger")
     if anchor is None:
+        from ..common.config import load_config  # loads numpy, which a ledger doesn't need
+
         config = path / "config.toml"
         named = load_config(config).ledger.anchor if config.is_file() else None
         anchor = Path(named) if named else path / "anchor.json"

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.mechanism import Mechanism
-from .accountants import PLD, PRV, RDP, UNAMPLIFIED, Answer
-from .cohort_test import FALSE_ALARM, check_cohorts
+from .accountants import PLD, PRV, RDP, UNAMPLIFIED, Answer, Cohorts
+from .cohort_test import FALSE_ALARM, CohortTest
 from .findings import Finding
 
 PRV_ABOVE_PLD = 0.02
@@ -65,28 +63,36 @@ def releases_of(chain: Chain) -> Counter[Mechanism]:
     return releases
 
 
-def check_sampler(chain: Chain) -> Finding:
-    """Whether the cohorts of amplified releases have the sizes of Poisson samples.
+def cohorts_of(chain: Chain) -> Cohorts | None:
+    """Sizes that releases which claim amplification recorded; None where there are none.
 
     Releases of earlier ledgers are taken as those declare them: verify each by itself.
     """
     reserved = {e.sequence: e.mechanism for e in chain.entries if isinstance(e, Reserve)}
-    if not any(_amplified(mechanism) for mechanism in reserved.values()):
-        return Finding("sampler", "not run", "no release claims amplification by sampling")
+    population = chain.opening.population_size
     sampled = [
-        (entry.cohort_size, reserved[entry.release].sampling_probability)
+        # More than there are is another check's finding, and as unlikely as all of them.
+        (min(entry.cohort_size, population), reserved[entry.release].sampling_probability)
         for entry in chain.entries
         if isinstance(entry, Commit) and _amplified(reserved[entry.release])
     ]
     if not sampled:
-        return Finding("sampler", "not run", "no cohort is recorded yet")
+        return None
     sizes, rates = zip(*sampled, strict=True)
-    test = check_cohorts(
-        np.array(sizes, dtype=np.int64),
-        population_size=chain.opening.population_size,
-        probabilities=np.array(rates, dtype=np.float64),
-        seed=int(chain.head[:16], 16),
-    )
+    seed = int(chain.head[:16], 16)
+    return Cohorts(sizes=sizes, probabilities=rates, population_size=population, seed=seed)
+
+
+def check_sampler(cohorts: Cohorts | None, test: CohortTest | None) -> Finding:
+    """Whether ``cohorts`` have the sizes of Poisson samples, by the ``test`` of them."""
+    if cohorts is None:
+        return Finding(
+            "sampler", "not run", "no cohort is recorded of a release that claims amplification"
+        )
+    if test is None:
+        return Finding(
+            "sampler", "fails", "the test of cohort sizes broke down, so nothing is amplified"
+        )
     what = f"{test.rounds:,} cohort sizes, p = {test.rate:.2g} for the rate, {test.spread:.2g} for the "
     what += f"spread (false alarm {FALSE_ALARM:.1%})"
     if test.passed:

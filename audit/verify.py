@@ -18,11 +18,11 @@ from .privacy_checks import (
     check_accountants,
     check_budget,
     check_sampler,
+    cohorts_of,
     cost_of,
     releases_of,
 )
 from .release_checks import check_arithmetic, check_pairing
-from .run_checks import check_run
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,16 @@ def verify(
         findings += [check_key(chain, public_key), check_anchor(chain, evidence.anchor)]
         # 2. Do its releases fit together?
         findings += [check_pairing(chain), check_arithmetic(chain)]
-        sampler = check_sampler(chain)
         # 3. What did they cost?
-        answers = accountants.ask(releases_of(chain), delta=chain.opening.delta)
-    cost = cost_of(chain, answers, believed=sampler.outcome != "fails")
-    findings += [sampler, *check_accountants(answers), check_budget(cost)]
+        delta, cohorts = chain.opening.delta, cohorts_of(chain)
+        answers = accountants.ask(releases_of(chain), delta=delta, cohorts=cohorts)
+    sampler = check_sampler(cohorts, answers.cohorts)
+    cost = cost_of(chain, answers.epsilon, believed=sampler.outcome != "fails")
+    findings += [sampler, *check_accountants(answers.epsilon), check_budget(cost)]
     # 4. Do others tell the same?
     if evidence.run is not None:
+        from .run_checks import check_run  # loads numpy, which a ledger by itself doesn't need
+
         findings += check_run(evidence.run, chain, cost)
     findings += [check_device(chain, path) for path in device_ledgers]
     key = chain.opening.public_key

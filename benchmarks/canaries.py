@@ -5,8 +5,9 @@
 The same users take part in both runs, with the same probability in each round. The audited one has canaries
 besides: it draws directions for those that are sampled, watches every release, scores all canaries at the
 end, computes estimates, bounds and the declared loss distribution, and attacks membership. Both read the
-data and end with ε of their ledger; the noise is given. Runs take turns, and what counts is the median
-over the turns of their ratio within a turn: other load on the machine slows both.
+data and end with ε of their ledger; the noise is given. Times are of the processor, all threads together,
+for a clock shows other load too. Runs take turns, and what counts is the median over the turns of their
+ratio within a turn.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.canaries",
-        description="Time of a run with and without canaries.",
+        description="Processor time of a run with and without canaries.",
     )
     parser.add_argument("--users", type=int, default=6_000, help="of the synthetic data (6000)")
     parser.add_argument("--canaries", type=int, default=1_000, help="made-up users (1000)")
@@ -99,9 +100,9 @@ def _parse() -> argparse.Namespace:
 
 def _seconds(run: Callable[[Path], Any]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
+        started = time.process_time()
         run(Path(folder) / "run")
-        return time.perf_counter() - started
+        return time.process_time() - started
 
 
 def _run(config: RunConfig, users: int, path: Path) -> None:

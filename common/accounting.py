@@ -22,7 +22,6 @@ from dp_accounting import (
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
 )
-from dp_accounting.mechanism_calibration import ExplicitBracketInterval, calibrate_dp_mechanism
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.pld.privacy_loss_distribution import (
     PrivacyLossDistribution,
@@ -34,18 +33,17 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtri_exp
 
-from .errors import BudgetError, ConfigError
+from .errors import ConfigError
 from .mechanism import Mechanism
 
 _GRID = 1e-4  # dp_accounting's default step between privacy losses
-_COARSE_GRID = 1e-3  # ten times as fast; a multiple of the fine one, so its ε is never below
 _COARSE_DELTA = 1e-12  # below it that no longer holds, and rounding has a say
-_ROUNDING = 1e-9  # relative, between two ways to the same ε
-_TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
-_RAISES = 8  # by that tolerance, before the fine grid is taken at its word
-_BRACKET = 1.5  # between a noise multiplier that is too small and one that is enough
-_LEAST_NOISE_MULTIPLIER = 2.0**-4  # ε is in the hundreds there, and the cost grows as 1/σ²
-_MOST_NOISE_MULTIPLIER = 2.0**30
+COARSE_GRID = 1e-3
+"""Ten times as fast as the fine grid; a multiple of that, so its ε is never below."""
+ROUNDING = 1e-9
+"""Relative, between two ways to the same ε."""
+LEAST_NOISE_MULTIPLIER = 2.0**-4
+"""ε is in the hundreds there, and the cost of working it out grows as 1/σ²."""
 
 Events = Sequence[DpEvent] | Mapping[DpEvent, int]
 """Releases one by one in any order, or each with how often it was made."""
@@ -69,7 +67,7 @@ def epsilon(events: Events, *, delta: float, coarse: bool = False) -> float:
     Raises:
         ConfigError: ``delta`` is outside (0, 1).
     """
-    return _epsilon_pld(_counted(events), _checked(delta), _COARSE_GRID if coarse else _GRID)
+    return _epsilon_pld(_counted(events), _checked(delta), COARSE_GRID if coarse else _GRID)
 
 
 def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float]:
@@ -99,7 +97,7 @@ def epsilon_along(
         ConfigError: an event is no Gaussian release, sampled or not.
     """
     curve: list[float] = []
-    composed = identity(value_discretization_interval=_COARSE_GRID)
+    composed = identity(value_discretization_interval=COARSE_GRID)
     for stretch in stretches:
         for event, count in stretch.items():
             if isinstance(event, NonPrivateDpEvent):
@@ -119,7 +117,7 @@ def privacy_profile(events: Events, *, epsilons: NDArray[np.float64]) -> NDArray
     Raises:
         ConfigError: an event is no Gaussian release, sampled or not.
     """
-    composed = identity(value_discretization_interval=_COARSE_GRID)
+    composed = identity(value_discretization_interval=COARSE_GRID)
     for event, count in _counted(events):
         composed = composed.compose(_loss_distribution(event).self_compose(count))
     return np.asarray(composed.get_delta_for_epsilon(list(epsilons)), dtype=np.float64)
@@ -151,11 +149,24 @@ def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
             reached = _epsilon_coarse([(e, min(n, most)) for e, n in counted], delta)
             if reached > 1.05 * target_epsilon + 0.05:
                 return False
-        fitting = reached <= target_epsilon * (1 - _ROUNDING)
+        fitting = reached <= target_epsilon * (1 - ROUNDING)
     if fitting or _epsilon_pld(counted, delta, _GRID) <= target_epsilon:
-        _remember_fit(counted, delta, target_epsilon)
+        remember_fit(events, delta=delta, target_epsilon=target_epsilon)
         return True
     return False
+
+
+def remember_fit(events: Events, *, delta: float, target_epsilon: float) -> None:
+    """Let :func:`fits` answer at once for part of ``events``, which are known to fit."""
+    held = _FITTING.setdefault((delta, target_epsilon), [])
+    most = dict(_counted(events))
+    held[:] = [h for h in held if any(count > most.get(event, 0) for event, count in h.items())]
+    held.append(most)
+
+
+def as_one_event(events: Events) -> DpEvent:
+    """All ``events`` as one event of dp_accounting's, equal ones composed at once."""
+    return ComposedDpEvent([SelfComposedDpEvent(event, count) for event, count in _counted(events)])
 
 
 def epsilon_rdp(events: Events, *, delta: float) -> float:
@@ -164,7 +175,7 @@ def epsilon_rdp(events: Events, *, delta: float) -> float:
     Raises:
         ConfigError: ``delta`` is outside (0, 1).
     """
-    composed = RdpAccountant().compose(_composed(_counted(events)))
+    composed = RdpAccountant().compose(as_one_event(events))
     return float(composed.get_epsilon(_checked(delta)))
 
 
@@ -234,97 +245,6 @@ def default_delta(population_size: int) -> float:
     return float(population_size**-1.1)
 
 
-def calibrate_noise_multiplier(
-    *,
-    target_epsilon: float,
-    delta: float,
-    sampling_probability: float,
-    rounds: int,
-    prior_events: Events = (),
-) -> float:
-    """Least σ with which ``rounds`` Poisson-sampled releases after ``prior_events`` cost ≤ ε.
-
-    Returns:
-        σ with epsilon(all) ≤ ``target_epsilon``; a σ 0.1 % smaller would exceed it.
-
-    Raises:
-        ConfigError: a value is out of range, or ε is so large that hardly any noise is left.
-        BudgetError: ``prior_events`` leave nothing of ε.
-    """
-    if not 0 < target_epsilon < math.inf:
-        raise ConfigError(f"epsilon must be above 0 and finite, got {target_epsilon}")
-    if rounds < 1:
-        raise ConfigError(f"rounds must be 1 or more to calibrate noise, got {rounds}")
-    spent = epsilon(prior_events, delta=delta)
-    if math.isinf(spent) and all(_gaussian(event) for event in prior_events):
-        raise _unresolved(delta)
-    if spent >= target_epsilon:
-        raise BudgetError(
-            f"earlier releases cost ε = {spent:.4g} of {target_epsilon:.4g}: nothing is left for "
-            f"{rounds} rounds; raise epsilon or spend less before",
-            epsilon_reached=spent,
-        )
-
-    target = target_epsilon * (1 - _ROUNDING)
-
-    def counted(noise_multiplier: float) -> _Counted:
-        mechanism = Mechanism(
-            clip_norm=1.0,
-            noise_multiplier=noise_multiplier,
-            sampling_probability=sampling_probability,
-            population_size=1,
-        )
-        return _counted(prior_events, {mechanism.event(): rounds})
-
-    def enough(noise_multiplier: float, grid: float) -> bool:
-        return _epsilon_pld(counted(noise_multiplier), delta, grid) <= target
-
-    # Near the answer from the start: far below it a loss distribution outgrows memory. By the
-    # central limit μ = q·√(R·(e^(1/σ²) − 1)) (Bu, Dong, Long & Su 2020, theorem 5).
-    mu = gaussian_mu(epsilon=target_epsilon, delta=delta)
-    guess = math.log1p((mu / sampling_probability) ** 2 / rounds) ** -0.5
-    upper = max(guess, 2 * _LEAST_NOISE_MULTIPLIER)
-    while not enough(upper, _COARSE_GRID):
-        upper *= _BRACKET
-        if upper > _MOST_NOISE_MULTIPLIER:
-            raise BudgetError(
-                f"no noise fits {rounds} rounds into ε = {target_epsilon:.4g} after releases that "
-                f"cost {spent:.4g}; raise epsilon",
-                epsilon_reached=spent,
-            )
-    while enough(upper / _BRACKET, _COARSE_GRID):
-        upper /= _BRACKET
-        if upper <= _LEAST_NOISE_MULTIPLIER:
-            raise ConfigError(
-                f"epsilon {target_epsilon:.4g} asks for next to no noise; lower it or switch "
-                "privacy off"
-            )
-    log_noise_multiplier = calibrate_dp_mechanism(  # of the logarithm: its tolerance is absolute
-        make_fresh_accountant=lambda: PLDAccountant(value_discretization_interval=_COARSE_GRID),
-        make_event_from_param=lambda x: _composed(counted(math.exp(x))),
-        target_epsilon=target,
-        target_delta=delta,
-        bracket_interval=ExplicitBracketInterval(math.log(upper / _BRACKET), math.log(upper)),
-        tol=_TOLERANCE / 10,
-    )
-    # Enough on the coarse grid is enough on the fine one; less may be too.
-    noise_multiplier, step = math.exp(log_noise_multiplier), _TOLERANCE
-    while enough(noise_multiplier * (1 - step), _GRID):
-        noise_multiplier *= 1 - step
-        step = min(2 * step, 0.5)
-    while step > _TOLERANCE:
-        step /= 2
-        if enough(noise_multiplier * (1 - step), _GRID):
-            noise_multiplier *= 1 - step
-    # With a tiny δ the coarse grid may have promised too much.
-    for _ in range(_RAISES):
-        if enough(noise_multiplier, _GRID):
-            _remember_fit(counted(noise_multiplier), delta, target_epsilon)
-            return noise_multiplier
-        noise_multiplier *= 1 + _TOLERANCE
-    raise _unresolved(delta)
-
-
 def gaussian_mu(*, epsilon: float, delta: float) -> float:
     """Largest μ for which a μ-Gaussian-DP mechanism is (ε, δ)-DP.
 
@@ -371,12 +291,6 @@ def _gaussian(event: DpEvent) -> tuple[float, float] | None:
     return (inner.noise_multiplier, q) if isinstance(inner, GaussianDpEvent) else None
 
 
-def _unresolved(delta: float) -> ConfigError:
-    return ConfigError(
-        f"delta {delta:.3g} is below what loss distributions resolve; raise privacy.delta"
-    )
-
-
 def _delta_alone(event: DpEvent, epsilon: float) -> float:
     """Least δ at which one such release is (``epsilon``, δ)-DP, removing a user; 0 if unknown.
 
@@ -401,7 +315,7 @@ def _growing(most: int) -> list[int]:
 
 def _epsilon_coarse(counted: Sequence[tuple[DpEvent, int]], delta: float) -> float:
     """On the coarse grid, with what one event loses worked out once: a run may ask every round."""
-    composed = identity(value_discretization_interval=_COARSE_GRID)
+    composed = identity(value_discretization_interval=COARSE_GRID)
     for event, count in counted:
         composed = composed.compose(_loss_distribution(event).self_compose(count))
     return float(composed.get_epsilon_for_delta(delta))
@@ -410,7 +324,7 @@ def _epsilon_coarse(counted: Sequence[tuple[DpEvent, int]], delta: float) -> flo
 def _check_noise(event: DpEvent) -> None:
     """Loss distributions of next to no noise take hours, and their ε means nothing."""
     release = _gaussian(event)
-    if release is not None and 0 < release[0] < _LEAST_NOISE_MULTIPLIER / 2:
+    if release is not None and 0 < release[0] < LEAST_NOISE_MULTIPLIER / 2:
         raise ConfigError(
             f"a noise multiplier of {release[0]:.3g} is next to no noise; lower epsilon, raise "
             "privacy.noise_multiplier, or switch privacy off"
@@ -425,22 +339,16 @@ def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
     _check_noise(event)
     noise_multiplier, q = release
     return from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=_COARSE_GRID, sampling_prob=q
+        noise_multiplier, value_discretization_interval=COARSE_GRID, sampling_prob=q
     )
 
 
 _Counted = tuple[tuple[DpEvent, int], ...]
 
 
-def _counted(events: Events, more: Mapping[DpEvent, int] | None = None) -> _Counted:
+def _counted(events: Events) -> _Counted:
     """Equal events together, in an order that no caller can change: so rounding is the same too."""
-    counts = Counter(events)
-    counts.update(more or {})
-    return tuple(sorted(counts.items(), key=repr))
-
-
-def _composed(counted: _Counted) -> DpEvent:
-    return ComposedDpEvent([SelfComposedDpEvent(event, count) for event, count in counted])
+    return tuple(sorted(Counter(events).items(), key=repr))
 
 
 def _known_to_fit(counted: _Counted, delta: float, target_epsilon: float) -> bool:
@@ -448,16 +356,9 @@ def _known_to_fit(counted: _Counted, delta: float, target_epsilon: float) -> boo
     return any(all(count <= more.get(event, 0) for event, count in counted) for more in held)
 
 
-def _remember_fit(counted: _Counted, delta: float, target_epsilon: float) -> None:
-    held = _FITTING.setdefault((delta, target_epsilon), [])
-    most = dict(counted)
-    held[:] = [h for h in held if any(count > most.get(event, 0) for event, count in h.items())]
-    held.append(most)
-
-
 @lru_cache(maxsize=256)
 def _epsilon_pld(counted: _Counted, delta: float, grid: float) -> float:
     for event, _ in counted:
         _check_noise(event)
     accountant = PLDAccountant(value_discretization_interval=grid)
-    return float(accountant.compose(_composed(counted)).get_epsilon(delta))
+    return float(accountant.compose(as_one_event(dict(counted))).get_epsilon(delta))

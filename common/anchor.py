@@ -11,7 +11,7 @@ from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from .errors import LedgerError
 from .files import write_atomically
-from .ledger_entries import Hash, Signature, canonical, explain
+from .ledger_entries import Chain, Hash, Signature, canonical, explain
 from .signing import SigningKey, signature_holds
 
 
@@ -70,6 +70,40 @@ class Anchor:
         values = asdict(self)
         signature = values.pop("signature")
         return signature_holds(canonical(values), signature=signature, public_key=public_key)
+
+
+def is_behind(path: Path, ledger: Path, chain: Chain) -> bool:
+    """Whether the anchor in ``path`` is one entry behind: a crash leaves that, and a ledger just begun.
+
+    Args:
+        path: of the anchor.
+        ledger: the file, for messages.
+        chain: what it holds.
+
+    Raises:
+        LedgerError: the anchor is anywhere else than there or at the head.
+    """
+    last = chain.entries[-1]
+    if not path.exists():
+        if last.sequence:
+            raise LedgerError(f"{path}: the anchor of {ledger} is missing; put it back")
+        return True
+    anchor = Anchor.read(path)
+    if anchor.ledger != chain.identity or not anchor.signed_by(chain.opening.public_key):
+        raise LedgerError(f"{path}: isn't the anchor of {ledger}; name that one")
+    if anchor.sequence > last.sequence:
+        raise LedgerError(
+            f"{ledger}: ends {anchor.sequence - last.sequence} entries before its anchor {path}; put "
+            "back the whole ledger, for what was spent stays spent"
+        )
+    if (anchor.sequence, anchor.head) == (last.sequence, chain.head):
+        return False
+    if (anchor.sequence, anchor.head) == (last.sequence - 1, last.previous):
+        return True
+    raise LedgerError(
+        f"{path}: doesn't fit {ledger}, neither its end nor the entry before; put back the two as "
+        "they were"
+    )
 
 
 _ANCHOR = TypeAdapter(Anchor)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from . import accounting
-from .anchor import Anchor
+from .anchor import Anchor, is_behind
 from .errors import BudgetError, ConfigError, LedgerError
 from .files import sync_folder
 from .ledger_entries import (
@@ -28,17 +28,14 @@ from .ledger_entries import (
     Earlier,
     Entry,
     Open,
-    Releases,
     Reserve,
     Stop,
     events_of,
     follow,
-    read_chain,
     seal,
     signed_by,
 )
-from .mechanism import Mechanism
-from .randomness import Kind
+from .mechanism import Mechanism, Randomness
 from .signing import SigningKey
 
 if TYPE_CHECKING:
@@ -82,7 +79,7 @@ class Ledger:
         population_size: int,
         delta: float,
         target_epsilon: float | None,
-        randomness: Kind,
+        randomness: Randomness,
         code_version: str,
         config_digest: str,
         anchor: Path | None = None,
@@ -101,7 +98,7 @@ class Ledger:
             code_version: of the program.
             config_digest: hash of the configuration.
             anchor: a new file, where the head is published after every entry; None: nowhere.
-            earlier: what ledgers of the same population had reserved before; see :func:`find_earlier`.
+            earlier: what ledgers of the same population had reserved before; see ``earlier.py``.
 
         Raises:
             LedgerError: ``path`` or ``anchor`` exists or can't be written.
@@ -195,7 +192,7 @@ class Ledger:
             ledger._chain = follow(path, io.BytesIO(content))
             ledger._events = events_of(ledger._chain.entries)
             ledger._check_key()
-            behind = ledger._check_anchor()
+            behind = anchor is not None and is_behind(anchor, path, ledger._chain)
             complete = content.rfind(b"\n") + 1
             ledger.torn_bytes = len(content) - complete
             if ledger.torn_bytes:
@@ -371,38 +368,6 @@ class Ledger:
         if not signed_by(self._chain.entries[-1], public_key):
             raise LedgerError(f"{self._path}: the last line isn't signed with the ledger's key")
 
-    def _check_anchor(self) -> bool:
-        """Whether the anchor is one entry behind.
-
-        Raises:
-            LedgerError: it is anywhere else than there or at the head.
-        """
-        if self._anchor is None:
-            return False
-        last = self._chain.entries[-1]
-        if not self._anchor.exists():
-            if last.sequence:
-                raise LedgerError(
-                    f"{self._anchor}: the anchor of {self._path} is missing; put it back"
-                )
-            return True
-        anchor = Anchor.read(self._anchor)
-        if anchor.ledger != self._chain.identity or not anchor.signed_by(self.opening.public_key):
-            raise LedgerError(f"{self._anchor}: isn't the anchor of {self._path}; name that one")
-        if anchor.sequence > last.sequence:
-            raise LedgerError(
-                f"{self._path}: ends {anchor.sequence - last.sequence} entries before its anchor "
-                f"{self._anchor}; put back the whole ledger, for what was spent stays spent"
-            )
-        if (anchor.sequence, anchor.head) == (last.sequence, self._chain.head):
-            return False
-        if (anchor.sequence, anchor.head) == (last.sequence - 1, last.previous):
-            return True
-        raise LedgerError(
-            f"{self._anchor}: doesn't fit {self._path}, neither its end nor the entry before; put "
-            "back the two as they were"
-        )
-
     def _publish(self) -> None:
         if self._anchor is not None:
             Anchor.publish(
@@ -442,49 +407,6 @@ class Ledger:
                 raise LedgerError(f"{self._path}: can't append to the ledger ({error})") from error
             raise
         return entry
-
-
-def find_earlier(
-    paths: Sequence[Path], *, population: str, population_size: int
-) -> tuple[Earlier, ...]:
-    """What ledgers of one population have reserved, each once however often it is named.
-
-    Args:
-        paths: ledgers, or run folders with one; those that they name as earlier ones count too.
-        population: name of the users that all of them must be about.
-        population_size: how many they are.
-
-    Raises:
-        LedgerError: a ledger can't be read, doesn't hold together, or is of another population.
-    """
-    found: dict[str, Earlier] = {}
-    for path in paths:
-        file = path / "ledger.jsonl" if path.is_dir() else path
-        chain = read_chain(file)
-        opening = chain.opening
-        if (opening.population, opening.population_size) != (population, population_size):
-            raise LedgerError(
-                f"{file}: is of population '{opening.population}' of {opening.population_size:,}, not "
-                f"of '{population}' of {population_size:,}; budgets add up within one population only"
-            )
-        if not signed_by(chain.entries[-1], opening.public_key):
-            raise LedgerError(f"{file}: the last line isn't signed with the ledger's key")
-        mechanisms = Counter(e.mechanism for e in chain.entries if isinstance(e, Reserve))
-        own = Earlier(
-            ledger=chain.identity,
-            head=chain.head,
-            releases=tuple(Releases(mechanism=m, count=n) for m, n in mechanisms.items()),
-        )
-        for other in (*opening.earlier, own):
-            known = found.get(other.ledger)
-            # A ledger only grows, so the one with more releases is the later state of it.
-            if known is None or _total(other) >= _total(known):
-                found[other.ledger] = other
-    return tuple(found.values())
-
-
-def _total(earlier: Earlier) -> int:
-    return sum(releases.count for releases in earlier.releases)
 
 
 def _plain(earlier: Earlier) -> dict[str, Any]:

@@ -20,14 +20,12 @@ from pydantic import (
     NonNegativeInt,
     PlainSerializer,
     PlainValidator,
-    PositiveInt,
     TypeAdapter,
     ValidationError,
 )
 
 from .errors import BadEntry, ConfigError, LedgerError
-from .mechanism import Mechanism
-from .randomness import Kind
+from .mechanism import Mechanism, Randomness
 from .signing import SigningKey, signature_holds
 
 if TYPE_CHECKING:
@@ -38,6 +36,8 @@ FIRST = "0" * 64
 
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Signature = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
+# Below 2⁵³, up to where every reader of JSON has whole numbers exactly (RFC 8259, §6).
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -65,7 +65,7 @@ class Releases:
     __pydantic_config__: ClassVar = _STRICT
 
     mechanism: Described
-    count: PositiveInt
+    count: Annotated[Count, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,10 +111,10 @@ class Open(_Entry):
     unit: Literal["user"]
     adjacency: Literal["add-or-remove-one"]
     population: Annotated[str, Field(min_length=1)]
-    population_size: PositiveInt
+    population_size: Annotated[Count, Field(ge=1)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     target_epsilon: Annotated[float, Field(gt=0)] | None
-    randomness: Kind
+    randomness: Randomness
     code_version: str
     config_digest: str
     public_key: Hash
@@ -143,9 +143,9 @@ class Commit(_Entry):
 
     kind: Literal["commit"]
     release: NonNegativeInt
-    cohort_size: NonNegativeInt
-    replies_counted: NonNegativeInt
-    rejected: dict[str, NonNegativeInt]
+    cohort_size: Count
+    replies_counted: Count
+    rejected: dict[str, Count]
     model_after: str | None
 
 
@@ -160,6 +160,10 @@ class Stop(_Entry):
 
 Entry = Open | Reserve | Commit | Stop
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 
 
 class Chain:
@@ -236,9 +240,7 @@ def signed_by(entry: Entry, public_key: str) -> bool:
 
 def canonical(values: Mapping[str, Any]) -> bytes:
     """The one spelling of ``values``: UTF-8 JSON, keys sorted, no spaces, no NaN or infinity."""
-    return json.dumps(
-        values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _CANONICAL.encode(values).encode()
 
 
 def read_chain(path: Path) -> Chain:

@@ -9,6 +9,7 @@ read off the same object, so they can't drift apart.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,6 +27,9 @@ Sampler = Literal["poisson", "fixed-size", "self-selected"]
 ``self-selected``: users take part for reasons of their own, openly; none is claimed.
 """
 
+Randomness = Literal["csprng", "seeded"]
+"""Where coins and noise come from: ``common/randomness.py`` has what they mean, and loads scipy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
@@ -36,7 +40,7 @@ class Mechanism:
             only without noise.
         noise_multiplier: σ ≥ 0; 0 makes the release non-private.
         sampling_probability: q in (0, 1], chance of a user to be in the cohort; 1 takes everyone.
-        population_size: N ≥ 1, users that could be sampled; public.
+        population_size: N in [1, 2⁵³), users that could be sampled; public.
         sampler: how the cohort is drawn.
 
     Raises:
@@ -50,9 +54,10 @@ class Mechanism:
     sampler: Sampler = "poisson"
 
     def __post_init__(self) -> None:
-        if not self.clip_norm > 0:
+        if not (0 < self.clip_norm <= sys.float_info.max or self.clip_norm == math.inf):
             raise ConfigError(f"clip_norm must be above 0, got {self.clip_norm}")
-        if not 0 <= self.noise_multiplier < math.inf:
+        # Whole numbers may be beyond every float, and are below infinity all the same.
+        if not 0 <= self.noise_multiplier <= sys.float_info.max:
             raise ConfigError(
                 f"noise_multiplier must be 0 or above and finite, got {self.noise_multiplier}"
             )
@@ -62,9 +67,10 @@ class Mechanism:
             raise ConfigError(
                 f"sampling_probability must be in (0, 1], got {self.sampling_probability}"
             )
-        if not isinstance(self.population_size, int) or self.population_size < 1:
+        if not isinstance(self.population_size, int) or not 1 <= self.population_size < 2**53:
             raise ConfigError(
-                f"population_size must be a whole number of 1 or more, got {self.population_size!r}"
+                "population_size must be a whole number of 1 or more, below 2^53, "
+                f"got {self.population_size!r}"
             )
         if self.sampler not in get_args(Sampler):
             raise ConfigError(

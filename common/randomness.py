@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from typing import Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -19,8 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from .errors import ConfigError
-
-Kind = Literal["csprng", "seeded"]
+from .mechanism import Randomness
 
 _CHUNK = 1 << 16  # normal numbers at a time, so that the working memory stays in cache
 _SPARSE = 1 / 64  # up to this rate a choice of members is cheaper than a coin for each
@@ -33,8 +31,8 @@ class NoiseSource:
     would repeat noise, and the difference of two releases with the same noise is the raw data.
     """
 
-    def __init__(self, *, kind: Kind, key: bytes) -> None:
-        self.kind: Kind = kind
+    def __init__(self, *, kind: Randomness, key: bytes) -> None:
+        self.kind: Randomness = kind
         self._restart(key)
 
     def _restart(self, key: bytes) -> None:

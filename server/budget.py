@@ -8,13 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..common.accounting import (
-    calibrate_noise_multiplier,
-    default_delta,
-    epsilon,
-    fits,
-    gaussian_mu,
-)
+from ..common.accounting import default_delta, epsilon, fits, gaussian_mu
+from ..common.calibration import calibrate_noise_multiplier
 from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism

@@ -21,7 +21,7 @@ from ..common.files import write_atomically
 from ..common.formatting import number
 
 if TYPE_CHECKING:
-    from .probe import Report
+    from .probe_report import Report
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.encoder import Encoder, build_encoder
-from ..common.errors import BudgetError, ConfigError, ReplyRejected
-from ..common.histories import Histories
-from ..common.items import ItemTable
+from ..common.errors import BudgetError, ConfigError
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Commit, Reserve, read_ledger
 from ..common.mechanism import Mechanism
@@ -31,14 +26,14 @@ from ..server.checkpoint import Checkpoint
 from ..server.item_vectors import build_item_table
 from .federate import run_federation
 from .population import Population
+from .probe_observed import Observed, Release
+from .probe_populations import busy_histories, idle_histories, population_of
 from .released_step import missteps, released_mean
 from .results import version
 from .synthetic import synthesise
-from .watched_grid import Exchange, Meddling, Task, WatchedGrid, untouched
+from .watched_grid import Meddling, Task, WatchedGrid, untouched
 
-Floats = NDArray[np.float64]
-
-BUSY_DEVICES = 16
+_BUSY_DEVICES = 16
 _ITEMS = 300
 _FEWEST_IDLE, _MOST_IDLE = 2_000, 1_000_000
 _LEAST_COHORT = 20  # expected idle devices a round, as far as that many devices allow it
@@ -46,70 +41,6 @@ _IDLE_HOSTS = 4
 _BUSY_PER_HOST = 2
 _BUSY_RATE = 0.75  # of eight hosts, three or more are asked in all but two rounds in a million
 _HOSTILE_RATE = 1e4  # local learning rate, in C: brings every device that learns to the clip
-_HOSTILE_WEIGHT = 1e30
-
-
-@dataclass(frozen=True, eq=False)
-class Release:
-    """One release, as seen from outside.
-
-    Attributes:
-        declared: its mechanism, by the ledger.
-        exchanges: with each host that was asked.
-        total: name → what was released, on the scale of the sum of contributions.
-    """
-
-    declared: Mechanism
-    exchanges: list[Exchange]
-    total: dict[str, Floats]
-
-    @property
-    def cohort(self) -> NDArray[np.int64]:
-        """Devices that were asked, ascending."""
-        asked = [exchange.task.devices for exchange in self.exchanges]
-        return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *asked]))
-
-    def contributed(self) -> tuple[dict[str, Floats], int]:
-        """Sum of the updates that reached the server unchanged, and the devices in it."""
-        total = {name: np.zeros_like(array) for name, array in self.total.items()}
-        devices = 0
-        for exchange in self.exchanges:
-            if not exchange.delivered:
-                continue
-            try:
-                update = exchange.update()
-            except ReplyRejected:
-                continue
-            devices += update.devices
-            for name, array in update.arrays.items():
-                total[name] += array
-        return total, devices
-
-    def residual(self) -> dict[str, Floats]:
-        """What was released beyond the contributions: noise, and nothing else."""
-        contributed, _ = self.contributed()
-        return {name: array - contributed[name] for name, array in self.total.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """One federation, as seen from outside.
-
-    Attributes:
-        popularity: the one-shot release, None where the configuration has none.
-        rounds: releases of training.
-        unreserved: releases asked for before the ledger on disk held their reserve.
-        miscounted: releases without a commit that tells what passed on the wire.
-        missteps: weights that didn't move along what was released, over all rounds.
-        grid: to ask the hosts aside.
-    """
-
-    popularity: Release | None
-    rounds: list[Release]
-    unreserved: int
-    miscounted: int
-    missteps: int
-    grid: WatchedGrid
 
 
 class Crash(Exception):
@@ -158,18 +89,20 @@ class Probed:
             )
         except BudgetError as error:
             raise ConfigError(str(error)) from error
-        log = synthesise(BUSY_DEVICES, _ITEMS, 0)
+        log = synthesise(_BUSY_DEVICES, _ITEMS, 0)
         # Vectors are public input, whatever text encoder made them; a pretrained one isn't needed here.
         items = config.items
         if items.text_encoder == "sentence":
             items = items.model_copy(update={"text_encoder": "tfidf"})
         table = build_item_table(log.catalogue, items)
-        busy = _population(_busy(log.histories), table, config)
+        busy = population_of(busy_histories(log.histories), table, config)
         encoder = build_encoder(
             config.model, blocks=table.blocks, n_items=table.n_items, n_types=1, seed=0
         )
         trainer = busy.trainer(threads=config.engine.threads, compiled=False)
-        return cls(config, plan, _population(_idle(size), table, config), busy, encoder, trainer)
+        return cls(
+            config, plan, population_of(idle_histories(size), table, config), busy, encoder, trainer
+        )
 
     def run_idle(self, folder: Path, *, rounds: int, secret: bool = False) -> Observed:
         """All updates are zero: what is released is noise.
@@ -183,6 +116,10 @@ class Probed:
         if secret:
             config = config.model_copy(update={"seed": None})
         return self._observe(folder, config, self.idle, self.plan)
+
+    def run_twins(self, folder: Path) -> list[Observed]:
+        """Two runs of noise alone, one round each, both drawn from the operating system."""
+        return [self.run_idle(folder / name, rounds=1, secret=True) for name in ("one", "another")]
 
     def run_busy(self, folder: Path, *, meddling: Mapping[int, Meddling], noise: bool) -> Observed:
         """Devices learn at a rate that brings all of them to the clip, one round for each meddling.
@@ -391,30 +328,3 @@ def _changed(config: RunConfig, *, rounds: int, hosts: int, **training: Any) -> 
             "engine": config.engine.model_copy(update={"kind": "local", "devices_per_host": hosts}),
         }
     )
-
-
-def _population(histories: Histories, table: ItemTable, config: RunConfig) -> Population:
-    return Population(
-        histories=histories,
-        users=np.arange(histories.n_devices),
-        keys=np.arange(histories.n_devices, dtype=np.uint64),
-        table=table,
-        model=config.model,
-        n_types=1,
-    )
-
-
-def _idle(n_devices: int) -> Histories:
-    """Devices without an event."""
-    none = {f.name: np.zeros(0) for f in fields(Histories)[1:]}
-    kinds = {"items": np.int32, "times": np.int64, "sessions": np.int32, "types": np.int16}
-    columns = {name: column.astype(kinds.get(name, np.float32)) for name, column in none.items()}
-    return Histories(offsets=np.zeros(n_devices + 1, dtype=np.int64), **columns)
-
-
-def _busy(histories: Histories) -> Histories:
-    """From two events to all; one device claims that its events weigh more than all others' together."""
-    place = np.arange(histories.n_events) - np.repeat(histories.offsets[:-1], histories.lengths)
-    kept = histories.where(place < 2 + 4 * histories.devices)
-    kept.weights[kept.offsets[-2] :] = _HOSTILE_WEIGHT
-    return kept

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..common.config import RunConfig
+from ..common.earlier import find_earlier
 from ..common.errors import RunFolderError
-from ..common.ledger import Ledger, find_earlier
+from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier, read_chain
 from ..common.signing import SigningKey
 from ..server.budget import BudgetPlan

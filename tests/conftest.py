@@ -7,6 +7,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+from fedprofile.audit.accountants import PLD, PRV, RDP, UNAMPLIFIED, Answer, Answers
+from fedprofile.audit.cohort_test import check_cohorts
+from fedprofile.audit.worker import answers
 from fedprofile.client.app import build_client_app
 from fedprofile.common.config import RunConfig
 from fedprofile.common.encoder import build_encoder
@@ -178,6 +181,43 @@ def build_town():
 def grid_of_nobody():
     """Sets the identity that Flower's messages need."""
     return InProcessGrid(build_client_app(lambda context: None), nodes=0)
+
+
+@pytest.fixture(scope="session")
+def accountants_here():
+    """A class that stands in for the process that an audit leaves its sums to."""
+
+    class Here:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def ask(self, releases, *, delta, cohorts):
+            test = check_cohorts(**vars(cohorts)) if cohorts else None
+            return Answers(self.answers(releases, delta), test)
+
+    return Here
+
+
+@pytest.fixture(scope="session")
+def accountants_inline(accountants_here):
+    """The real ones in this process, but for Opacus's, which would load torch."""
+
+    class Inline(accountants_here):
+        def answers(self, releases, delta):
+            described = [[m.describe(), count] for m, count in releases.items()]
+            question = {"releases": described, "delta": delta}
+            return {PRV: Answer(None), **dict(answers(question, (RDP, UNAMPLIFIED, PLD)))}
+
+    return Inline
+
+
+@pytest.fixture
+def inline_accountants(accountants_inline, monkeypatch):
+    """An audit takes those."""
+    monkeypatch.setattr("fedprofile.audit.verify.Accountants", accountants_inline)
 
 
 # A test is no benchmark: on a busy machine an example may take any time.

@@ -13,9 +13,7 @@ from fedprofile.audit.accountants import (
     PRV,
     RDP,
     UNAMPLIFIED,
-    Accountants,
     Answer,
-    answer,
 )
 from fedprofile.common.anchor import Anchor
 from fedprofile.common.ledger_entries import Chain, canonical, hash_of, seal
@@ -162,38 +160,20 @@ def relink(path: Path, change, *, sign_with=None):
     path.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-class Inline(Accountants):
-    """The accountants in this process, but for Opacus's, which would load torch."""
-
-    def __init__(self):
-        self._workers = []
-
-    def ask(self, releases, *, delta):
-        described = [[m.describe(), count] for m, count in releases.items()]
-        found = answer({"releases": described, "delta": delta}, (RDP, UNAMPLIFIED, PLD))
-        return {PRV: Answer(None), **{name: Answer(**told) for name, told in found.items()}}
-
-
 @pytest.fixture(scope="session")
 def forge():
     """All of the above: tests share by fixtures."""
     return SimpleNamespace(
-        key=KEY, Writer=Writer, honest=honest, mechanism=mechanism, relink=relink, Inline=Inline
+        key=KEY, Writer=Writer, honest=honest, mechanism=mechanism, relink=relink
     )
 
 
 @pytest.fixture
-def quick_accountants(monkeypatch):
-    """No processes: for tests that are about other checks, and run hundreds of them."""
+def quick_accountants(accountants_here, monkeypatch):
+    """Figures out of the air: for tests that are about other checks, and run hundreds of them."""
 
-    class Quick:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            pass
-
-        def ask(self, releases, *, delta):
+    class Quick(accountants_here):
+        def answers(self, releases, delta):
             return {
                 PLD: Answer(1.0),
                 PRV: Answer(1.01),
@@ -202,9 +182,3 @@ def quick_accountants(monkeypatch):
             }
 
     monkeypatch.setattr("fedprofile.audit.verify.Accountants", Quick)
-
-
-@pytest.fixture
-def inline_accountants(monkeypatch):
-    """The real ones in this process, but for Opacus's, which would load torch."""
-    monkeypatch.setattr("fedprofile.audit.verify.Accountants", Inline)

@@ -2,8 +2,8 @@ import pytest
 
 from fedprofile.audit.compose import compose
 from fedprofile.common.accounting import epsilon
+from fedprofile.common.earlier import find_earlier
 from fedprofile.common.errors import LedgerError
-from fedprofile.common.ledger import find_earlier
 from fedprofile.common.ledger_entries import events_of, read_ledger
 
 

@@ -29,11 +29,12 @@ def by_moments(events, delta, orders):
 @pytest.mark.parametrize(
     ("source", "population", "cohort", "noise", "rounds", "delta", "published", "digits"),
     [
-        # "for q = 0.01, σ = 4, δ = 1e-5 and T = 10000": §3.2
+        # §5.1 and figure 2: q = 0.01, σ = 4, δ = 1e-5, E = 100 epochs, which are E/q rounds
         ("Abadi et al. 2016", 60_000, 600, 4.0, 10_000, 1e-5, 1.26, 2),
-        # K = 763,430 users, C = 5000 a round, z = 1.0, 5000 rounds, δ = 1e-9: table 1
+        # Table 1: K = 763,430 users, 5,000 expected a round, z = 1.0, 5,000 rounds, δ = 1e-9
         ("McMahan et al. 2018", 763_430, 5_000, 1.0, 5_000, 1e-9, 4.634, 3),
-        # MNIST, batches of 256, 15, 60 and 45 epochs: table of its tutorials
+        # tutorials/README.md, "Select Parameters": MNIST, N = 60,000, batches of 256, δ = 1e-5, for
+        # 15, 60 and 45 epochs
         ("TensorFlow Privacy", 60_000, 256, 1.3, 3_516, 1e-5, 1.19, 2),
         ("TensorFlow Privacy", 60_000, 256, 1.1, 14_063, 1e-5, 3.01, 2),
         ("TensorFlow Privacy", 60_000, 256, 0.7, 10_547, 1e-5, 7.10, 2),
@@ -59,9 +60,10 @@ def test_moments_accountant(
 
 
 def test_zero_concentrated_dp_of_a_deployed_keyboard():
-    # Gboard's Spanish next-word model: ρ = 0.81 zCDP, "(ε = 8.9, δ = 1e-10)-DP" (McMahan & Thakurta
-    # 2022, Federated Learning with Formal Differential Privacy Guarantees, Google AI blog). One
-    # Gaussian release of noise 1/√2ρ has that ρ; they converted by Rényi DP.
+    # Gboard's first Spanish next-word model: ρ = 0.81 zCDP, (ε = 8.9, δ = 1e-10)-DP (McMahan &
+    # Thakurta 2022, Federated Learning with Formal Differential Privacy Guarantees, Google AI blog;
+    # ε again in Xu & Zhang 2024, Advances in Private Training for Production On-Device Language
+    # Models). One Gaussian release of noise 1/√2ρ has that ρ; they converted by Rényi DP.
     mechanism = Mechanism(
         clip_norm=1.0,
         noise_multiplier=1 / math.sqrt(2 * 0.81),

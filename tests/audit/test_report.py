@@ -134,7 +134,7 @@ def report(tmp_path, inline_accountants):
 
 
 @pytest.fixture(scope="module")
-def document(forge, tmp_path_factory):
+def document(forge, accountants_inline, tmp_path_factory):
     """A ledger that holds, with probes and canaries of its build."""
     folder = tmp_path_factory.mktemp("whole")
     path = forge.honest(rounds=12, target_epsilon=1.0).write(
@@ -144,7 +144,7 @@ def document(forge, tmp_path_factory):
     (folder / "canaries").mkdir()
     (folder / "canaries" / "canaries.json").write_text(json.dumps(canary_results()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedprofile.audit.verify.Accountants", forge.Inline)
+        patch.setattr("fedprofile.audit.verify.Accountants", accountants_inline)
         options = ReportOptions(path=path, command="fedprofile audit report ledger.jsonl")
         return make_report(find_evidence(folder), options)
 

@@ -12,24 +12,20 @@ from fedprofile.audit.cohort_test import FALSE_ALARM
 from fedprofile.audit.ledgers import Evidence
 from fedprofile.audit.verify import verify
 from fedprofile.common.errors import LedgerError
-from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.signing import SigningKey
-
-
-def mechanism(**changes):
-    values = {
-        "clip_norm": 0.5,
-        "noise_multiplier": 2.0,
-        "sampling_probability": 0.05,
-        "population_size": 1_000,
-    }
-    return Mechanism(**{**values, **changes})
 
 
 def model(number):
     return hashlib.sha256(f"model {number}".encode()).hexdigest()
 
 
+OTHERS = {
+    "clip_norm": 0.5,
+    "noise_multiplier": 2.0,
+    "sampling_probability": 0.05,
+    "population_size": 900,
+    "sampler": "poisson",
+}
 quick = pytest.mark.usefixtures("quick_accountants")
 
 
@@ -224,7 +220,7 @@ def test_crashes_are_no_faults(path, forge):
     ("entry", "change", "what"),
     [
         (3, {"divisor": 49.0}, "divisor 49"),
-        (3, {"mechanism": mechanism(population_size=900).describe()}, "for 900 users"),
+        (3, {"mechanism": OTHERS}, "for 900 users"),
         (4, {"cohort_size": 1_001}, "a cohort of 1,001"),
         (4, {"cohort_size": 60, "replies_counted": 60}, "60 replies and 1 rejected"),
         (2, {"cohort_size": 999, "replies_counted": 900}, "all 1,000 were to be in it"),
@@ -238,6 +234,28 @@ def test_numbers_that_contradict_each_other(path, entry, change, what, forge):
     assert what in found["arithmetic"].what
 
 
+@quick
+@pytest.mark.parametrize(
+    ("key", "entry"), [("cohort_size", 4), ("replies_counted", 4), ("population_size", 0)]
+)
+def test_numbers_beyond_all_reason_are_no_entries(path, key, entry, forge):
+    forge.honest(rounds=3).write(path)
+
+    def larger(entries):
+        entries[entry][key] = 10**400
+        return entries
+
+    forge.relink(path, larger)
+    assert failed(run(path))["chain"].line == entry + 1
+
+
+@quick
+def test_a_cohort_larger_than_the_population_is_no_sample_of_it(path, forge):
+    writer = forge.honest(rounds=3)
+    writer.values[4].update(cohort_size=2**53 - 1)
+    assert {"arithmetic", "sampler"} <= set(failed(run(writer.write(path))))
+
+
 @pytest.mark.usefixtures("inline_accountants")
 def test_a_budget_that_was_exceeded(path, forge):
     found = run(forge.honest(rounds=3, target_epsilon=0.1).write(path))
@@ -248,7 +266,7 @@ def test_a_budget_that_was_exceeded(path, forge):
 @pytest.mark.usefixtures("inline_accountants")
 def test_a_run_without_noise_protects_nobody_and_says_so(path, forge):
     writer = forge.Writer().open(target_epsilon=None)
-    release = writer.reserve(mechanism(noise_multiplier=0.0, clip_norm=float("inf")))
+    release = writer.reserve(forge.mechanism(noise_multiplier=0.0, clip_norm=float("inf")))
     found = run(writer.commit(release).write(path))
     assert found.holds
     assert outcome(found, "epsilon") == outcome(found, "budget") == "not run"
@@ -259,7 +277,7 @@ def test_a_run_without_noise_protects_nobody_and_says_so(path, forge):
 def test_numbers_that_would_take_all_memory_end_in_a_finding(path, forge):
     writer = forge.Writer().open()
     for number in range(1, 400):
-        writer.commit(writer.reserve(mechanism(noise_multiplier=0.05), round=number))
+        writer.commit(writer.reserve(forge.mechanism(noise_multiplier=0.05), round=number))
     found = failed(run(writer.write(path)))
     assert "can't be recomputed" in found["epsilon"].what
 
@@ -291,7 +309,7 @@ def device(forge, *releases, **opening):
     writer.open(population_size=1, **opening)
     for changes in releases:
         values = {"noise_multiplier": 2.0, "clip_norm": 0.5, **changes.pop("promised", {})}
-        promised = mechanism(
+        promised = forge.mechanism(
             sampling_probability=1.0, population_size=1, sampler="self-selected", **values
         )
         release = writer.reserve(promised, **changes)

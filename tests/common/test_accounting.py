@@ -15,7 +15,6 @@ from scipy.stats import norm
 
 from fedprofile.common import accounting
 from fedprofile.common.accounting import (
-    calibrate_noise_multiplier,
     default_delta,
     epsilon,
     epsilon_after_each,
@@ -25,7 +24,7 @@ from fedprofile.common.accounting import (
     fits,
     gaussian_mu,
 )
-from fedprofile.common.errors import BudgetError, ConfigError
+from fedprofile.common.errors import ConfigError
 
 DELTA_6K = 6_000**-1.1
 
@@ -141,32 +140,6 @@ def test_default_delta_is_below_one_in_the_population():
         default_delta(1)
 
 
-@pytest.mark.parametrize(
-    ("population", "cohort", "rounds", "target", "published"),
-    [
-        (6_000, 100, 100, 1, 0.98),
-        (6_000, 5_000, 100, 1, 27),
-    ],
-)
-def test_calibration_meets_the_target_tightly(population, cohort, rounds, target, published):
-    q, delta = cohort / population, population**-1.1
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=target, delta=delta, sampling_probability=q, rounds=rounds
-    )
-    assert sigma == pytest.approx(published, rel=0.02)
-    assert epsilon([sampled(sigma, q)] * rounds, delta=delta) <= target
-    assert epsilon([sampled(sigma * 0.999, q)] * rounds, delta=delta) > target
-
-
-def test_calibration_is_tight_for_a_tiny_epsilon():
-    q, delta = 0.001, 1_000_000**-1.1
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=0.01, delta=delta, sampling_probability=q, rounds=10
-    )
-    assert epsilon([sampled(sigma, q)] * 10, delta=delta) <= 0.01
-    assert epsilon([sampled(sigma * 0.999, q)] * 10, delta=delta) > 0.01
-
-
 @pytest.mark.parametrize(("sigma", "q", "rounds"), [(3.0, 0.01, 10), (5.0, 0.3, 1_000)])
 def test_coarse_grid_is_never_below_the_fine_one(sigma, q, rounds):
     event = sampled(sigma, q)
@@ -175,45 +148,6 @@ def test_coarse_grid_is_never_below_the_fine_one(sigma, q, rounds):
         for grid in (1e-4, 1e-3)
     )
     assert coarse >= fine * (1 - 1e-9)
-
-
-def test_calibration_leaves_room_for_what_was_released_before():
-    prior = [GaussianDpEvent(2.0)]
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=3.0, delta=1e-5, sampling_probability=1.0, rounds=10, prior_events=prior
-    )
-    # All are Gaussian: μ² adds up (Dong, Roth & Su 2022, corollary 2).
-    mu = gaussian_mu(epsilon=3.0, delta=1e-5)
-    assert sigma == pytest.approx(math.sqrt(10 / (mu**2 - 1 / 2.0**2)), rel=1e-3)
-    assert fits([*prior, *[GaussianDpEvent(sigma)] * 10], delta=1e-5, target_epsilon=3.0)
-
-
-def test_calibration_stays_tight_where_the_coarse_grid_errs():
-    prior, delta = [sampled(10.0, 0.02)] * 20_000, 1e-4
-    target = epsilon(prior, delta=delta) + 0.03  # the coarse grid is 0.020 too high
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=target, delta=delta, sampling_probability=1.0, rounds=1, prior_events=prior
-    )
-    assert fits([*prior, GaussianDpEvent(sigma)], delta=delta, target_epsilon=target)
-    assert not fits([*prior, GaussianDpEvent(sigma * 0.999)], delta=delta, target_epsilon=target)
-
-
-def test_calibration_refuses_what_no_noise_can_meet():
-    prior = [GaussianDpEvent(4.0)]
-    spent = epsilon(prior, delta=1e-5)
-    rest = {"delta": 1e-5, "sampling_probability": 1.0, "rounds": 1}
-    with pytest.raises(BudgetError, match=r"cost ε = 0\.9") as refused:
-        calibrate_noise_multiplier(target_epsilon=0.5, prior_events=prior, **rest)
-    assert refused.value.epsilon_reached == spent
-    with pytest.raises(BudgetError, match="no noise"):
-        calibrate_noise_multiplier(target_epsilon=spent * (1 + 1e-12), prior_events=prior, **rest)
-    with pytest.raises(ConfigError, match="next to no noise"):
-        calibrate_noise_multiplier(target_epsilon=500.0, **rest)
-    for target in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ConfigError, match="epsilon"):
-            calibrate_noise_multiplier(target_epsilon=target, **rest)
-    with pytest.raises(ConfigError, match="rounds"):
-        calibrate_noise_multiplier(target_epsilon=1.0, **{**rest, "rounds": 0})
 
 
 @given(epsilon=st.floats(1e-3, 500), delta=st.floats(1e-12, 0.1))
@@ -231,11 +165,11 @@ def test_accounting_loads_no_torch():
 
 
 def test_cost_after_each_release_bounds_the_exact_cost_and_ends_in_it():
-    events = [GaussianDpEvent(6.0), *[sampled(1.0, 0.05)] * 20, GaussianDpEvent(8.0)]
+    events = [GaussianDpEvent(6.0), *[sampled(2.0, 0.05)] * 20, GaussianDpEvent(8.0)]
     curve = epsilon_after_each(events, delta=1e-5)
     assert curve[-1] == epsilon(events, delta=1e-5)
     assert curve == sorted(curve)
-    for made in (1, 2, 12, 21):
+    for made in (1, 12):
         exact = epsilon(events[:made], delta=1e-5)
         assert exact - 1e-6 <= curve[made - 1] <= exact + 1e-3
 
@@ -257,30 +191,6 @@ def test_cost_after_each_release_of_nothing_and_without_noise():
     assert rest == [math.inf, math.inf]
     with pytest.raises(ConfigError, match="Gaussian"):
         epsilon_after_each([LaplaceDpEvent(1.0)], delta=1e-5)
-
-
-def test_hundreds_of_thousands_of_rounds_are_calibrated_without_listing_them():
-    noise_multiplier = calibrate_noise_multiplier(
-        target_epsilon=0.5, delta=1e-5, sampling_probability=1.0, rounds=10**9
-    )
-    # Without sampling rounds are one Gaussian release of σ/√rounds.
-    alone = epsilon([GaussianDpEvent(noise_multiplier / math.sqrt(10**9))], delta=1e-5)
-    assert alone == pytest.approx(0.5, rel=5e-3)
-
-
-def test_what_cannot_be_computed_is_refused_in_words():
-    with pytest.raises(ConfigError, match="next to no noise"):
-        epsilon([GaussianDpEvent(1e-4)], delta=1e-5)
-    with pytest.raises(ConfigError, match=r"raise privacy\.delta"):
-        calibrate_noise_multiplier(
-            target_epsilon=8.0,
-            delta=1e-300,
-            sampling_probability=1.0,
-            rounds=1,
-            prior_events=[GaussianDpEvent(1.0)],
-        )
-    with pytest.raises(ConfigError, match="PRV"):
-        epsilon_prv([GaussianDpEvent(1.0)], delta=0.999)
 
 
 @pytest.mark.parametrize("q", [1e-3, 0.07, 1.0])
@@ -315,28 +225,6 @@ def test_far_too_little_noise_is_refused_at_once(monkeypatch, noise_multiplier, 
     assert time.monotonic() - started < 30  # 3 s on an idle core
 
 
-def test_with_a_tiny_delta_calibration_is_checked_on_the_fine_grid():
-    noise_multiplier = calibrate_noise_multiplier(
-        target_epsilon=1.0, delta=1e-14, sampling_probability=0.5, rounds=20
-    )
-    events = {PoissonSampledDpEvent(0.5, GaussianDpEvent(noise_multiplier)): 20}
-    assert epsilon(events, delta=1e-14) <= 1.0
-    assert fits(events, delta=1e-14, target_epsilon=1.0)
-
-
-def test_calibration_never_answers_with_what_the_fine_grid_denies(monkeypatch):
-    """As where, with a tiny δ, the coarse grid finds less than the fine one does."""
-    pld = accounting._epsilon_pld
-
-    def optimistic(counted, delta, grid):
-        return pld(counted, delta, grid) * (1 + share if grid == accounting._GRID else 1)
-
-    monkeypatch.setattr(accounting, "_epsilon_pld", optimistic)
-    asked = {"target_epsilon": 1.0, "delta": 1e-5, "sampling_probability": 0.5, "rounds": 3}
-    share = 1e-3
-    noise_multiplier = calibrate_noise_multiplier(**asked)
-    events = {PoissonSampledDpEvent(0.5, GaussianDpEvent(noise_multiplier)): 3}
-    assert epsilon(events, delta=1e-5) <= 1.0
-    share = 0.5
-    with pytest.raises(ConfigError, match=r"raise privacy\.delta"):
-        calibrate_noise_multiplier(**asked)
+def test_where_opacus_has_no_answer_it_is_said_in_words():
+    with pytest.raises(ConfigError, match="PRV"):
+        epsilon_prv([GaussianDpEvent(1.0)], delta=0.999)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from fedprofile.common.accounting import epsilon
 from fedprofile.common.anchor import Anchor
+from fedprofile.common.earlier import find_earlier
 from fedprofile.common.errors import BudgetError, ConfigError, LedgerError
-from fedprofile.common.ledger import Ledger, find_earlier
+from fedprofile.common.ledger import Ledger
 from fedprofile.common.ledger_entries import (
     FIRST,
     Commit,

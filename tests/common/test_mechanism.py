@@ -56,14 +56,17 @@ def test_noise_and_divisor_come_from_constants():
         ("clip_norm", -1.0),
         ("clip_norm", math.nan),
         ("clip_norm", math.inf),  # with noise
+        ("clip_norm", 10**400),  # beyond every float, though a whole number
         ("noise_multiplier", -0.1),
         ("noise_multiplier", math.nan),
         ("noise_multiplier", math.inf),
+        ("noise_multiplier", 10**400),
         ("sampling_probability", 0.0),
         ("sampling_probability", 1.1),
         ("sampling_probability", math.nan),
         ("population_size", 0),
         ("population_size", 10.5),
+        ("population_size", 2**53),
         ("sampler", "shuffle"),
     ],
 )

@@ -34,8 +34,9 @@ def assert_same_weights(first, second, start):
     assert np.linalg.norm(flat(first) - flat(second)) <= TOLERANCE * way
 
 
-@pytest.mark.parametrize("encoder", ["transformer", "gru", "mean"])
-@pytest.mark.parametrize("privacy", [{}, {"enabled": False}], ids=["private", "open"])
+@pytest.mark.parametrize(
+    ("encoder", "privacy"), [("transformer", {}), ("gru", {"enabled": False}), ("mean", {})]
+)
 def test_many_devices_a_host_or_one(build_town, tmp_path, encoder, privacy):
     found = []
     for size in (1024, 13, 1):

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,15 +25,16 @@ from fedprofile.common.user_level_optimizer import UserLevelDPOptimizer
 from fedprofile.server import app as server_app
 from fedprofile.server import strategy, validation
 from fedprofile.server.strategy import PrivateAveraging
-from fedprofile.simulations import probe, probe_cli
-from fedprofile.simulations.probe import (
+from fedprofile.simulations import probe, probe_cli, probe_runs
+from fedprofile.simulations.chance_probes import (
     FALSE_ALARM_RATE,
     correlation_probes,
     noise_probes,
-    popularity_probes,
-    run_probes,
+    popularity_noise_probes,
     sampler_probes,
 )
+from fedprofile.simulations.exact_probes import MEDDLING, step_probes
+from fedprofile.simulations.probe import Seen, measure, run_probes
 from fedprofile.simulations.probe_runs import Probed
 
 ROUNDS = 10
@@ -386,50 +388,77 @@ def refunded(patch):
 
 NOISE = {"noise/size", "noise/layers", "noise/shape", "noise/beside-updates", "popularity/noise"}
 CAUGHT = {
-    "noise × 0.1": (scaled_noise(0.1), NOISE),
-    "noise × 0.5": (scaled_noise(0.5), NOISE),
-    "noise × 1.5": (scaled_noise(1.5), NOISE),
-    "noise not normal": (uniform_noise, {"noise/shape"}),
-    "a layer without noise": (layer_without_noise, {"noise/layers"}),
-    "noise only where nobody contributes": (noise_only_without_updates, {"noise/beside-updates"}),
-    "a step beside what is released": (step_beside_the_noise, {"noise/step"}),
-    "same seed every round": (same_seed_every_round, {"correlation/rounds", "sampler/rounds"}),
-    "same key every run": (same_key_every_run, {"correlation/runs"}),
-    "same noise in every layer": (same_noise_in_every_layer, {"correlation/layers"}),
-    "clip skipped for a layer": (layer_not_clipped, {"clip/devices"}),
+    "noise × 0.1": (scaled_noise(0.1), ("idle", "noisy"), NOISE),
+    "noise × 0.5": (scaled_noise(0.5), ("idle", "noisy"), NOISE),
+    "noise × 1.5": (scaled_noise(1.5), ("idle", "noisy"), NOISE),
+    "noise not normal": (uniform_noise, ("idle",), {"noise/shape"}),
+    "a layer without noise": (layer_without_noise, ("idle",), {"noise/layers"}),
+    "noise only where nobody contributes": (
+        noise_only_without_updates,
+        ("noisy",),
+        {"noise/beside-updates"},
+    ),
+    "a step beside what is released": (step_beside_the_noise, ("idle",), {"noise/step"}),
+    "same seed every round": (
+        same_seed_every_round,
+        ("idle",),
+        {"correlation/rounds", "sampler/rounds"},
+    ),
+    "same key every run": (same_key_every_run, ("twins",), {"correlation/runs"}),
+    "same noise in every layer": (same_noise_in_every_layer, ("idle",), {"correlation/layers"}),
+    "clip skipped for a layer": (layer_not_clipped, ("exact",), {"clip/devices"}),
     "clip skipped for a layer, no check": (
         layer_not_clipped_nor_checked,
+        ("exact",),
         {"clip/devices", "clip/server"},
     ),
-    "each layer clipped by itself": (each_layer_clipped_by_itself, {"clip/devices", "clip/server"}),
-    "a server that takes any norm": (server_takes_any_norm, {"clip/server"}),
-    "a client × 5 on its host": (client_weighted_on_its_host, {"weights/alone"}),
-    "a reply × 5 on the server": (reply_weighted_on_the_server, {"weights/sum"}),
-    "weighted by history": (weighted_by_history, {"weights/equal"}),
-    "replies counted twice": (replies_count_as_often_as_they_come, {"weights/twice"}),
-    "devices named twice": (devices_may_be_named_twice, {"weights/twice"}),
-    "divided by replies": (divided_by_replies, {"divisor/dropouts"}),
-    "fixed size declared as Poisson": (fixed_size, {"sampler/spread"}),
-    "another rate than declared": (wrong_rate, {"sampler/rate"}),
-    "favourite devices": (favourites, {"sampler/devices"}),
-    "popularity without noise": (popularity_without_noise, {"popularity/noise"}),
-    "popularity not clipped": (popularity_not_clipped, {"popularity/clip"}),
-    "a release without an entry": (no_entry, {"ledger/reserved", "ledger/counts"}),
-    "an entry after the release": (entry_after_the_release, {"ledger/reserved"}),
-    "counts made up": (counts_made_up, {"ledger/counts"}),
-    "another clip declared": (another_clip_declared, {"ledger/reserved", "noise/size"}),
-    "refunded after a crash": (refunded, {"ledger/crash"}),
+    "each layer clipped by itself": (
+        each_layer_clipped_by_itself,
+        ("exact",),
+        {"clip/devices", "clip/server"},
+    ),
+    "a server that takes any norm": (server_takes_any_norm, ("exact",), {"clip/server"}),
+    "a client × 5 on its host": (client_weighted_on_its_host, ("exact",), {"weights/alone"}),
+    "a reply × 5 on the server": (reply_weighted_on_the_server, ("exact",), {"weights/sum"}),
+    "weighted by history": (weighted_by_history, ("exact",), {"weights/equal"}),
+    "replies counted twice": (replies_count_as_often_as_they_come, ("exact",), {"weights/twice"}),
+    "devices named twice": (devices_may_be_named_twice, ("exact",), {"weights/twice"}),
+    "divided by replies": (divided_by_replies, ("exact",), {"divisor/dropouts"}),
+    "fixed size declared as Poisson": (fixed_size, ("idle",), {"sampler/spread"}),
+    "another rate than declared": (wrong_rate, ("idle",), {"sampler/rate"}),
+    "favourite devices": (favourites, ("idle",), {"sampler/devices"}),
+    "popularity without noise": (popularity_without_noise, ("idle",), {"popularity/noise"}),
+    "popularity not clipped": (popularity_not_clipped, ("exact",), {"popularity/clip"}),
+    "a release without an entry": (no_entry, ("idle",), {"ledger/reserved", "ledger/counts"}),
+    "an entry after the release": (entry_after_the_release, ("idle",), {"ledger/reserved"}),
+    "counts made up": (counts_made_up, ("idle",), {"ledger/counts"}),
+    "another clip declared": (another_clip_declared, ("idle",), {"ledger/reserved", "noise/size"}),
+    "refunded after a crash": (refunded, ("charged",), {"ledger/crash"}),
 }
 
 
-@pytest.mark.usefixtures("once")
+# Each federation by itself: a fault is injected where it shows, beside others that are faultless.
+RUNS = {
+    "idle": lambda probed, folder: probed.run_idle(folder / "idle", rounds=ROUNDS),
+    "twins": lambda probed, folder: probed.run_twins(folder),
+    "exact": lambda probed, folder: probed.run_busy(folder / "e", meddling=MEDDLING, noise=False),
+    "noisy": lambda probed, folder: probed.run_busy(folder / "n", meddling=MEDDLING, noise=True),
+    "charged": lambda probed, folder: probed.run_crashed(folder / "crashed"),
+}
+
+
+@pytest.fixture(scope="module")
+def faultless(probed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faultless")
+    return Seen(**{name: run(probed, folder) for name, run in RUNS.items()})
+
+
 @pytest.mark.parametrize("fault", CAUGHT)
-def test_a_faulty_build_is_caught(fault, monkeypatch):
-    inject, expected = CAUGHT[fault]
+def test_a_faulty_build_is_caught(fault, probed, faultless, tmp_path, monkeypatch):
+    inject, runs, expected = CAUGHT[fault]
     inject(monkeypatch)
-    report = run_probes(config_of(), rounds=ROUNDS)
-    assert expected <= fired(report)
-    assert not report.holds
+    seen = replace(faultless, **{name: RUNS[name](probed, tmp_path) for name in runs})
+    assert expected <= {found.name for found in measure(seen) if not found.holds}
 
 
 # --- no fault --------------------------------------------------------------------------------------
@@ -441,17 +470,23 @@ def _repeatable(monkeypatch):
     monkeypatch.setattr(randomness.os, "urandom", np.random.default_rng(0).bytes)
 
 
+# Settings that don't touch each other share a run; as it is, the command's test runs it.
 VARIANTS = {
-    "as it is": {},
-    "without a seed": {"seed": None},
-    "plain averaging": {"training": {"server_optimizer": "fedavg", "server_momentum": 0.0}},
-    "momentum": {"training": {"server_optimizer": "fedavg", "server_learning_rate": 1.0}},
-    "several steps": {"training": {"local_steps": 3, "targets": "all"}},
-    "recurrent": {"model": {"encoder": "gru"}},
-    "attention, trainable items": {"model": {"encoder": "transformer", "item_ids": True}},
+    "recurrent, several steps, without a seed": {
+        "seed": None,
+        "model": {"encoder": "gru"},
+        "training": {"local_steps": 3, "targets": "all"},
+    },
+    "attention, trainable items, momentum": {
+        "model": {"encoder": "transformer", "item_ids": True},
+        "training": {"server_optimizer": "fedavg", "server_learning_rate": 1.0},
+    },
+    "plain averaging, no popularity": {
+        "training": {"server_optimizer": "fedavg", "server_momentum": 0.0},
+        "privacy": {"statistics_share": 0.0},
+    },
     "everyone, always": {"training": {"sampling_probability": 1.0}},
     "few": {"training": {"sampling_probability": 0.005}},
-    "no popularity": {"privacy": {"statistics_share": 0.0}},
 }
 
 
@@ -472,10 +507,14 @@ def test_without_a_fault_every_probe_holds(variant):
 
 
 @pytest.mark.slow
-def test_chance_raises_no_more_alarms_in_a_hundred_seeds_than_declared(probed, tmp_path):
+def test_chance_raises_no_more_alarms_in_a_hundred_seeds_than_declared(
+    probed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(probe_runs, "_IDLE_HOSTS", 1)  # fewer messages of the same devices
+
     def idle(seed):
         config = probed.config.model_copy(update={"seed": seed})
-        return replace(probed, config=config).run_idle(tmp_path / str(seed), rounds=3)
+        return replace(probed, config=config).run_idle(tmp_path / str(seed), rounds=2)
 
     twins = [idle(100), idle(101)]
     alarms = dict.fromkeys(CHANCE, 0)
@@ -483,9 +522,10 @@ def test_chance_raises_no_more_alarms_in_a_hundred_seeds_than_declared(probed, t
         run = idle(seed)
         found = [
             *noise_probes(run, run),
+            *step_probes(run, run),
             *correlation_probes(run, twins),
             *sampler_probes(run),
-            next(popularity_probes(run, run)),
+            *popularity_noise_probes(run),
         ]
         for result in found:
             if result.result.false_alarm_rate:
@@ -509,8 +549,11 @@ CHANCE = {
 
 
 @pytest.fixture
-def call(tmp_path):
+def call(tmp_path, monkeypatch):
     path = tmp_path / "研究.toml"
+
+    # As the command does, in fewer rounds.
+    monkeypatch.setattr(probe, "run_probes", partial(run_probes, rounds=ROUNDS))
 
     def call(*arguments, **sections):
         path.write_text(config_of(**sections).to_toml(), encoding="utf-8")

@@ -1,0 +1,104 @@
+"""The process that an audit leaves its sums to: ``python -m fedprofile.audit.worker``.
+
+Reads a question (JSON, see ``accountants.py``) from standard input and tells each answer, one JSON object
+a line, as soon as it is there: so an accountant that takes too long takes no other's answer along.
+Opacus's accountant is plain numpy, but its package loads torch; here, where nothing else does, it is
+given a stand-in for what it doesn't use.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import sys
+import types
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+if __name__ == "__main__":
+    gc.disable()  # before the imports, of which it takes a tenth: this process lives for seconds
+
+from ..common import accounting
+from ..common.errors import ConfigError
+from ..common.mechanism import Mechanism
+from .accountants import ACCOUNTANTS, BROKEN, PLD, PRV, RDP, UNAMPLIFIED, Answer
+from .cohort_test import check_cohorts
+
+_MOST = 1_000.0  # ε by RDP; PLD and PRV would need memory without bound to say the same
+
+
+def main() -> None:
+    """Answer the question on standard input."""
+    _spare_torch()
+    question = json.load(sys.stdin)
+    if question["cohorts"] is not None:
+        print(json.dumps({"cohorts": asdict(check_cohorts(**question["cohorts"]))}), flush=True)
+    for name, answer in answers(question, ACCOUNTANTS):
+        print(json.dumps({name: asdict(answer)}), flush=True)
+
+
+def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, Answer]]:
+    """What the accountants ``names`` say to a question, first who is first."""
+    delta = question["delta"]
+    releases: Counter[Mechanism] = Counter()
+    for description, count in question["releases"]:
+        releases[Mechanism.from_description(description)] += count
+    events: Counter[Any] = Counter()
+    for mechanism, count in releases.items():
+        events[mechanism.event()] += count
+    if not events:
+        yield from ((name, Answer(0.0)) for name in names)
+        return
+    rdp = _answer(lambda: accounting.epsilon_rdp(events, delta=delta))
+    private = all(mechanism.private for mechanism in releases)
+    if private and (rdp.epsilon is None or rdp.epsilon > _MOST):
+        unbounded = Answer(None, f"ε is above {_MOST:,.0f}")
+        pld = prv = lambda: unbounded
+    else:
+        pld = partial(_answer, lambda: accounting.epsilon(events, delta=delta))
+        prv = partial(_answer, lambda: accounting.epsilon_prv(events, delta=delta))
+    unamplified = partial(
+        _answer, lambda: accounting.epsilon_without_amplification(releases, delta=delta)
+    )
+    ask: dict[str, Callable[[], Answer]] = {
+        RDP: lambda: rdp,
+        UNAMPLIFIED: unamplified,
+        PLD: pld,
+        PRV: prv,
+    }
+    # In threads, for nearly all of their time goes into numpy's loops, which let others run.
+    with ThreadPoolExecutor() as pool:
+        asked = {pool.submit(ask[name]): name for name in names}
+        for answered in as_completed(asked):
+            yield asked[answered], answered.result()
+
+
+def _answer(accountant: Callable[[], float]) -> Answer:
+    try:
+        return Answer(accountant())
+    except ConfigError as error:
+        return Answer(None, str(error))
+    except ImportError as error:
+        return Answer(None, f"not installed ({error.name})")
+    except (ArithmeticError, MemoryError, ValueError, RuntimeError):  # numbers nobody would choose
+        return Answer(None, BROKEN)
+
+
+def _spare_torch() -> None:
+    """Let ``opacus.accountants`` load without its optimizers, which only torch can."""
+    found = importlib.util.find_spec("opacus")
+    if found is None or found.submodule_search_locations is None:
+        return
+    package, optimizers = types.ModuleType("opacus"), types.ModuleType("opacus.optimizers")
+    package.__path__ = list(found.submodule_search_locations)
+    optimizers.DPOptimizer = object  # type: ignore[attr-defined]
+    sys.modules.update({"opacus": package, "opacus.optimizers": optimizers})
+
+
+if __name__ == "__main__":
+    main()
