@@ -58,15 +58,19 @@ def _read(hint: Any, message: Any, name: str) -> Any:
         if not message.HasField(name):
             return None
         inner: Any = next(choice for choice in choices if choice is not type(None))
-        return from_message(inner, content) if is_dataclass(inner) else content
+        return from_message(inner, content) if _nested(inner) else content
     if not choices:
         return content
     if message.DESCRIPTOR.fields_by_name[name].message_type is None:
         return tuple(content)
     inner = choices[0]
-    if is_dataclass(inner):
+    if _nested(inner):
         return tuple(from_message(inner, one) for one in content)
     return dict(content)
+
+
+def _nested(hint: Any) -> bool:
+    return is_dataclass(hint)
 
 
 @cache

@@ -138,12 +138,12 @@ class NumpyEncoder:
 def gelu(x: Array) -> Array:
     """x·Φ(x), with erf to 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26): float32 tells no more."""
     z = np.abs(x) * np.float32(np.sqrt(0.5))
-    t: Array = 1 / (1 + np.float32(0.3275911) * z)
+    t = np.reciprocal(1 + np.float32(0.3275911) * z)
     terms = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-    series: Array = np.zeros_like(z)
+    series = np.zeros_like(z)
     for term in terms:
         series = (series + np.float32(term)) * t
-    erf: Array = np.copysign(1 - series * np.exp(-z * z), x)
+    erf = np.copysign(1 - series * np.exp(-z * z), x)
     product: Array = x * (1 + erf) * np.float32(0.5)
     return product
 

@@ -17,6 +17,7 @@ from .lazy_group import LazyGroup
 _COMMANDS = {
     "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
     "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
+    "device": ("common.cli:device", "Record, profile and rank on a device, offline."),
     "audit": ("common.cli:audit", "Check what was spent, whether it was so, and what is left."),
 }
 # What needs a running federation is driven from simulations; the rest needs neither torch nor Flower.
@@ -29,6 +30,21 @@ _AUDITS = {
         "simulations.canaries_cli:app",
         "Measure what a run gives away, by made-up users.",
     ),
+}
+_DEVICE = {
+    "init": ("client.device_cli:init_app", "Make a device: folder, key, encrypted store."),
+    "model": ("client.device_cli:model_app", "Install a model to profile and rank with."),
+    "run": ("client.device_cli:run_app", "Serve the device's applications."),
+    "status": ("client.device_cli:status_app", "What it holds, and what its owner allows."),
+    "record": ("client.profile_cli:record_app", "Record one interaction."),
+    "import": ("client.profile_cli:import_app", "Record the interactions of a file."),
+    "profile": ("client.profile_cli:profile_app", "Show what the device knows of its owner."),
+    "recommend": ("client.profile_cli:recommend_app", "Rank items for the owner."),
+    "consent": ("client.device_cli:consent_app", "Agree to take part in training, or no longer."),
+    "pause": ("client.device_cli:pause_app", "Suspend taking part in training."),
+    "resume": ("client.device_cli:resume_app", "Take part again."),
+    "forget": ("client.profile_cli:forget_app", "Erase an item, a period or everything."),
+    "export": ("client.profile_cli:export_app", "Write everything that is stored as JSON."),
 }
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -59,6 +75,19 @@ def audit() -> None:
       fedprofile audit compose runs/first runs/second
       fedprofile audit probe --config runs/shop/config.toml
       fedprofile audit canaries --data log.csv --epsilon 2
+    """
+
+
+@click.command(cls=LazyGroup, table=_DEVICE, context_settings=_SETTINGS)
+def device() -> None:
+    """Record, profile and rank on a device, offline.
+
+    \b
+    Examples:
+      fedprofile device init phone --model runs/shop
+      fedprofile device record phone --item tea-01 --event purchase
+      fedprofile device recommend phone --top-k 5 --explain
+      fedprofile device forget phone --item tea-01
     """
 
 
