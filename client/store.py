@@ -80,7 +80,18 @@ class Store:
             StoreError: it is in use, can't be read, or a newer program wrote it.
         """
         if not path.exists():
-            _create_file(path)
+            # Made whole under another name: whatever stands under this one was complete once.
+            made = path.with_name(f".{path.name}.new")
+            for old in store_files(made):
+                old.unlink()
+            _create_file(made)
+            cls._open(made, key, new=True).close()
+            made.rename(path)
+            sync_folder(path.parent)
+        return cls._open(path, key, new=False)
+
+    @classmethod
+    def _open(cls, path: Path, key: bytes, *, new: bool) -> Store:
         store = cls(path, sqlcipher3.connect(path, isolation_level=None, check_same_thread=False))
         try:
             with store._guarded():
@@ -89,6 +100,8 @@ class Store:
                     store._connection.execute(statement).fetchall()
                 if broken := store.query("PRAGMA cipher_integrity_check"):
                     raise store._set_aside(f"{len(broken)} of its pages don't hold")
+                if not new and store.query("PRAGMA user_version") == [(0,)]:
+                    raise store._set_aside("it is empty")
                 store.query("PRAGMA journal_mode = WAL")
                 store.query("PRAGMA synchronous = FULL")
                 store._migrate()
