@@ -1,6 +1,10 @@
 """Devices with a small model, made without a federation."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +61,12 @@ def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, **
 
 
 @pytest.fixture(scope="session")
+def bundle_writer():
+    """See :func:`write_bundle`."""
+    return write_bundle
+
+
+@pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     """A run folder with a model."""
     folder = tmp_path_factory.mktemp("run")
@@ -65,13 +75,17 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def make_device(tmp_path, run_folder):
-    """Devices by sections of their configuration; ``model=None``: without one."""
+def make_device(tmp_path, monkeypatch, run_folder):
+    """Devices by sections of their configuration; ``model=None``: without one.
+
+    Their folders are named relative to the current one: names of sockets must be short.
+    """
+    monkeypatch.chdir(tmp_path)
     opened = []
 
     def make(name="device", *, model=run_folder, clock=lambda: NOW, **sections):
         folder = DeviceFolder.create(
-            tmp_path / name, DeviceConfig.model_validate({"name": name, **sections})
+            Path(name), DeviceConfig.model_validate({"name": name, **sections})
         )
         if model is not None:
             install_bundle(folder, model)
@@ -81,3 +95,31 @@ def make_device(tmp_path, run_folder):
     yield make
     for device in opened:
         device.close()
+
+
+@pytest.fixture
+def on_tiny_disk(tmp_path):
+    """Run a program that gets the folder of a disk of its own, so small that it can be filled."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    trial = [*mount, 'mount -t tmpfs tmpfs "$1"', "sh", disk]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(trial, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this system doesn't let users mount")
+
+    def run(program, *arguments, size):
+        script = f'mount -t tmpfs -o size={size} tmpfs "$1" && exec "$2" -c "$3" "$@"'
+        found = subprocess.run(
+            [*mount, script, "sh", disk, sys.executable, program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    return run
