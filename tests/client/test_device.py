@@ -442,11 +442,11 @@ def test_on_a_full_disk_recording_fails_reading_and_erasing_go_on(make_device, m
             raise StoreFull("the disk is full")
         return transaction(store)
 
-    monkeypatch.setattr(Store, "transaction", full_with_ballast)
-    with pytest.raises(StoreFull):
-        device.record(some(1, start=5_000, step=60))
-    assert device.erase(EraseProfileRequest(before=some(10)[9].time)).erased == 9
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "transaction", full_with_ballast)
+        with pytest.raises(StoreFull):
+            device.record(some(1, start=5_000, step=60))
+        assert device.erase(EraseProfileRequest(before=some(10)[9].time)).erased == 9
     assert device.status().events == kept - 9
     assert ballast.exists()
 
