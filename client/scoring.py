@@ -142,7 +142,9 @@ def _choices(
         items = np.unique(candidates).astype(np.int32)
         scores = score(profile, table, items)
     if not include_seen:
-        unseen = np.isin(items, profile.items, invert=True)
+        fresh = np.ones(table.n_items, dtype=bool)  # np.isin takes as long as the scores do
+        fresh[profile.items] = False
+        unseen = fresh[items]
         return items[unseen], scores[unseen]
     frequencies = np.zeros(table.n_items, dtype=np.float32)
     frequencies[profile.items] = profile.frequencies

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from fedprofile.client.device_config import DeviceConfig, event_name, load_device_config
+from fedprofile.client.device_config_docs import device_configuration_markdown
 from fedprofile.client.device_folder import DeviceFolder
 from fedprofile.client.store_key import KeyFile, KeyringKey, find_key
 from fedprofile.common.errors import ConfigError, DeviceError
@@ -31,7 +34,10 @@ def test_nothing_is_overwritten_and_nothing_made_up(tmp_path):
     [
         ("name = ", "not valid TOML"),
         ("", "name: Field required"),
-        ('name = "x"\n[policy]\nclip = 3', "unknown key 'policy.clip'.*docs/device.md"),
+        (
+            'name = "x"\n[policy]\nclip = 3',
+            "unknown key 'policy.clip'.*docs/device-configuration.md",
+        ),
         ('name = "x"\n[policy]\nminimum_battery = 3', "policy.minimum_battery"),
         ('name = "x"\n[store]\nretention_days = true', "true and false are no value"),
     ],
@@ -40,6 +46,13 @@ def test_a_configuration_that_cannot_be_used_is_refused(tmp_path, text, message)
     (tmp_path / "device.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_device_config(tmp_path / "device.toml")
+
+
+def test_the_document_is_up_to_date():
+    document = Path(__file__).parents[2] / "docs" / "device-configuration.md"
+    assert document.read_text(encoding="utf-8") == device_configuration_markdown(), (
+        "run: python -m fedprofile.client.device_config_docs > docs/device-configuration.md"
+    )
 
 
 def test_event_types_have_one_spelling():
