@@ -37,6 +37,10 @@ class Ranking:
     scores: NDArray[np.float32]
     ids: tuple[str, ...]
 
+    def first(self, n: int) -> Ranking:
+        """The n best, or all where there are fewer."""
+        return Ranking(self.items[:n], self.scores[:n], self.ids[:n])
+
 
 @dataclass(frozen=True)
 class Reasons:
