@@ -72,7 +72,7 @@ def _read(field: _Field, message: Any) -> Any:
     if field.shape == "map":
         return dict(content)
     if field.shape == "list":
-        if field.kind is None:
+        if field.kind is None or not content:
             return tuple(content)
         return tuple([from_message(field.kind, one) for one in content])
     return content if field.kind is None else from_message(field.kind, content)
