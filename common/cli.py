@@ -19,6 +19,7 @@ _COMMANDS = {
     "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
     "replay": ("simulations.replay_cli:app", "What it is worth that profiles follow every event."),
     "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
+    "device": ("common.cli:device", "Record, profile and rank on a device, offline."),
     "audit": ("common.cli:audit", "Check what was spent, whether it was so, and what is left."),
 }
 # What needs a running federation is driven from simulations; the rest needs neither torch nor Flower.
@@ -32,6 +33,27 @@ _AUDITS = {
         "simulations.canaries_cli:app",
         "Measure what a run gives away, by made-up users.",
     ),
+}
+_DEVICE = {
+    "init": ("client.device_cli:init_app", "Make a device: folder, key, encrypted store."),
+    "model": ("client.device_cli:model_app", "Install a model to profile and rank with."),
+    "run": ("client.device_cli:run_app", "Serve the device's applications."),
+    "status": ("client.device_cli:status_app", "What it holds, and what its owner allows."),
+    "record": ("client.profile_cli:record_app", "Record one interaction."),
+    "import": ("client.profile_cli:import_app", "Record the interactions of a file."),
+    "profile": ("client.profile_cli:profile_app", "Show what the device knows of its owner."),
+    "recommend": ("client.profile_cli:recommend_app", "Rank items for the owner."),
+    "consent": ("client.device_cli:consent_app", "Agree to take part in training, or no longer."),
+    "pause": ("client.device_cli:pause_app", "Suspend taking part in training."),
+    "resume": ("client.device_cli:resume_app", "Take part again."),
+    "forget": ("client.profile_cli:forget_app", "Erase an item, a period or everything."),
+    "export": ("client.profile_cli:export_app", "Write everything that is stored as JSON."),
+}
+# package → the extra that brings it; the light install has none of them.
+_EXTRAS = {
+    **dict.fromkeys(("google", "grpc", "grpc_health", "sqlcipher3"), "score"),
+    **dict.fromkeys(("dp_accounting", "jinja2", "matplotlib", "scipy"), "audit"),
+    **dict.fromkeys(("fastexcel", "flwr", "opacus", "polars", "sklearn", "torch"), "train"),
 }
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -67,6 +89,19 @@ def audit() -> None:
     """
 
 
+@click.command(cls=LazyGroup, table=_DEVICE, context_settings=_SETTINGS)
+def device() -> None:
+    """Record, profile and rank on a device, offline.
+
+    \b
+    Examples:
+      fedprofile device init phone --model runs/shop
+      fedprofile device record phone --item tea-01 --event purchase
+      fedprofile device recommend phone --top-k 5 --explain
+      fedprofile device forget phone --item tea-01
+    """
+
+
 def main() -> None:
     """Entry point: exits with the code of the outcome; bad input is one line, never a traceback."""
     # What a service manager sends stops a command as cleanly as Ctrl-C does.
@@ -82,6 +117,12 @@ def main() -> None:
         sys.exit(_refuse(f"{error.format_message()} See {command} --help.", error.exit_code))
     except FedprofileError as error:
         sys.exit(_refuse(str(error), error.exit_code))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = f"pip install 'fedprofile[{_EXTRAS[package]}]'"
+        sys.exit(_refuse(f"this command needs {package}, which isn't installed: {extra}", 2))
     except OSError as error:  # a full disk, a folder that vanished
         sys.exit(_refuse(f"{error.filename or 'input or output'}: {error.strerror}", 2))
     except (click.Abort, KeyboardInterrupt):
