@@ -199,10 +199,14 @@ class LifetimeBudget:
             return
         events, delta = self._ledger.events(), self._ledger.opening.delta
         events[mechanism.event()] += times
-        if not accounting.fits(events, delta=delta, target_epsilon=self._limit):
-            reached = accounting.epsilon(events, delta=delta, coarse=True)
+        adjacency = self._ledger.opening.adjacency
+        if not accounting.fits(
+            events, delta=delta, target_epsilon=self._limit, adjacency=adjacency
+        ):
+            reached = accounting.epsilon(events, delta=delta, coarse=True, adjacency=adjacency)
+            level = f"{self._ledger.opening.unit}-level"
             raise BudgetError(
-                f"{what} would bring this device's ε to {reached:.6g} over its lifetime, above the "
+                f"{what} would bring this device's {level} ε to {reached:.6g} over its lifetime, above the "
                 f"{self._limit:.6g} that {self._path.name} allows; take part no more, or ask for "
                 "more noise",
                 epsilon_reached=reached,
