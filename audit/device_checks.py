@@ -14,7 +14,7 @@ from .chain_checks import check_chain
 from .findings import Finding, judge
 
 _MOST = 1_000.0
-"""ε by RDP above which none is worked out: it would take memory without bound."""
+"""ε above which none is worked out: it would take memory without bound."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _spent(device: Chain) -> float | None:
     if not events:
         return 0.0
     try:
-        if accounting.epsilon_rdp(events, delta=delta) > _MOST:
+        if not accounting.fits(events, delta=delta, target_epsilon=_MOST, adjacency=adjacency):
             return math.inf
         return accounting.epsilon(events, delta=delta, coarse=True, adjacency=adjacency)
     except ConfigError:  # next to no noise
