@@ -19,6 +19,7 @@ show: how much a device has recorded shows neither in the number of steps nor in
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -217,7 +218,7 @@ class PrivateTrainer:
             return
         batch, _, negatives = cohort.batch(slots, None)
         losses = _losses(self._hooked(batch.inputs), batch, negatives[step])
-        torch.autograd.backward(losses.sum())
+        _backward(losses)
         finite = torch.stack(
             [p.grad_sample.flatten(1).isfinite().all(dim=1) for p in self._parameters.values()]
         ).all(dim=0)
@@ -259,7 +260,7 @@ def check_gradients(encoder: Encoder, losses: Losses | None = None) -> None:
             for i in range(len(inputs.gaps))
         ]
         together = _gradients(plain, losses, inputs, batch, negatives)
-        torch.autograd.backward(losses(hooked(inputs), batch, negatives).sum())
+        _backward(losses(hooked(inputs), batch, negatives))
     for name, _ in plain.named_parameters():
         alone = torch.stack([gradients[name] for gradients in each])
         scale = float(alone.norm()) + 1e-6
@@ -290,6 +291,14 @@ def _hooked(encoder: Encoder) -> GradSampleModule:
             f"privacy.local: gradients of single examples can't be taken ({why:.200}); build the "
             "encoder from Linear, LayerNorm and Embedding"
         ) from error
+
+
+def _backward(losses: Tensor) -> None:
+    """Let the hooks take the gradient of each of ``losses``."""
+    with warnings.catch_warnings():
+        # The first layers read data, and data needs no gradient.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        torch.autograd.backward(losses.sum())
 
 
 def _gradients(
