@@ -319,8 +319,8 @@ def test_calibration_never_answers_with_what_the_fine_grid_denies(monkeypatch):
     """As where, with a tiny δ, the coarse grid finds less than the fine one does."""
     pld = accounting._epsilon_pld
 
-    def optimistic(counted, delta, grid):
-        return pld(counted, delta, grid) * (1 + share if grid == accounting._GRID else 1)
+    def optimistic(counted, delta, grid, adjacency):
+        return pld(counted, delta, grid, adjacency) * (1 + share if grid == accounting._GRID else 1)
 
     monkeypatch.setattr(accounting, "_epsilon_pld", optimistic)
     asked = {"target_epsilon": 1.0, "delta": 1e-5, "sampling_probability": 0.5, "rounds": 3}
