@@ -7,7 +7,8 @@ the sum of their clipped contributions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ class DeviceHost:
         for place in self._asked(task).tolist():
             device = self.devices.start + place
             try:
-                paid = list(self._charges(name, task, device))
+                paid = self._charges(name, task, device)
             except BudgetError as error:
                 refusal = error
                 continue
@@ -138,26 +139,28 @@ class DeviceHost:
 
     def _charges(
         self, name: str, task: PopularityTask | TrainTask, device: int
-    ) -> Iterator[tuple[BudgetOf, int, Charge]]:
-        """What an answer costs a device, in each unit that it keeps a ledger for."""
-        costs = [
-            (
-                self._budget_of,
-                promised(clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier),
-                1,
-            )
-        ]
+    ) -> list[tuple[BudgetOf, int, Charge]]:
+        """What an answer costs a device, paid in each unit that it keeps a ledger for, or in none."""
+        promise = promised(clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
+        costs = [(self._budget_of, promise, 1)]
         if self._private_trainer is not None and isinstance(task, TrainTask):
             local = self._private_trainer
             costs.append((local.budget_of, local.privacy.mechanism, task.steps))
-        for budget_of, mechanism, times in costs:
-            budget = budget_of(device)
-            if budget is not None:
-                with budget:
-                    charge = budget.charge(
-                        task=name, binding=task.binding, mechanism=mechanism, times=times
-                    )
-                yield budget_of, device, charge
+        with ExitStack() as ledgers:
+            bills = []
+            for budget_of, mechanism, times in costs:
+                budget = budget_of(device)
+                if budget is not None:
+                    ledgers.enter_context(budget)
+                    bill: dict[str, Any] = {
+                        "task": name,
+                        "binding": task.binding,
+                        "mechanism": mechanism,
+                        "times": times,
+                    }
+                    budget.check(**bill)
+                    bills.append((budget_of, budget, bill))
+            return [(of, device, budget.charge(**bill)) for of, budget, bill in bills]
 
     def _asked(self, task: PopularityTask | TrainTask) -> NDArray[np.int64]:
         """Places of the task's devices on this host."""

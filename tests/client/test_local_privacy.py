@@ -455,20 +455,21 @@ class Budgets:
         return self.folder / f"{device}.events.jsonl"
 
     def __call__(self, device):
-        terms = Terms(
-            population="town",
-            target_epsilon=self.limit,
-            delta=1e-5,
-            randomness="seeded",
-            code_version="test",
-            config_digest="",
-            unit="event",
-            population_size=SLOTS,
-        )
+        terms = replace(TERMS, target_epsilon=self.limit, unit="event", population_size=SLOTS)
         return LifetimeBudget.open(self.path(device), terms=terms)
 
 
-def host(town, budgets):
+TERMS = Terms(
+    population="town",
+    target_epsilon=60.0,
+    delta=1e-5,
+    randomness="seeded",
+    code_version="test",
+    config_digest="",
+)
+
+
+def host(town, budgets, **named):
     return DeviceHost(
         town.population.histories,
         keys=town.population.keys,
@@ -477,6 +478,7 @@ def host(town, budgets):
         model=town.config.model,
         trainer=town.trainer,
         private_trainer=trainer(town, budget_of=budgets),
+        **named,
     )
 
 
@@ -506,6 +508,28 @@ def test_a_device_that_has_spent_its_events_declines(town, tmp_path):
         host(town, budgets).train(visit(town, 2, steps=4))
     assert refused.value.epsilon_reached > 6
     assert host(town, budgets).train(visit(town, 2)).devices == 2  # fewer steps still fit
+
+
+@pytest.mark.parametrize("spent", ["user", "event"])
+def test_who_declines_in_one_unit_pays_in_none(town, tmp_path, spent):
+    def path(unit, device):
+        return tmp_path / f"{device}.{unit}.jsonl"
+
+    def budgets(unit, size):
+        def of(device):
+            limit = 0.1 if (unit, device) == (spent, 2) else 60.0
+            terms = replace(TERMS, target_epsilon=limit, unit=unit, population_size=size)
+            return LifetimeBudget.open(path(unit, device), terms=terms)
+
+        return of
+
+    thrifty = host(town, budgets("event", SLOTS), budget_of=budgets("user", 1))
+    assert thrifty.train(visit(town, 1, noise_multiplier=1.0)).devices == 1
+    for unit in ("user", "event"):
+        kinds = [entry.kind for entry in read_ledger(path(unit, 5))]
+        assert kinds == ["open", "reserve", "commit"]
+        declined = path(unit, 2)
+        assert not declined.exists() or len(read_ledger(declined)) == 1
 
 
 def test_statistics_would_go_out_in_clear(town, tmp_path):
