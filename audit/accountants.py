@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from ..common.mechanism import Mechanism
+from ..common.mechanism import Adjacency, Mechanism
 from .cohort_test import CohortTest
 
 PLD, PRV, RDP, UNAMPLIFIED = ACCOUNTANTS = ("pld", "prv", "rdp", "unamplified")
@@ -81,19 +81,26 @@ class Accountants:
         self._worker.communicate()
 
     def ask(
-        self, releases: Mapping[Mechanism, int], *, delta: float, cohorts: Cohorts | None
+        self,
+        releases: Mapping[Mechanism, int],
+        *,
+        delta: float,
+        adjacency: Adjacency,
+        cohorts: Cohorts | None,
     ) -> Answers:
         """What the accountants say.
 
         Args:
             releases: each mechanism with how often it was reserved.
             delta: δ.
+            adjacency: what makes two data sets neighbours.
             cohorts: sizes to test, None: there are none.
         """
         question = json.dumps(
             {
                 "releases": [[made.describe(), count] for made, count in releases.items()],
                 "delta": delta,
+                "adjacency": adjacency,
                 "cohorts": vars(cohorts) if cohorts else None,
             }
         )

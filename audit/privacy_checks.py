@@ -66,8 +66,11 @@ def releases_of(chain: Chain) -> Counter[Mechanism]:
 def cohorts_of(chain: Chain) -> Cohorts | None:
     """Sizes that releases which claim amplification recorded; None where there are none.
 
-    Releases of earlier ledgers are taken as those declare them: verify each by itself.
+    Releases of earlier ledgers are taken as those declare them: verify each by itself. A device doesn't
+    write down how many of its events it drew.
     """
+    if chain.opening.unit == "event":
+        return None
     reserved = {e.sequence: e.mechanism for e in chain.entries if isinstance(e, Reserve)}
     population = chain.opening.population_size
     sampled = [

@@ -10,7 +10,7 @@ from typing import Any
 from ..common.ledger_entries import Chain
 from .accountants import Accountants
 from .chain_checks import check_anchor, check_chain, check_key
-from .device_checks import check_device
+from .device_checks import check_device, check_devices
 from .findings import Finding
 from .ledgers import Evidence
 from .privacy_checks import (
@@ -73,7 +73,7 @@ def verify(
     Args:
         evidence: ledger, and run folder and anchor where there are any.
         public_key: hex, of who should have signed.
-        device_ledgers: what devices wrote down.
+        device_ledgers: what devices wrote down, besides those in the run folder.
 
     Raises:
         LedgerError: a ledger can't be read.
@@ -87,8 +87,10 @@ def verify(
         # 2. Do its releases fit together?
         findings += [check_pairing(chain), check_arithmetic(chain)]
         # 3. What did they cost?
-        delta, cohorts = chain.opening.delta, cohorts_of(chain)
-        answers = accountants.ask(releases_of(chain), delta=delta, cohorts=cohorts)
+        opening, cohorts = chain.opening, cohorts_of(chain)
+        answers = accountants.ask(
+            releases_of(chain), delta=opening.delta, adjacency=opening.adjacency, cohorts=cohorts
+        )
     sampler = check_sampler(cohorts, answers.cohorts)
     cost = cost_of(chain, answers.epsilon, believed=sampler.outcome != "fails")
     findings += [sampler, *check_accountants(answers.epsilon), check_budget(cost)]
@@ -97,6 +99,8 @@ def verify(
         from .run_checks import check_run  # loads numpy, which a ledger by itself doesn't need
 
         findings += check_run(evidence.run, chain, cost)
+    if evidence.devices is not None:
+        findings += check_devices(chain, evidence.devices)
     findings += [check_device(chain, path) for path in device_ledgers]
     key = chain.opening.public_key
     return Verification(evidence.ledger, tuple(findings), cost, key, chain.head, chain)

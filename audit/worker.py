@@ -44,7 +44,7 @@ def main() -> None:
 
 def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, Answer]]:
     """What the accountants ``names`` say to a question, first who is first."""
-    delta = question["delta"]
+    delta, adjacency = question["delta"], question["adjacency"]
     releases: Counter[Mechanism] = Counter()
     for description, count in question["releases"]:
         releases[Mechanism.from_description(description)] += count
@@ -60,17 +60,19 @@ def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple
         unbounded = Answer(None, f"ε is above {_MOST:,.0f}")
         pld = prv = lambda: unbounded
     else:
-        pld = partial(_answer, lambda: accounting.epsilon(events, delta=delta))
+        pld = partial(_answer, lambda: accounting.epsilon(events, delta=delta, adjacency=adjacency))
         prv = partial(_answer, lambda: accounting.epsilon_prv(events, delta=delta))
-    unamplified = partial(
-        _answer, lambda: accounting.epsilon_without_amplification(releases, delta=delta)
-    )
     ask: dict[str, Callable[[], Answer]] = {
         RDP: lambda: rdp,
-        UNAMPLIFIED: unamplified,
+        UNAMPLIFIED: partial(
+            _answer, lambda: accounting.epsilon_without_amplification(releases, delta=delta)
+        ),
         PLD: pld,
         PRV: prv,
     }
+    if adjacency == "replace-one":
+        unknown = Answer(None, "it knows users who are added or removed only")
+        ask.update(dict.fromkeys((RDP, UNAMPLIFIED, PRV), lambda: unknown))
     # In threads, for nearly all of their time goes into numpy's loops, which let others run.
     with ThreadPoolExecutor() as pool:
         asked = {pool.submit(ask[name]): name for name in names}

@@ -18,6 +18,7 @@ from dp_accounting import (
     ComposedDpEvent,
     DpEvent,
     GaussianDpEvent,
+    NeighboringRelation,
     NonPrivateDpEvent,
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
@@ -34,7 +35,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtri_exp
 
 from .errors import ConfigError
-from .mechanism import Mechanism
+from .mechanism import Adjacency, Mechanism
 
 _GRID = 1e-4  # dp_accounting's default step between privacy losses
 _COARSE_DELTA = 1e-12  # below it that no longer holds, and rounding has a say
@@ -48,11 +49,22 @@ LEAST_NOISE_MULTIPLIER = 2.0**-4
 Events = Sequence[DpEvent] | Mapping[DpEvent, int]
 """Releases one by one in any order, or each with how often it was made."""
 
-# (δ, ε) → the largest sets of releases found to fit.
-_FITTING: dict[tuple[float, float], list[dict[DpEvent, int]]] = {}
+RELATIONS: dict[Adjacency, NeighboringRelation] = {
+    "add-or-remove-one": NeighboringRelation.ADD_OR_REMOVE_ONE,
+    "replace-one": NeighboringRelation.REPLACE_ONE,
+}
+"""Neighbours, as a ledger and as dp_accounting name them."""
+_Budget = tuple[float, float, Adjacency]  # δ, ε
+_FITTING: dict[_Budget, list[dict[DpEvent, int]]] = {}  # the largest sets of releases found to fit
 
 
-def epsilon(events: Events, *, delta: float, coarse: bool = False) -> float:
+def epsilon(
+    events: Events,
+    *,
+    delta: float,
+    coarse: bool = False,
+    adjacency: Adjacency = "add-or-remove-one",
+) -> float:
     """ε of all ``events`` together, by PLD; inf where one is non-private, 0 where there are none.
 
     Equal events are composed at once, whatever their order, and the grid is dp_accounting's own
@@ -63,11 +75,13 @@ def epsilon(events: Events, *, delta: float, coarse: bool = False) -> float:
         events: what was released.
         delta: δ.
         coarse: take that grid of 1e-3: ten times as fast, and its ε is never below.
+        adjacency: of the populations that are compared.
 
     Raises:
         ConfigError: ``delta`` is outside (0, 1).
     """
-    return _epsilon_pld(_counted(events), _checked(delta), COARSE_GRID if coarse else _GRID)
+    grid = COARSE_GRID if coarse else _GRID
+    return _epsilon_pld(_counted(events), _checked(delta), grid, adjacency)
 
 
 def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float]:
@@ -123,7 +137,13 @@ def privacy_profile(events: Events, *, epsilons: NDArray[np.float64]) -> NDArray
     return np.asarray(composed.get_delta_for_epsilon(list(epsilons)), dtype=np.float64)
 
 
-def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
+def fits(
+    events: Events,
+    *,
+    delta: float,
+    target_epsilon: float,
+    adjacency: Adjacency = "add-or-remove-one",
+) -> bool:
     """Whether all ``events`` together cost at most ``target_epsilon``, by :func:`epsilon`.
 
     Asks the coarse grid first, whose ε is never below; the fine one decides close to the target.
@@ -135,10 +155,10 @@ def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
         ConfigError: ``delta`` is outside (0, 1).
     """
     counted = _counted(events)
-    _checked(delta)
+    budget = (_checked(delta), target_epsilon, adjacency)
     if any(isinstance(event, NonPrivateDpEvent) for event, _ in counted):
         return False
-    if _known_to_fit(counted, delta, target_epsilon):
+    if _known_to_fit(counted, budget):
         return True
     if any(_delta_alone(event, target_epsilon) > delta for event, _ in counted):
         return False
@@ -146,19 +166,25 @@ def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
     if delta >= _COARSE_DELTA:
         reached = 0.0
         for most in _growing(max((count for _, count in counted), default=0)):
-            reached = _epsilon_coarse([(e, min(n, most)) for e, n in counted], delta)
+            reached = _epsilon_coarse([(e, min(n, most)) for e, n in counted], delta, adjacency)
             if reached > 1.05 * target_epsilon + 0.05:
                 return False
         fitting = reached <= target_epsilon * (1 - ROUNDING)
-    if fitting or _epsilon_pld(counted, delta, _GRID) <= target_epsilon:
-        remember_fit(events, delta=delta, target_epsilon=target_epsilon)
+    if fitting or _epsilon_pld(counted, delta, _GRID, adjacency) <= target_epsilon:
+        remember_fit(events, delta=delta, target_epsilon=target_epsilon, adjacency=adjacency)
         return True
     return False
 
 
-def remember_fit(events: Events, *, delta: float, target_epsilon: float) -> None:
+def remember_fit(
+    events: Events,
+    *,
+    delta: float,
+    target_epsilon: float,
+    adjacency: Adjacency = "add-or-remove-one",
+) -> None:
     """Let :func:`fits` answer at once for part of ``events``, which are known to fit."""
-    held = _FITTING.setdefault((delta, target_epsilon), [])
+    held = _FITTING.setdefault((delta, target_epsilon, adjacency), [])
     most = dict(_counted(events))
     held[:] = [h for h in held if any(count > most.get(event, 0) for event, count in h.items())]
     held.append(most)
@@ -313,11 +339,13 @@ def _growing(most: int) -> list[int]:
     return [*steps, most]
 
 
-def _epsilon_coarse(counted: Sequence[tuple[DpEvent, int]], delta: float) -> float:
+def _epsilon_coarse(
+    counted: Sequence[tuple[DpEvent, int]], delta: float, adjacency: Adjacency
+) -> float:
     """On the coarse grid, with what one event loses worked out once: a run may ask every round."""
     composed = identity(value_discretization_interval=COARSE_GRID)
     for event, count in counted:
-        composed = composed.compose(_loss_distribution(event).self_compose(count))
+        composed = composed.compose(_loss_distribution(event, adjacency).self_compose(count))
     return float(composed.get_epsilon_for_delta(delta))
 
 
@@ -332,14 +360,19 @@ def _check_noise(event: DpEvent) -> None:
 
 
 @lru_cache(maxsize=64)
-def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
+def _loss_distribution(
+    event: DpEvent, adjacency: Adjacency = "add-or-remove-one"
+) -> PrivacyLossDistribution:
     release = _gaussian(event)
     if release is None:
         raise ConfigError(f"no loss distribution for {event}; use Gaussian releases")
     _check_noise(event)
     noise_multiplier, q = release
     return from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=COARSE_GRID, sampling_prob=q
+        noise_multiplier,
+        value_discretization_interval=COARSE_GRID,
+        sampling_prob=q,
+        neighboring_relation=RELATIONS[adjacency],
     )
 
 
@@ -351,14 +384,14 @@ def _counted(events: Events) -> _Counted:
     return tuple(sorted(Counter(events).items(), key=repr))
 
 
-def _known_to_fit(counted: _Counted, delta: float, target_epsilon: float) -> bool:
-    held = _FITTING.get((delta, target_epsilon), [])
+def _known_to_fit(counted: _Counted, budget: _Budget) -> bool:
+    held = _FITTING.get(budget, [])
     return any(all(count <= more.get(event, 0) for event, count in counted) for more in held)
 
 
 @lru_cache(maxsize=256)
-def _epsilon_pld(counted: _Counted, delta: float, grid: float) -> float:
+def _epsilon_pld(counted: _Counted, delta: float, grid: float, adjacency: Adjacency) -> float:
     for event, _ in counted:
         _check_noise(event)
-    accountant = PLDAccountant(value_discretization_interval=grid)
+    accountant = PLDAccountant(RELATIONS[adjacency], grid)
     return float(accountant.compose(as_one_event(dict(counted))).get_epsilon(delta))

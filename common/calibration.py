@@ -12,6 +12,7 @@ from dp_accounting.pld import PLDAccountant
 from .accounting import (
     COARSE_GRID,
     LEAST_NOISE_MULTIPLIER,
+    RELATIONS,
     ROUNDING,
     Events,
     as_one_event,
@@ -20,7 +21,7 @@ from .accounting import (
     remember_fit,
 )
 from .errors import BudgetError, ConfigError
-from .mechanism import Mechanism
+from .mechanism import Adjacency, Mechanism
 
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier, relative
 _RAISES = 8  # by that tolerance, before the fine grid is taken at its word
@@ -35,6 +36,7 @@ def calibrate_noise_multiplier(
     sampling_probability: float,
     rounds: int,
     prior_events: Events = (),
+    adjacency: Adjacency = "add-or-remove-one",
 ) -> float:
     """Least σ with which ``rounds`` Poisson-sampled releases after ``prior_events`` cost ≤ ε.
 
@@ -49,7 +51,7 @@ def calibrate_noise_multiplier(
         raise ConfigError(f"epsilon must be above 0 and finite, got {target_epsilon}")
     if rounds < 1:
         raise ConfigError(f"rounds must be 1 or more to calibrate noise, got {rounds}")
-    spent = epsilon(prior_events, delta=delta)
+    spent = epsilon(prior_events, delta=delta, adjacency=adjacency)
     if math.isinf(spent) and not any(isinstance(e, NonPrivateDpEvent) for e in prior_events):
         raise _unresolved(delta)
     if spent >= target_epsilon:
@@ -71,7 +73,10 @@ def calibrate_noise_multiplier(
         return Counter(prior_events) + Counter({mechanism.event(): rounds})
 
     def enough(noise_multiplier: float, *, coarse: bool = False) -> bool:
-        return epsilon(releases(noise_multiplier), delta=delta, coarse=coarse) <= target
+        reached = epsilon(
+            releases(noise_multiplier), delta=delta, coarse=coarse, adjacency=adjacency
+        )
+        return reached <= target
 
     # Near the answer from the start: far below it a loss distribution outgrows memory. By the
     # central limit μ = q·√(R·(e^(1/σ²) − 1)) (Bu, Dong, Long & Su 2020, theorem 5).
@@ -94,7 +99,7 @@ def calibrate_noise_multiplier(
                 "privacy off"
             )
     log_noise_multiplier = calibrate_dp_mechanism(  # of the logarithm: its tolerance is absolute
-        make_fresh_accountant=lambda: PLDAccountant(value_discretization_interval=COARSE_GRID),
+        make_fresh_accountant=lambda: PLDAccountant(RELATIONS[adjacency], COARSE_GRID),
         make_event_from_param=lambda x: as_one_event(releases(math.exp(x))),
         target_epsilon=target,
         target_delta=delta,
@@ -113,7 +118,12 @@ def calibrate_noise_multiplier(
     # With a tiny δ the coarse grid may have promised too much.
     for _ in range(_RAISES):
         if enough(noise_multiplier):
-            remember_fit(releases(noise_multiplier), delta=delta, target_epsilon=target_epsilon)
+            remember_fit(
+                releases(noise_multiplier),
+                delta=delta,
+                target_epsilon=target_epsilon,
+                adjacency=adjacency,
+            )
             return noise_multiplier
         noise_multiplier *= 1 + _TOLERANCE
     raise _unresolved(delta)

@@ -153,6 +153,45 @@ class TrainingConfig(Section):
     )
 
 
+class LocalPrivacyConfig(Section):
+    """Event-level DP-SGD on each device, against the server itself; counted apart, never added."""
+
+    enabled: bool = Field(
+        False, description="needs statistics_share = 0: statistics have no event-level noise"
+    )
+    epsilon: float = Field(
+        8.0,
+        gt=0,
+        description="event-level budget of a device over its lifetime; spent, it declines",
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ of the event-level guarantee")
+    noise_multiplier: float | None = Field(
+        None, gt=0, description="unset: calibrated so that all planned visits fit into epsilon"
+    )
+    visits: int | None = Field(
+        None,
+        ge=1,
+        description="rounds that a device is planned to answer; unset: two standard deviations above "
+        "the expected number",
+    )
+    clip_norm: float = Field(1.0, gt=0, description="bound on the norm of one example's gradient")
+    max_examples: int = Field(
+        16, ge=1, description="n, public: slots that a device learns from, one period of time each"
+    )
+    period_days: float = Field(
+        28.0, gt=0, description="length of a period: all events in it are one example"
+    )
+    batch_size: float = Field(
+        8.0, gt=0, description="expected slots in a step, each drawn at the rate batch_size / n"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> LocalPrivacyConfig:
+        if self.batch_size > self.max_examples:
+            raise ValueError(f"batch_size must be at most max_examples ({self.max_examples})")
+        return self
+
+
 class PrivacyConfig(Section):
     """User-level central DP."""
 
@@ -169,6 +208,16 @@ class PrivacyConfig(Section):
         lt=1,
         description="share of μ² (Gaussian DP) for one-shot statistics; all where rounds = 0",
     )
+    local: LocalPrivacyConfig = LocalPrivacyConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> PrivacyConfig:
+        if self.local.enabled and (self.statistics_share or not self.enabled):
+            raise ValueError(
+                "privacy.local hides events in updates, and popularity would leave devices beside them "
+                "in clear; set privacy.statistics_share = 0 and keep privacy.enabled = true"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -218,7 +267,7 @@ class EngineConfig(Section):
 
 
 class LedgerConfig(Section):
-    """Whose budget is charged, and where the ledger's key and anchor are kept."""
+    """Whose budget is charged, and where ledgers, key and anchor are kept."""
 
     population: str | None = Field(
         None, min_length=1, description="name of the users in all their ledgers; unset: the data's"
@@ -231,6 +280,19 @@ class LedgerConfig(Section):
     )
     anchor: str | None = Field(
         None, description="file that the head is published in; unset: in the run folder"
+    )
+    devices: int = Field(
+        0, ge=0, description="devices, drawn at random, that keep ledgers of their own"
+    )
+    device_epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="user-level ε that each of them allows over its lifetime, without amplification; "
+        "unset: recorded and not enforced",
+    )
+    device_folder: str | None = Field(
+        None,
+        description="folder of their ledgers, which runs may share; unset: devices in the run folder",
     )
 
 
@@ -250,11 +312,21 @@ class RunConfig(Section):
     ledger: LedgerConfig = LedgerConfig()
     engine: EngineConfig = EngineConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.privacy.local.enabled and not self.training.rounds:
+            raise ValueError("privacy.local needs training.rounds of 1 or more: it hides updates")
+        if self.privacy.local.enabled and self.model.item_ids:
+            raise ValueError(
+                "privacy.local can't train model.item_ids: the ID table also scores items (tied "
+                "weights), which gradients of single examples miss; set model.item_ids = false"
+            )
+        return self
+
     def deciding(self) -> dict[str, Any]:
-        """What decides the result: all but ``engine`` and where the ledger's key and anchor are."""
-        return self.model_dump(
-            mode="json", exclude={"engine": True, "ledger": {"signing_key", "anchor"}}
-        )
+        """What decides the result: all but ``engine`` and where files of the ledgers are."""
+        places = {"signing_key", "anchor", "device_folder"}
+        return self.model_dump(mode="json", exclude={"engine": True, "ledger": places})
 
     def digest(self) -> str:
         """SHA-256 of :meth:`deciding`."""

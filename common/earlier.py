@@ -33,6 +33,8 @@ def find_earlier(
                 f"{file}: is of population '{opening.population}' of {opening.population_size:,}, not "
                 f"of '{population}' of {population_size:,}; budgets add up within one population only"
             )
+        if opening.unit != "user":
+            raise LedgerError(f"{file}: is of {opening.unit}s; figures of other units don't add up")
         if not signed_by(chain.entries[-1], opening.public_key):
             raise LedgerError(f"{file}: the last line isn't signed with the ledger's key")
         mechanisms = Counter(e.mechanism for e in chain.entries if isinstance(e, Reserve))

@@ -30,6 +30,7 @@ from .ledger_entries import (
     Open,
     Reserve,
     Stop,
+    Unit,
     events_of,
     follow,
     seal,
@@ -82,6 +83,7 @@ class Ledger:
         randomness: Randomness,
         code_version: str,
         config_digest: str,
+        unit: Unit = "user",
         anchor: Path | None = None,
         earlier: Sequence[Earlier] = (),
     ) -> Ledger:
@@ -97,6 +99,7 @@ class Ledger:
             randomness: where noise and cohorts come from.
             code_version: of the program.
             config_digest: hash of the configuration.
+            unit: whose contribution each release hides.
             anchor: a new file, where the head is published after every entry; None: nowhere.
             earlier: what ledgers of the same population had reserved before; see ``earlier.py``.
 
@@ -128,8 +131,8 @@ class Ledger:
             ledger._append(
                 kind="open",
                 version=2,
-                unit="user",
-                adjacency="add-or-remove-one",
+                unit=unit,
+                adjacency="add-or-remove-one" if unit == "user" else "replace-one",
                 population=population,
                 population_size=population_size,
                 delta=delta,
@@ -248,7 +251,8 @@ class Ledger:
 
     def epsilon_spent(self) -> float:
         """ε at the ledger's δ of :meth:`events`, committed or not; inf without privacy."""
-        return accounting.epsilon(self._events, delta=self.opening.delta)
+        opening = self.opening
+        return accounting.epsilon(self._events, delta=opening.delta, adjacency=opening.adjacency)
 
     def reserve(
         self,
@@ -258,6 +262,7 @@ class Ledger:
         run: str | None = None,
         round: int | None = None,  # noqa: A002
         model_before: str | None = None,
+        answers: int | None = None,
     ) -> int:
         """Charge a release, durably, before it is made.
 
@@ -267,6 +272,7 @@ class Ledger:
             run: name of the run as its devices are told it, None where they are told none.
             round: number of the round, None where there are none.
             model_before: hash of the model that the release starts from, None where there is none.
+            answers: in a device's ledger, number of the release in the server's; else None.
 
         Returns:
             The release's number, for :meth:`commit`.
@@ -285,8 +291,9 @@ class Ledger:
         if opening.target_epsilon is not None:
             events, delta = self._events + Counter([mechanism.event()]), opening.delta
             target = opening.target_epsilon
-            if not accounting.fits(events, delta=delta, target_epsilon=target):
-                reached = accounting.epsilon(events, delta=delta)
+            adjacency = opening.adjacency
+            if not accounting.fits(events, delta=delta, target_epsilon=target, adjacency=adjacency):
+                reached = accounting.epsilon(events, delta=delta, adjacency=adjacency)
                 what = task if round is None else f"{task}, round {round},"
                 raise BudgetError(
                     f"{what} would bring ε to {reached:.6g}, above the target of {target:.6g}; "
@@ -303,6 +310,7 @@ class Ledger:
             weighting="equal",
             model_before=model_before,
             code_version=self._code_version,
+            answers=answers,
         ).sequence
         self._events[mechanism.event()] += 1
         return reserved

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
-from .errors import MessageError, ReplyRejected
+from .errors import BudgetError, MessageError, ReplyRejected
 from .updates import ClippedUpdate
 
 HOSTING, POPULARITY, TRAIN = "query.hosting", "query.popularity", "train"
@@ -54,6 +54,7 @@ class PopularityTask:
         binding: run, round and item table.
         devices: int64, the sampled devices of this host.
         clip_norm: bound on one device's whole contribution.
+        noise_multiplier: σ of the noise that the server promises to add.
         half_lives_days: time scales besides "all time".
         now: the moment ages count back from, seconds since 1970 UTC; a public constant.
     """
@@ -61,6 +62,7 @@ class PopularityTask:
     binding: Binding
     devices: NDArray[np.int64]
     clip_norm: float
+    noise_multiplier: float
     half_lives_days: tuple[float, ...]
     now: int
 
@@ -79,6 +81,7 @@ class TrainTask:
         negatives: random items a step.
         new_targets_only: learn first encounters only.
         clip_norm: bound on one device's whole update; inf without privacy.
+        noise_multiplier: σ of the noise that the server promises to add.
         seed: public seed of the round: negatives, stretches of history.
     """
 
@@ -91,6 +94,7 @@ class TrainTask:
     negatives: int
     new_targets_only: bool
     clip_norm: float
+    noise_multiplier: float
     seed: int
 
 
@@ -188,8 +192,8 @@ def read_update(
     """The update of a reply, checked: names, types, shapes, what it answers, and its own bound.
 
     Raises:
-        ReplyRejected: with the reason ``error``, ``malformed``, ``stale``, ``shape``,
-            ``non-finite`` or ``norm``.
+        ReplyRejected: with the reason ``error``, ``declined``, ``malformed``, ``stale``,
+            ``shape``, ``non-finite`` or ``norm``.
     """
     records = _records(reply)
     receipt, record = records.get("receipt"), records.get("update")
@@ -254,7 +258,9 @@ def _read_arrays(message: Message, name: str) -> dict[str, NDArray[Any]]:
 
 def _records(reply: Message) -> RecordDict:
     if reply.has_error():
-        raise ReplyRejected("error", f"code {reply.error.code}, {reply.error.reason!r:.200}")
+        # A device whose own budget is spent does nothing wrong.
+        reason = "declined" if reply.error.reason == BudgetError.__name__ else "error"
+        raise ReplyRejected(reason, f"code {reply.error.code}, {reply.error.reason!r:.200}")
     if not reply.has_content():
         raise ReplyRejected("malformed", "neither content nor error")
     return reply.content

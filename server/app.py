@@ -178,6 +178,7 @@ class Federation:
             PopularityTask,
             binding=binding,
             clip_norm=mechanism.clip_norm,
+            noise_multiplier=mechanism.noise_multiplier,
             half_lives_days=self._config.statistics.half_lives_days,
             now=self._now,
         )

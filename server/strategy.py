@@ -185,6 +185,7 @@ class PrivateAveraging(Strategy):
                     negatives=training.negatives,
                     new_targets_only=training.targets == "new",
                     clip_norm=self._mechanism.clip_norm,
+                    noise_multiplier=self._mechanism.noise_multiplier,
                     seed=seed,
                 ),
             )

@@ -19,6 +19,7 @@ from ..common.console import remark
 from ..common.errors import ConfigError
 from ..common.formatting import epsilon as epsilon_text
 from ..common.formatting import scientific
+from .claims import event_level
 from .claims import warnings as warnings_of
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
@@ -194,6 +195,8 @@ def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
             f"{privacy['population_size']:,} users, Poisson cohorts, {privacy['randomness']} noise",
             soft_wrap=True,
         )
+    if privacy["local"]:
+        out.print(event_level(privacy["local"]), soft_wrap=True)
     for warning in warnings_of(metrics["run"], privacy):
         style = {"bad": "bold red", "warn": "yellow"}.get(warning.level)
         remark(f"{warning.title}. {warning.text}", style=style)

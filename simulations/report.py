@@ -16,6 +16,7 @@ from ..common.pages import render_page
 from .charts import Level, cohort_bars, norm_curves, training_curve
 from .claims import (
     compared,
+    event_level,
     guarantee,
     level,
     limits,
@@ -69,6 +70,7 @@ def render_report(metrics: dict[str, Any]) -> str:
         Path(__file__).with_name("report.html.j2"),
         version=run["version"],
         compared=compared,
+        event_level=event_level,
         run=run,
         data=metrics["data"],
         privacy=privacy,

@@ -194,9 +194,9 @@ def accountants_here():
         def __exit__(self, *exception):
             pass
 
-        def ask(self, releases, *, delta, cohorts):
+        def ask(self, releases, *, delta, adjacency, cohorts):
             test = check_cohorts(**vars(cohorts)) if cohorts else None
-            return Answers(self.answers(releases, delta), test)
+            return Answers(self.answers(releases, delta, adjacency), test)
 
     return Here
 
@@ -206,9 +206,9 @@ def accountants_inline(accountants_here):
     """The real ones in this process, but for Opacus's, which would load torch."""
 
     class Inline(accountants_here):
-        def answers(self, releases, delta):
+        def answers(self, releases, delta, adjacency):
             described = [[m.describe(), count] for m, count in releases.items()]
-            question = {"releases": described, "delta": delta}
+            question = {"releases": described, "delta": delta, "adjacency": adjacency}
             return {PRV: Answer(None), **dict(answers(question, (RDP, UNAMPLIFIED, PLD)))}
 
     return Inline

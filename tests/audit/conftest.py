@@ -173,7 +173,7 @@ def quick_accountants(accountants_here, monkeypatch):
     """Figures out of the air: for tests that are about other checks, and run hundreds of them."""
 
     class Quick(accountants_here):
-        def answers(self, releases, delta):
+        def answers(self, releases, delta, adjacency):
             return {
                 PLD: Answer(1.0),
                 PRV: Answer(1.01),

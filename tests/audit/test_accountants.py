@@ -27,7 +27,7 @@ def test_an_accountant_that_never_answers_takes_no_other_along(
     monkeypatch.setattr(sys, "executable", str(worker))
     monkeypatch.setattr(accountants, "_PATIENCE", 1.0)
     with Accountants() as asked:
-        found = asked.ask(RELEASES, delta=1e-5, cohorts=None)
+        found = asked.ask(RELEASES, delta=1e-5, adjacency="add-or-remove-one", cohorts=None)
     assert found.epsilon.keys() == set(ACCOUNTANTS)
     assert found.epsilon.pop(RDP).epsilon == 2.5
     assert {(answer.epsilon, answer.why) for answer in found.epsilon.values()} == {(None, why)}

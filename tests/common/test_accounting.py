@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, LaplaceDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
@@ -228,3 +229,38 @@ def test_far_too_little_noise_is_refused_at_once(monkeypatch, noise_multiplier, 
 def test_where_opacus_has_no_answer_it_is_said_in_words():
     with pytest.raises(ConfigError, match="PRV"):
         epsilon_prv([GaussianDpEvent(1.0)], delta=0.999)
+
+
+# --- neighbours that differ in the content of one ------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.8, 2.0])
+def test_a_replaced_one_moves_a_gaussian_twice_as_far(sigma):
+    replaced = epsilon([GaussianDpEvent(sigma)] * 3, delta=1e-5, adjacency="replace-one")
+    assert replaced == pytest.approx(
+        epsilon([GaussianDpEvent(sigma / 2)] * 3, delta=1e-5), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("q", "sigma", "target"), [(0.5, 1.0, 1.5), (0.1, 0.7, 1.0), (0.3, 3.0, 0.2)]
+)
+def test_a_replaced_one_in_a_poisson_sample_is_told_from_another_by_this_integral(q, sigma, target):
+    """δ(ε) = ∫ max(0, p − e^ε·p′) of p = (1 − q)·N(0) + q·N(1) and p′ = (1 − q)·N(0) + q·N(−1)."""
+
+    def density(x, mean):
+        return (1 - q) * norm.pdf(x, 0, sigma) + q * norm.pdf(x, mean, sigma)
+
+    x = np.linspace(-12 * sigma, 12 * sigma, 400_001)
+    beyond = np.maximum(0, density(x, 1) - math.exp(target) * density(x, -1))
+    delta = float(np.trapezoid(beyond, x))
+    event = PoissonSampledDpEvent(q, GaussianDpEvent(sigma))
+    assert epsilon([event], delta=delta, adjacency="replace-one") == pytest.approx(target, abs=2e-3)
+    assert epsilon([event], delta=delta) < target
+
+
+def test_what_fits_one_kind_of_neighbours_may_not_fit_the_other():
+    events = {PoissonSampledDpEvent(0.25, GaussianDpEvent(1.0)): 20}
+    assert fits(events, delta=1e-5, target_epsilon=9.0)
+    assert not fits(events, delta=1e-5, target_epsilon=9.0, adjacency="replace-one")
+    assert fits(events, delta=1e-5, target_epsilon=12.0, adjacency="replace-one")

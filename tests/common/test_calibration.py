@@ -115,8 +115,8 @@ def test_calibration_never_answers_with_what_the_fine_grid_denies(monkeypatch):
     """As where, with a tiny δ, the coarse grid finds less than the fine one does."""
     pld = accounting._epsilon_pld
 
-    def optimistic(counted, delta, grid):
-        return pld(counted, delta, grid) * (1 + share if grid == accounting._GRID else 1)
+    def optimistic(counted, delta, grid, adjacency):
+        return pld(counted, delta, grid, adjacency) * (1 + share if grid == accounting._GRID else 1)
 
     monkeypatch.setattr(accounting, "_epsilon_pld", optimistic)
     asked = {"target_epsilon": 1.0, "delta": 1e-5, "sampling_probability": 1.0, "rounds": 1}
@@ -126,3 +126,13 @@ def test_calibration_never_answers_with_what_the_fine_grid_denies(monkeypatch):
     share = 0.5
     with pytest.raises(ConfigError, match=r"raise privacy\.delta"):
         calibrate_noise_multiplier(**asked)
+
+
+def test_calibration_for_a_replaced_one_is_tight():
+    rest = {"delta": 1e-5, "adjacency": "replace-one"}
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=4.0, sampling_probability=0.25, rounds=10, **rest
+    )
+    for factor, within in ((1.0, True), (0.999, False)):
+        event = PoissonSampledDpEvent(0.25, GaussianDpEvent(sigma * factor))
+        assert (epsilon({event: 10}, **rest) <= 4.0) is within

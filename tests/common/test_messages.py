@@ -53,6 +53,7 @@ def train_task(**changes):
         "negatives": 7,
         "new_targets_only": True,
         "clip_norm": 0.5,
+        "noise_multiplier": 1.5,
         "seed": 2**62 - 1,
     }
     return TrainTask(**{**values, **changes})
@@ -63,6 +64,7 @@ def popularity_task(**changes):
         "binding": BINDING,
         "devices": np.arange(3),
         "clip_norm": 1.0,
+        "noise_multiplier": 2.5,
         "half_lives_days": (7.0, 45.0),
         "now": 1_700_000_000,
     }

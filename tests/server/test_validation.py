@@ -22,7 +22,12 @@ pytestmark = pytest.mark.usefixtures("grid_of_nobody")
 
 def asking(node, binding=BINDING):
     task = PopularityTask(
-        binding=binding, devices=np.arange(1), clip_norm=CLIP, half_lives_days=(), now=0
+        binding=binding,
+        devices=np.arange(1),
+        clip_norm=CLIP,
+        noise_multiplier=1.0,
+        half_lives_days=(),
+        now=0,
     )
     return popularity_message(node, task)
 

@@ -40,6 +40,7 @@ def task(town, *devices, clip_norm=0.5, items=None):
         negatives=4,
         new_targets_only=True,
         clip_norm=clip_norm,
+        noise_multiplier=1.0,
         seed=1,
     )
 

@@ -132,6 +132,7 @@ def clipped_sum(town, population, seed):
         negatives=4,
         new_targets_only=False,
         clip_norm=CLIP,
+        noise_multiplier=1.0,
         seed=seed,
     )
     host = population.host_finder(population.size, town.trainer)(context(0))
