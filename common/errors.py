@@ -7,7 +7,8 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 ├── LedgerError                    a ledger, its anchor or its key that can't be read or used
 │   └── BadEntry                   a line of a ledger that doesn't hold, with its number
 ├── MessageError                   a message outside the wire format
-│   └── ReplyRejected              a reply refused before aggregation, with its reason
+│   ├── ReplyRejected              a reply refused before aggregation, with its reason
+│   └── TaskRefused                a task that a device declines, with its reason
 └── BudgetError                    exit code 3: a release would exceed the privacy budget
 """
 
@@ -64,6 +65,39 @@ class ReplyRejected(MessageError):
 
     Attributes:
         reason: one short word from a fixed set, used to count rejections.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+REFUSALS = frozenset(
+    {
+        "consent",  # the owner hasn't agreed, or no longer
+        "paused",
+        "power",  # runs on battery
+        "battery",  # is low
+        "idle",  # is being used
+        "metered",  # every byte costs
+        "quota",  # enough rounds for today
+        "noise",  # less than the owner wants
+        "clip",  # a larger bound than the owner wants
+        "signature",  # not asked by the server the device was given
+        "model",  # the weights aren't those that were signed
+        "stale",  # an older round than the last one
+        "budget",  # the owner's own budget is spent
+        "failed",  # training ended without an update
+    }
+)
+"""Why a device declines a task: all that it says, and one word of it."""
+
+
+class TaskRefused(MessageError):
+    """A device declines a task.
+
+    Attributes:
+        reason: one of :data:`REFUSALS`; all that the server is told.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

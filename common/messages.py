@@ -1,4 +1,4 @@
-"""The wire format: tasks to device hosts, and the only three things that come back.
+"""The wire format: tasks and releases to device hosts, and the only three things that come back.
 
 A reply is the range of devices a node hosts, a :class:`ClippedUpdate`, or a refusal that says no more
 than its kind. There is no other encoder, so nothing else of a device can get onto the wire. Arrays
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
-from .errors import MessageError, ReplyRejected
+from .errors import REFUSALS, ConfigError, MessageError, ReplyRejected, TaskRefused
+from .mechanism import Mechanism
+from .signing import signature_holds
 from .updates import ClippedUpdate
 
-HOSTING, POPULARITY, TRAIN = "query.hosting", "query.popularity", "train"
+HOSTING, POPULARITY, TRAIN, RELEASE = "query.hosting", "query.popularity", "train", "query.release"
 _FORMAT = "fedprofile.little-endian"  # Flower's ``stype`` of our arrays
 _TYPES = {"devices": "<i8"}  # all others are <f4
 
@@ -53,16 +55,21 @@ class PopularityTask:
     Attributes:
         binding: run, round and item table.
         devices: int64, the sampled devices of this host.
-        clip_norm: bound on one device's whole contribution.
+        mechanism: what the release is charged for: clip, noise and sampling.
         half_lives_days: time scales besides "all time".
         now: the moment ages count back from, seconds since 1970 UTC; a public constant.
     """
 
     binding: Binding
     devices: NDArray[np.int64]
-    clip_norm: float
+    mechanism: Mechanism
     half_lives_days: tuple[float, ...]
     now: int
+
+    @property
+    def clip_norm(self) -> float:
+        """Bound on one device's whole contribution."""
+        return self.mechanism.clip_norm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +85,7 @@ class TrainTask:
         learning_rate: of the local SGD.
         negatives: random items a step.
         new_targets_only: learn first encounters only.
-        clip_norm: bound on one device's whole update; inf without privacy.
+        mechanism: what the round is charged for: clip, noise and sampling.
         seed: public seed of the round: negatives, stretches of history.
     """
 
@@ -90,8 +97,17 @@ class TrainTask:
     learning_rate: float
     negatives: int
     new_targets_only: bool
-    clip_norm: float
+    mechanism: Mechanism
     seed: int
+
+    @property
+    def clip_norm(self) -> float:
+        """Bound on one device's whole update; inf without privacy."""
+        return self.mechanism.clip_norm
+
+
+Sign = Callable[[bytes], str]
+"""Signs what a task asks for, with the server's key."""
 
 
 def hosting_query(node: int) -> Message:
@@ -122,20 +138,64 @@ def read_hosting(reply: Message) -> range:
 
 
 def refusal(instruction: Message, error: Exception) -> Message:
-    """The reply of a device that fails: the kind of the error alone, for its text may hold data."""
+    """The reply of a device that fails: the kind of the error alone, for its text may hold data.
+
+    Of a task that the device declines, the kind is the word for why.
+    """
     code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    return Message(Error(code=code, reason=type(error).__name__), reply_to=instruction)
+    reason = error.reason if isinstance(error, TaskRefused) else type(error).__name__
+    return Message(Error(code=code, reason=reason), reply_to=instruction)
 
 
-def popularity_message(node: int, task: PopularityTask) -> Message:
+def popularity_message(node: int, task: PopularityTask, *, sign: Sign | None = None) -> Message:
     """The task as a query to a node."""
-    return _task_message(node, POPULARITY, task, arrays={"devices": task.devices})
+    return _task_message(node, POPULARITY, task, arrays={"devices": task.devices}, sign=sign)
 
 
-def train_message(node: int, task: TrainTask) -> Message:
+def train_message(node: int, task: TrainTask, *, sign: Sign | None = None) -> Message:
     """The task as a training instruction to a node."""
     arrays: dict[str, NDArray[Any]] = {"devices": task.devices, "prior": task.prior}
-    return _task_message(node, TRAIN, task, arrays=arrays, weights=task.weights)
+    return _task_message(node, TRAIN, task, arrays=arrays, weights=task.weights, sign=sign)
+
+
+def check_signature(message: Message, *, public_key: str) -> None:
+    """Refuse a task that the holder of ``public_key`` (hex) didn't ask for.
+
+    Signed are the settings: run, round, release, hashes of weights and items, and the mechanism.
+
+    Raises:
+        TaskRefused: reason ``signature``.
+    """
+    record = message.content.get("task") if message.has_content() else None
+    settings, signature = (
+        (record.get("settings"), record.get("signature"))
+        if isinstance(record, ConfigRecord)
+        else (None, None)
+    )
+    if not isinstance(settings, str) or not isinstance(signature, str):
+        raise TaskRefused("signature", "the task isn't signed")
+    if not signature_holds(settings.encode(), signature=signature, public_key=public_key):
+        raise TaskRefused("signature", "the task isn't signed with the server's key")
+
+
+def release_message(node: int, *, manifest: str, model: bytes) -> Message:
+    """A released model with its signed manifest, for a node to keep."""
+    record = ConfigRecord({"manifest": manifest, "model": model})
+    return Message(RecordDict({"release": record}), dst_node_id=node, message_type=RELEASE)
+
+
+def read_release(message: Message) -> tuple[str, bytes]:
+    """Manifest and model of :func:`release_message`, both unchecked.
+
+    Raises:
+        MessageError: the message is outside the format.
+    """
+    record = message.content.get("release") if message.has_content() else None
+    if isinstance(record, ConfigRecord):
+        manifest, model = record.get("manifest"), record.get("model")
+        if isinstance(manifest, str) and isinstance(model, bytes):
+            return manifest, model
+    raise MessageError("release outside the wire format: needs 'manifest' and 'model'")
 
 
 def read_popularity_task(message: Message) -> PopularityTask:
@@ -149,7 +209,7 @@ def read_popularity_task(message: Message) -> PopularityTask:
         settings["half_lives_days"] = tuple(settings["half_lives_days"])
         arrays = _read_arrays(message, "arrays")
         return PopularityTask(devices=arrays["devices"], **settings)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise MessageError(f"popularity task outside the wire format: {error}") from error
 
 
@@ -165,7 +225,7 @@ def read_train_task(message: Message) -> TrainTask:
         return TrainTask(
             devices=arrays["devices"], prior=arrays["prior"], weights=weights, **settings
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise MessageError(f"train task outside the wire format: {error}") from error
 
 
@@ -189,7 +249,7 @@ def read_update(
 
     Raises:
         ReplyRejected: with the reason ``error``, ``malformed``, ``stale``, ``shape``,
-            ``non-finite`` or ``norm``.
+            ``non-finite`` or ``norm``, or ``declined-`` and one of :data:`.errors.REFUSALS`.
     """
     records = _records(reply)
     receipt, record = records.get("receipt"), records.get("update")
@@ -222,14 +282,17 @@ def _task_message(
     *,
     arrays: Mapping[str, NDArray[Any]],
     weights: Mapping[str, NDArray[np.float32]] | None = None,
+    sign: Sign | None,
 ) -> Message:
     bulky = {*arrays, "weights"}
     settings = {key: value for key, value in vars(task).items() if key not in bulky}
     settings["binding"] = asdict(task.binding)
-    content: dict[str, Any] = {
-        "task": ConfigRecord({"settings": json.dumps(settings)}),
-        "arrays": _array_record(arrays),
-    }
+    settings["mechanism"] = task.mechanism.describe()
+    text = json.dumps(settings)
+    record = ConfigRecord({"settings": text})
+    if sign is not None:
+        record["signature"] = sign(text.encode())
+    content: dict[str, Any] = {"task": record, "arrays": _array_record(arrays)}
     if weights is not None:
         content["weights"] = _array_record(weights)
     group = str(task.binding.round)
@@ -242,6 +305,7 @@ def _read_settings(message: Message) -> dict[str, Any]:
         raise TypeError("'task' holds no settings")
     settings: dict[str, Any] = json.loads(str(record["settings"]))
     settings["binding"] = Binding(**settings["binding"])
+    settings["mechanism"] = Mechanism.from_description(settings["mechanism"])
     return settings
 
 
@@ -254,6 +318,8 @@ def _read_arrays(message: Message, name: str) -> dict[str, NDArray[Any]]:
 
 def _records(reply: Message) -> RecordDict:
     if reply.has_error():
+        if reply.error.reason in REFUSALS:
+            raise ReplyRejected(f"declined-{reply.error.reason}", "the device's own policy")
         raise ReplyRejected("error", f"code {reply.error.code}, {reply.error.reason!r:.200}")
     if not reply.has_content():
         raise ReplyRejected("malformed", "neither content nor error")

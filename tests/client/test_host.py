@@ -1,10 +1,12 @@
 import logging
+import math
 
 import numpy as np
 import pytest
 
 from fedprofile.client.app import build_client_app
 from fedprofile.common.errors import MessageError
+from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import (
     Binding,
     PopularityTask,
@@ -55,6 +57,15 @@ def binding(town, **changes):
     )
 
 
+def with_mechanism(values):
+    clip_norm = values.pop("clip_norm")
+    noise = 0.0 if math.isinf(clip_norm) else 4.0
+    mechanism = Mechanism(
+        clip_norm=clip_norm, noise_multiplier=noise, sampling_probability=0.5, population_size=20
+    )
+    return {**values, "mechanism": mechanism}
+
+
 def train_task(town, devices, **changes):
     values = {
         "binding": binding(town),
@@ -68,7 +79,7 @@ def train_task(town, devices, **changes):
         "clip_norm": 0.5,
         "seed": 11,
     }
-    return TrainTask(**{**values, **changes})
+    return TrainTask(**with_mechanism(values | changes))
 
 
 def popularity_task(town, devices, **changes):
@@ -79,7 +90,7 @@ def popularity_task(town, devices, **changes):
         "half_lives_days": (30.0,),
         "now": int(town.population.histories.times.max()),
     }
-    return PopularityTask(**{**values, **changes})
+    return PopularityTask(**with_mechanism(values | changes))
 
 
 def flat(update):

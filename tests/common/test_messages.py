@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprofile.common.errors import MessageError, ReplyRejected
+from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import (
     Binding,
     PopularityTask,
@@ -42,6 +43,15 @@ def arrays(value=0.1):
     return {name: np.full(shape, value, dtype=np.float32) for name, shape in SHAPES.items()}
 
 
+def with_mechanism(values):
+    clip_norm = values.pop("clip_norm")
+    noise = 0.0 if math.isinf(clip_norm) else 4.0
+    mechanism = Mechanism(
+        clip_norm=clip_norm, noise_multiplier=noise, sampling_probability=0.5, population_size=20
+    )
+    return {**values, "mechanism": mechanism}
+
+
 def train_task(**changes):
     values = {
         "binding": BINDING,
@@ -55,7 +65,7 @@ def train_task(**changes):
         "clip_norm": 0.5,
         "seed": 2**62 - 1,
     }
-    return TrainTask(**{**values, **changes})
+    return TrainTask(**with_mechanism(values | changes))
 
 
 def popularity_task(**changes):
@@ -66,7 +76,7 @@ def popularity_task(**changes):
         "half_lives_days": (7.0, 45.0),
         "now": 1_700_000_000,
     }
-    return PopularityTask(**{**values, **changes})
+    return PopularityTask(**with_mechanism(values | changes))
 
 
 def assert_same(task, expected):

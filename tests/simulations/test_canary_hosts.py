@@ -1,9 +1,12 @@
 """Canaries as devices: directions, coins, and a host that a real federation accepts."""
 
+import math
+
 import numpy as np
 import pytest
 
 from fedprofile.common.errors import MessageError
+from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import Binding, TrainTask
 from fedprofile.common.randomness import NoiseSource
 from fedprofile.simulations.canary_hosts import (
@@ -39,7 +42,12 @@ def task(town, *devices, clip_norm=0.5, items=None):
         learning_rate=0.1,
         negatives=4,
         new_targets_only=True,
-        clip_norm=clip_norm,
+        mechanism=Mechanism(
+            clip_norm=clip_norm,
+            noise_multiplier=0.0 if math.isinf(clip_norm) else 1.0,
+            sampling_probability=0.5,
+            population_size=20,
+        ),
         seed=1,
     )
 
