@@ -5,40 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import tomllib
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from .decay import Scale
 from .errors import ConfigError
+from .sections import Section, read_toml, validated
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """TOML tells true from 1; pydantic would take one for the other."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise ValueError("true and false are no value here")
-        return value
-
-
-class ColumnMapping(_Section):
+class ColumnMapping(Section):
     """Which column of the files holds what; names a preset leaves open."""
 
     user: str | None = Field(None, description="id of the user; unset: the preset's name")
@@ -54,7 +32,7 @@ class ColumnMapping(_Section):
     price: str | None = Field(None, description="price of the item")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where interactions come from and how they are cleaned."""
 
     path: str = Field("synthetic", description="'synthetic', a file, or a folder of files")
@@ -74,7 +52,7 @@ class DataConfig(_Section):
     synthetic_seed: int = Field(0, description="another one, another population of the same kind")
 
 
-class StatisticsConfig(_Section):
+class StatisticsConfig(Section):
     """One-shot statistics that devices release before training: item popularity."""
 
     half_lives_days: tuple[float, ...] = Field(
@@ -94,7 +72,7 @@ class StatisticsConfig(_Section):
         return self
 
 
-class ItemsConfig(_Section):
+class ItemsConfig(Section):
     """How public item vectors are made from catalogue content."""
 
     text_encoder: Literal["tfidf", "hashed", "sentence"] = Field(
@@ -106,7 +84,7 @@ class ItemsConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The shared encoder."""
 
     encoder: Literal["transformer", "gru", "mean"] = Field(
@@ -148,7 +126,7 @@ class ModelConfig(_Section):
         )
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Rounds, what a device does in one, and the server's step."""
 
     rounds: int = Field(150, ge=0, description="0: popularity alone is released")
@@ -172,7 +150,7 @@ class TrainingConfig(_Section):
     )
 
 
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     """User-level central DP."""
 
     enabled: bool = Field(True, description="false: no clip, no noise, ε is infinite")
@@ -190,7 +168,7 @@ class PrivacyConfig(_Section):
     )
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Split and metrics."""
 
     split: Literal["global-time", "leave-one-out", "none"] = Field(
@@ -223,7 +201,7 @@ class EvaluationConfig(_Section):
         return self
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """How devices are simulated; changes speed, never results."""
 
     kind: Literal["local", "ray"] = Field(
@@ -236,7 +214,7 @@ class EngineConfig(_Section):
     compile: bool = Field(False, description="torch.compile the training step; needs g++")
 
 
-class LedgerConfig(_Section):
+class LedgerConfig(Section):
     """Whose budget is charged, and where the ledger's key and anchor are kept."""
 
     population: str | None = Field(
@@ -253,7 +231,7 @@ class LedgerConfig(_Section):
     )
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that defines a run."""
 
     seed: int | None = Field(
@@ -295,52 +273,16 @@ def load_config(path: Path | None, overrides: dict[str, dict[str, Any]] | None =
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is out of range.
     """
-    content: dict[str, Any] = {}
-    if path is not None:
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: can't read the configuration ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid TOML ({error})") from error
+    content = {} if path is None else read_toml(path)
     for section, values in (overrides or {}).items():
         target = content if section == "" else content.setdefault(section, {})
         if isinstance(target, dict):
             target.update({key: value for key, value in values.items() if value is not None})
+    where = f"{path}: " if path is not None else ""
+    config = validated(RunConfig, content, where=where, documented="docs/configuration.md")
     try:
-        config = RunConfig.model_validate(content)
         config.to_toml().encode()
-    except ValidationError as error:
-        where = f"{path}: " if path is not None else ""
-        raise ConfigError(where + "; ".join(_explain(e) for e in error.errors())) from error
     except UnicodeEncodeError as error:
         line = error.object[: error.end].rpartition("\n")[2]
         raise ConfigError(f"{line!r}…: not UTF-8 text; rename the file") from error
     return config
-
-
-_NO_DATE = frozenset(
-    {"date_from_datetime_inexact", "date_from_datetime_parsing", "date_parsing", "date_type"}
-)
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_meant(error['loc'])}; docs/configuration.md lists the keys"
-    if error["type"] == "model_type":
-        return f"{key}: must be a section, written as [{key}] (got {error['input']!r})"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
-    if error["type"] in _NO_DATE:
-        message = "must be a date such as 2024-05-01"
-    shown = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
-    return f"{key}: {message}{shown}" if key else message + shown
-
-
-def _meant(location: tuple[str | int, ...]) -> str:
-    """The key that is spelled most like it, if one is."""
-    section: Any = RunConfig
-    for name in location[:-1]:
-        section = section.model_fields[name].annotation
-    near = get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f", did you mean '{near[0]}'?" if near else ""

@@ -4,6 +4,10 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 ├── ConfigError                    a key, value or option
 ├── DataError                      a file, column or row
 ├── RunFolderError                 a run folder that exists, is missing or belongs to another run
+├── DeviceError                    a device's folder, key, model or service
+│   └── StoreError                 a device's store that can't be opened or written
+│       ├── StoreDamaged           it was damaged and is set aside
+│       └── StoreFull              the disk is full; what was stored before can be read
 ├── LedgerError                    a ledger, its anchor or its key that can't be read or used
 │   └── BadEntry                   a line of a ledger that doesn't hold, with its number
 ├── MessageError                   a message outside the wire format
@@ -36,6 +40,22 @@ class DataError(FedprofileError):
 
 class RunFolderError(FedprofileError):
     """A run folder exists already, is missing, or belongs to another configuration."""
+
+
+class DeviceError(FedprofileError):
+    """A device's folder, key, model or service is missing or can't be used."""
+
+
+class StoreError(DeviceError):
+    """A device's store can't be opened or written."""
+
+
+class StoreDamaged(StoreError):
+    """A device's store was damaged; it is set aside under a name that the message tells."""
+
+
+class StoreFull(StoreError):
+    """The disk is full; nothing was changed, and what was stored before can be read."""
 
 
 class LedgerError(FedprofileError):
