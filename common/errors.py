@@ -5,9 +5,12 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 ├── DataError                      a file, column or row
 ├── RunFolderError                 a run folder that exists, is missing or belongs to another run
 ├── DeviceError                    a device's folder, key, model or service
+│   ├── Unreachable                the server can't be reached just now
+│   ├── NotAdmitted                the server doesn't let the device in
 │   └── StoreError                 a device's store that can't be opened or written
 │       ├── StoreDamaged           it was damaged and is set aside
 │       └── StoreFull              the disk is full; what was stored before can be read
+├── ServerError                    a server's folder, keys, enrolment or processes
 ├── LedgerError                    a ledger, its anchor or its key that can't be read or used
 │   └── BadEntry                   a line of a ledger that doesn't hold, with its number
 ├── MessageError                   a message outside the wire format
@@ -46,6 +49,14 @@ class DeviceError(FedprofileError):
     """A device's folder, key, model or service is missing or can't be used."""
 
 
+class Unreachable(DeviceError):
+    """The server can't be reached just now; trying again later may help."""
+
+
+class NotAdmitted(DeviceError):
+    """The server doesn't let this device in: not enrolled, revoked, or a clock is off."""
+
+
 class StoreError(DeviceError):
     """A device's store can't be opened or written."""
 
@@ -56,6 +67,10 @@ class StoreDamaged(StoreError):
 
 class StoreFull(StoreError):
     """The disk is full; nothing was changed, and what was stored before can be read."""
+
+
+class ServerError(FedprofileError):
+    """A server's folder, keys, enrolment or processes are missing or can't be used."""
 
 
 class LedgerError(FedprofileError):
