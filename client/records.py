@@ -1,0 +1,167 @@
+"""What the store holds, as SQL: events, declared data, settings, and the profile as of the last event.
+
+Every function that writes must be called within ``store.transaction()``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from .interactions import Interaction
+from .store import Store
+
+_SMALLEST_STRENGTH = 1e-3
+_PAGE = 1_000  # events read at a time
+_COLUMNS = "seq, id, item, event, time, value, strength, session"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A stored event.
+
+    Attributes:
+        seq: number in the order of recording.
+        interaction: what was done.
+        strength: log1p(value) over the median of that for the owner's values of this type so far,
+            this one included; 1 without a value.
+    """
+
+    seq: int
+    interaction: Interaction
+    strength: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A switch.
+
+    Attributes:
+        on: its position.
+        since: when it was set, seconds since 1970-01-01 UTC; None: never, it has its default.
+    """
+
+    on: bool
+    since: int | None
+
+
+def append(store: Store, interactions: Iterable[Interaction]) -> list[Recorded]:
+    """Store those whose ids aren't stored yet; returns them, in the order given."""
+    added = []
+    for one in interactions:
+        row = (one.id, one.item, one.event, one.time, one.value, 1.0, one.session)
+        columns = _COLUMNS.removeprefix("seq, ")
+        if not store.execute(
+            f"INSERT OR IGNORE INTO events ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row
+        ):
+            continue
+        seq = int(store.query("SELECT last_insert_rowid()")[0][0])
+        strength = 1.0
+        if one.value is not None:
+            strength = max(math.log1p(one.value) / _median(store, one.event), _SMALLEST_STRENGTH)
+            store.execute("UPDATE events SET strength = ? WHERE seq = ?", (strength, seq))
+        added.append(Recorded(seq, one, strength))
+    return added
+
+
+def _median(store: Store, event: str) -> float:
+    """Median of log1p(value) over the stored values of a type, at least one."""
+    of_type = "FROM events WHERE event = ? AND value IS NOT NULL"
+    count = int(store.query(f"SELECT count(*) {of_type}", (event,))[0][0])
+    middle = store.query(
+        f"SELECT value {of_type} ORDER BY value LIMIT ? OFFSET ?",
+        (event, 2 - count % 2, (count - 1) // 2),
+    )
+    return sum(math.log1p(value) for (value,) in middle) / len(middle)
+
+
+def in_order_of_time(store: Store) -> list[Recorded]:
+    """All events by time; those of one time in the order of recording."""
+    rows = store.query(f"SELECT {_COLUMNS} FROM events ORDER BY time, seq")
+    return [_recorded(row) for row in rows]
+
+
+def in_order_of_recording(store: Store) -> Iterator[Recorded]:
+    """All events, a page at a time: whatever their number, few are in memory."""
+    last = 0
+    while rows := store.query(
+        f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (last, _PAGE)
+    ):
+        yield from map(_recorded, rows)
+        last = int(rows[-1][0])
+
+
+def _recorded(row: tuple[object, ...]) -> Recorded:
+    seq, name, item, event, time, value, strength, session = row
+    interaction = Interaction(name, item, time, event, value, session)  # type: ignore[arg-type]
+    return Recorded(seq, interaction, strength)  # type: ignore[arg-type]
+
+
+def count_events(store: Store) -> tuple[int, int | None, int | None]:
+    """How many events there are, and the times of the oldest and the newest."""
+    ((count, oldest, newest),) = store.query("SELECT count(*), min(time), max(time) FROM events")
+    return int(count), oldest, newest
+
+
+def delete_item(store: Store, item: str) -> int:
+    """Delete the events with ``item``; returns how many."""
+    return store.execute("DELETE FROM events WHERE item = ?", (item,))
+
+
+def delete_before(store: Store, time: int) -> int:
+    """Delete the events before ``time``; returns how many."""
+    return store.execute("DELETE FROM events WHERE time < ?", (time,))
+
+
+def delete_all_but_newest(store: Store, count: int) -> int:
+    """Delete the oldest events, so that ``count`` are left; returns how many."""
+    return store.execute(
+        "DELETE FROM events WHERE seq IN "
+        "(SELECT seq FROM events ORDER BY time DESC, seq DESC LIMIT -1 OFFSET ?)",
+        (count,),
+    )
+
+
+def declared(store: Store) -> dict[str, str]:
+    """Basic data that the owner stated, by name."""
+    return dict(store.query("SELECT name, value FROM declared ORDER BY name"))
+
+
+def declare(store: Store, name: str, value: str) -> None:
+    """State ``value``; "" takes the statement back."""
+    store.execute("DELETE FROM declared WHERE name = ?", (name,))
+    if value:
+        store.execute("INSERT INTO declared (name, value) VALUES (?, ?)", (name, value))
+
+
+def setting(store: Store, name: str) -> Setting:
+    """A switch; off where it was never set."""
+    rows = store.query("SELECT value, since FROM settings WHERE name = ?", (name,))
+    return Setting(bool(rows[0][0]), int(rows[0][1])) if rows else Setting(False, None)
+
+
+def set_setting(store: Store, name: str, on: bool, *, now: int) -> None:
+    """Set a switch."""
+    store.execute(
+        "INSERT OR REPLACE INTO settings (name, value, since) VALUES (?, ?, ?)",
+        (name, int(on), now),
+    )
+
+
+def load_profile(store: Store, basis: str) -> bytes | None:
+    """The state that was saved last, if it was made on this basis."""
+    rows = store.query("SELECT state FROM profile WHERE basis = ?", (basis,))
+    return bytes(rows[0][0]) if rows else None
+
+
+def save_profile(store: Store, basis: str, state: bytes) -> None:
+    """Keep the profile's state, and name what it was made with."""
+    store.execute(
+        "INSERT OR REPLACE INTO profile (one, basis, state) VALUES (1, ?, ?)", (basis, state)
+    )
+
+
+def drop_profile(store: Store) -> None:
+    """Keep no state."""
+    store.execute("DELETE FROM profile")

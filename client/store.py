@@ -1,0 +1,225 @@
+"""The encrypted store of one device: opened whole or not at all, and erased so that bytes are gone.
+
+SQLCipher with a raw key: every page is authenticated, so a flipped byte is found and not read. The
+write-ahead log with ``synchronous=FULL`` loses nothing that a commit acknowledged. A file that doesn't
+hold is set aside under another name, never deleted and never written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlcipher3
+
+from ..common.errors import StoreDamaged, StoreError, StoreFull
+from ..common.files import sync_folder
+
+_SETUP = (
+    "PRAGMA cipher_log_level = NONE",  # what went wrong comes as an error, not on standard error
+    "PRAGMA cipher_memory_security = OFF",  # locking pages costs a fifth of the speed
+    "PRAGMA temp_store = MEMORY",  # VACUUM leaves no copy on the disk
+    "PRAGMA secure_delete = ON",
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA foreign_keys = ON",
+)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # A number that only grows tells the order of recording; `id` keeps a retry from counting twice.
+        """CREATE TABLE events (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            item TEXT NOT NULL,
+            event TEXT NOT NULL,
+            time INTEGER NOT NULL,
+            value REAL,
+            strength REAL NOT NULL,
+            session TEXT
+        ) STRICT""",
+        "CREATE INDEX events_by_time ON events (time, seq)",
+        "CREATE INDEX events_by_item ON events (item)",
+        "CREATE INDEX events_by_value ON events (event, value) WHERE value IS NOT NULL",
+        "CREATE TABLE declared (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+        """CREATE TABLE settings (
+            name TEXT PRIMARY KEY, value INTEGER NOT NULL, since INTEGER NOT NULL
+        ) STRICT""",
+        """CREATE TABLE profile (
+            one INTEGER PRIMARY KEY CHECK (one = 1), basis TEXT NOT NULL, state BLOB NOT NULL
+        ) STRICT""",
+    ),
+)
+"""Statements that lead from each version of the schema to the next; ``user_version`` counts them."""
+
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+_FULL_BELOW = 1 << 16  # bytes; with less left on the disk a failed write means that it is full
+
+
+class Store:
+    """An open store; make one with :meth:`open`. One thread at a time may use it.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path, connection: sqlcipher3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._version: int | None = None
+
+    @classmethod
+    def open(cls, path: Path, key: bytes) -> Store:
+        """The store in ``path``, checked and brought to the current schema; a new one where none is.
+
+        Raises:
+            StoreDamaged: it doesn't hold, or ``key`` isn't its key; it is set aside.
+            StoreError: it is in use, can't be read, or a newer program wrote it.
+        """
+        if not path.exists():
+            _create_file(path)
+        store = cls(path, sqlcipher3.connect(path, isolation_level=None, check_same_thread=False))
+        try:
+            with store._guarded():
+                store._connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"")
+                for statement in _SETUP:
+                    store._connection.execute(statement).fetchall()
+                if broken := store.query("PRAGMA cipher_integrity_check"):
+                    raise store._set_aside(f"{len(broken)} of its pages don't hold")
+                store.query("PRAGMA journal_mode = WAL")
+                store.query("PRAGMA synchronous = FULL")
+                store._migrate()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close it; what was committed is in the file then, and the log is gone."""
+        with contextlib.suppress(sqlcipher3.Error):  # a full disk, or a file that doesn't hold
+            self._connection.close()
+
+    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one statement.
+
+        Raises:
+            StoreError: as :meth:`transaction`.
+        """
+        with self._guarded():
+            return self._connection.execute(statement, parameters).fetchall()
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement that changes rows, and tell how many; within :meth:`transaction`."""
+        with self._guarded():
+            return int(self._connection.execute(statement, parameters).rowcount)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is executed within is committed durably, or nothing is.
+
+        Raises:
+            StoreFull: the disk is full; nothing was changed.
+            StoreDamaged: a page doesn't hold; the store is set aside and closed.
+            StoreError: another process holds the store for longer than five seconds, or it can't be
+                written.
+        """
+        self.query("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.query("COMMIT")
+        except BaseException:
+            # A full disk may have rolled back already, and a store set aside is closed.
+            with contextlib.suppress(sqlcipher3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def changed(self) -> bool:
+        """Whether another connection committed something since this was asked last."""
+        before, self._version = self._version, int(self.query("PRAGMA data_version")[0][0])
+        return before != self._version
+
+    def scrub(self) -> None:
+        """Make deleted rows unreadable, in the file and in its log.
+
+        After a DELETE the log holds every row still, and pages that are no longer used may. The
+        file is written anew from its live rows, and the log cut to nothing.
+
+        Raises:
+            StoreFull: the disk has no room for it.
+            StoreError: another process reads the store.
+        """
+        self.query("VACUUM")
+        if self.query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+            raise StoreError(
+                f"{self.path}: another process reads the store, so that its log still holds what "
+                "was erased; stop it, and any fedprofile device command finishes erasing"
+            )
+
+    def _migrate(self) -> None:
+        version = int(self.query("PRAGMA user_version")[0][0])
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{self.path}: written by a newer fedprofile (schema {version}, this one knows "
+                f"{len(MIGRATIONS)}); install the newer one"
+            )
+        for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+            with self.transaction():
+                for statement in statements:
+                    self.execute(statement)
+                self.execute(f"PRAGMA user_version = {number}")
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlcipher3.Error as error:
+            name = getattr(error, "sqlite_errorname", "") or ""
+            if name.startswith(_DAMAGED):
+                raise self._set_aside(str(error)) from error
+            if name == "SQLITE_FULL" or (name.startswith("SQLITE_IOERR") and self._no_room()):
+                raise StoreFull(
+                    f"{self.path}: the disk is full; nothing was changed, and what was stored "
+                    "before can be read: make room and do it again"
+                ) from error
+            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                raise StoreError(
+                    f"{self.path}: another process holds the store; do it again when it is done"
+                ) from error
+            raise StoreError(f"{self.path}: {error}; nothing was changed") from error
+
+    def _no_room(self) -> bool:
+        return shutil.disk_usage(self.path.parent).free < _FULL_BELOW
+
+    def _set_aside(self, why: str) -> StoreDamaged:
+        self.close()
+        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        for file in store_files(self.path):
+            file.rename(aside.with_name(file.name.replace(self.path.name, aside.name, 1)))
+        sync_folder(self.path.parent)
+        return StoreDamaged(
+            f"{self.path}: the store is damaged or its key is another ({why}). It is set aside as "
+            f"{aside.name}; a new, empty one is made when the device is used next, with consent off"
+        )
+
+
+def store_files(path: Path) -> list[Path]:
+    """The files of the store in ``path`` that exist: itself and its log."""
+    names = (path.name, f"{path.name}-wal", f"{path.name}-shm")
+    return [file for name in names if (file := path.with_name(name)).exists()]
+
+
+def stores_aside(path: Path) -> list[Path]:
+    """Damaged stores that were set aside from ``path``, with their logs."""
+    return sorted(path.parent.glob(f"{path.name}.damaged-*"))
+
+
+def _create_file(path: Path) -> None:
+    """An empty file for its owner's eyes; SQLite gives its log the same permissions."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise StoreError(f"{path}: can't make the store ({error.strerror})") from error
