@@ -9,16 +9,17 @@ Uses parts outside Flower's public API; ``tests/client/test_fleet.py`` is the co
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 from flwr.app import Message
-from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -27,6 +28,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import (
@@ -71,7 +73,9 @@ class Fleet:
         try:
             trusted = ssl.create_default_context(cafile=str(ca))
         except (OSError, ssl.SSLError) as error:
-            raise DeviceError(f"{ca}: no certificate ({error}); install the bundle again") from error
+            raise DeviceError(
+                f"{ca}: no certificate ({error}); install the bundle again"
+            ) from error
         trusted.minimum_version = ssl.TLSVersion.TLSv1_3
         self._address = address
         self._public_key = public_pem(key)
@@ -188,10 +192,8 @@ class Fleet:
         """Go offline, if the server can be told."""
         if self.number:
             request = DeactivateNodeRequest(node_id=self.number)
-            try:
+            with contextlib.suppress(Unreachable, NotAdmitted):
                 self._call(lambda: self._client.DeactivateNode(request))
-            except (Unreachable, NotAdmitted):
-                pass
         self._client.close()
 
     def _call(self, call: Callable[[], T]) -> T:
@@ -231,12 +233,7 @@ def decode(content: bytes) -> Message:
     Raises:
         MessageError: ``content`` is no message.
     """
-    from flwr.proto.message_pb2 import Message as Proto
-    from google.protobuf.message import DecodeError
-
-    proto: Any = Proto()
     try:
-        proto.ParseFromString(content)
-        return message_from_proto(proto)
-    except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return message_from_proto(ProtoMessage.FromString(content))
+    except Exception as error:  # protobuf, and whatever Flower's decoders meet
         raise MessageError(f"no message ({type(error).__name__})") from error

@@ -48,11 +48,15 @@ def load_node_key(folder: DeviceFolder) -> NodeKey:
     except OSError as error:
         raise DeviceError(f"{path}: can't read the key ({error.strerror})") from error
     if mode & _OTHERS:
-        raise DeviceError(f"{path}: others may read this key (mode {mode & 0o777:03o}); chmod 600 it")
+        raise DeviceError(
+            f"{path}: others may read this key (mode {mode & 0o777:03o}); chmod 600 it"
+        )
     try:
         key = load_pem_private_key(content, password=None)
     except (ValueError, TypeError) as error:
-        raise DeviceError(f"{path}: no private key; remove it and enrol the device again") from error
+        raise DeviceError(
+            f"{path}: no private key; remove it and enrol the device again"
+        ) from error
     if not isinstance(key, NodeKey):
         raise DeviceError(f"{path}: not an elliptic-curve key; remove it and enrol again")
     return key

@@ -23,6 +23,11 @@ _log = logging.getLogger(__name__)
 _KEPT = 8  # replies that were sent
 
 
+def name_of(binding: Binding) -> str:
+    """Names what answers a release: run, round, release and hashes decide."""
+    return hashlib.sha256(repr(astuple(binding)).encode()).hexdigest()[:32]
+
+
 class Outbox:
     """Replies in a folder: ``NAME.reply`` waits to be sent, ``NAME.sent`` was.
 
@@ -33,17 +38,17 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def store(self, binding: Binding, reply: Message) -> None:
-        """Keep ``reply``, durably, as what answers ``binding``.
+    def store(self, name: str, reply: Message) -> None:
+        """Keep ``reply``, durably, under the name of what it answers.
 
         Raises:
             OSError: the disk is full; nothing may be sent then.
         """
-        write_atomically(self._path(binding), encode(reply), mode=0o600)
+        write_atomically(self._path(name), encode(reply), mode=0o600)
 
-    def answer(self, binding: Binding, instruction: Message) -> Message | None:
-        """What was made for ``binding`` before, as a reply to ``instruction``."""
-        waiting = self._path(binding)
+    def answer(self, name: str, instruction: Message) -> Message | None:
+        """What was made under ``name`` before, as a reply to ``instruction``."""
+        waiting = self._path(name)
         for path in (waiting, waiting.with_suffix(".sent")):
             if path.exists() and (made := self._read(path)) is not None:
                 if made.has_error():
@@ -64,8 +69,7 @@ class Outbox:
         for old in kept[:-_KEPT]:
             old.unlink()
 
-    def _path(self, binding: Binding) -> Path:
-        name = hashlib.sha256(repr(astuple(binding)).encode()).hexdigest()[:32]
+    def _path(self, name: str) -> Path:
         return self._folder / f"{name}.reply"
 
     def _read(self, path: Path) -> Message | None:

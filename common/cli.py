@@ -17,6 +17,7 @@ from .lazy_group import LazyGroup
 _COMMANDS = {
     "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
     "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
+    "server": ("common.cli:server", "Run a federation over enrolled devices, with TLS."),
     "audit": ("common.cli:audit", "Check what was spent, whether it was so, and what is left."),
 }
 # What needs a running federation is driven from simulations; the rest needs neither torch nor Flower.
@@ -29,6 +30,13 @@ _AUDITS = {
         "simulations.canaries_cli:app",
         "Measure what a run gives away, by made-up users.",
     ),
+}
+_SERVER = {
+    "init": ("server.server_cli:init_app", "Make a server: keys, items, bundle for devices."),
+    "enroll": ("server.server_cli:enroll_app", "Admit a device by its public key."),
+    "revoke": ("server.server_cli:revoke_app", "Shut a device out."),
+    "run": ("server.server_cli:run_app", "Run the federation, whatever dies."),
+    "status": ("server.server_cli:status_app", "Round, cohort, rejections, ε spent and left."),
 }
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -59,6 +67,19 @@ def audit() -> None:
       fedprofile audit compose runs/first runs/second
       fedprofile audit probe --config runs/shop/config.toml
       fedprofile audit canaries --data log.csv --epsilon 2
+    """
+
+
+@click.command(cls=LazyGroup, table=_SERVER, context_settings=_SETTINGS)
+def server() -> None:
+    """Run a federation over enrolled devices.
+
+    \b
+    Examples:
+      fedprofile server init shop --host federation.example.org --items items.csv
+      fedprofile server enroll shop --name till-3 --public-key node.pub
+      fedprofile server run shop
+      fedprofile server status shop
     """
 
 

@@ -178,24 +178,40 @@ def check_signature(message: Message, *, public_key: str) -> None:
         raise TaskRefused("signature", "the task isn't signed with the server's key")
 
 
-def release_message(node: int, *, manifest: str, model: bytes) -> Message:
-    """A released model with its signed manifest, for a node to keep."""
-    record = ConfigRecord({"manifest": manifest, "model": model})
+@dataclass(frozen=True)
+class Release:
+    """A released model on its way to devices.
+
+    Attributes:
+        manifest: signed, as text; see :mod:`.releases`.
+        model: the model file.
+        popularity: log popularity of the items, little-endian float32.
+    """
+
+    manifest: str
+    model: bytes
+    popularity: bytes
+
+
+def release_message(node: int, release: Release) -> Message:
+    """A released model for a node to keep."""
+    record = ConfigRecord(dict(vars(release)))
     return Message(RecordDict({"release": record}), dst_node_id=node, message_type=RELEASE)
 
 
-def read_release(message: Message) -> tuple[str, bytes]:
-    """Manifest and model of :func:`release_message`, both unchecked.
+def read_release(message: Message) -> Release:
+    """Inverse of :func:`release_message`; nothing in it is checked.
 
     Raises:
         MessageError: the message is outside the format.
     """
     record = message.content.get("release") if message.has_content() else None
     if isinstance(record, ConfigRecord):
-        manifest, model = record.get("manifest"), record.get("model")
-        if isinstance(manifest, str) and isinstance(model, bytes):
-            return manifest, model
-    raise MessageError("release outside the wire format: needs 'manifest' and 'model'")
+        manifest, *files = (record.get(name) for name in ("manifest", "model", "popularity"))
+        model, popularity = files
+        if isinstance(manifest, str) and isinstance(model, bytes) and isinstance(popularity, bytes):
+            return Release(manifest, model, popularity)
+    raise MessageError("release outside the wire format: needs manifest, model and popularity")
 
 
 def read_popularity_task(message: Message) -> PopularityTask:

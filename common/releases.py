@@ -7,8 +7,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Self
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
-
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from .errors import MessageError
 from .ledger_entries import Hash, canonical
@@ -26,6 +32,7 @@ class Manifest:
         round: rounds that led to it.
         release: the ledger's number of the last release in it; releases of a ledger only grow.
         model: SHA-256 of the model file.
+        popularity: SHA-256 of log popularity, little-endian float32.
         weights: hash of the weights in it, as the ledger names them where no average was taken.
         parent: SHA-256 of the model file released before; None for the first.
         items: hash of the item table.
@@ -41,6 +48,7 @@ class Manifest:
     round: NonNegativeInt
     release: NonNegativeInt
     model: Hash
+    popularity: Hash
     weights: Hash
     parent: Hash | None
     items: Hash
@@ -76,9 +84,10 @@ class Manifest:
             raise MessageError("the manifest of a release isn't signed with the server's key")
         return manifest
 
-    def describes(self, model: bytes) -> bool:
-        """Whether ``model`` is the file that the manifest is about."""
-        return hashlib.sha256(model).hexdigest() == self.model
+    def describes(self, model: bytes, popularity: bytes) -> bool:
+        """Whether these are what the manifest is about."""
+        found = [hashlib.sha256(content).hexdigest() for content in (model, popularity)]
+        return found == [self.model, self.popularity]
 
     def _content(self) -> bytes:
         values = asdict(self)

@@ -93,7 +93,9 @@ class Enrolment:
             ServerError: name or key are taken or no good, or the population is complete.
         """
         if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise ServerError(f"{name!r}: not a name; use 1 to {_LONGEST_NAME} printable characters")
+            raise ServerError(
+                f"{name!r}: not a name; use 1 to {_LONGEST_NAME} printable characters"
+            )
         key = _read_key(public_key, source)
         with self._locked():
             devices = self.devices()
@@ -156,7 +158,9 @@ def _read_key(content: bytes, source: str) -> str:
             f"{source}: no public key; give the node.pub that fedprofile device enroll made"
         ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ServerError(f"{source}: not an elliptic-curve key; fedprofile device enroll makes one")
+        raise ServerError(
+            f"{source}: not an elliptic-curve key; fedprofile device enroll makes one"
+        )
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 

@@ -10,17 +10,21 @@ Uses parts outside Flower's public API; ``tests/server/test_link.py`` is the con
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import math
 import time
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Self, TypeVar
 
 import httpx
 from flwr.app import Message, RecordDict
+from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -35,7 +39,6 @@ from flwr.proto.runtime_pb2 import (
     PullTaskInputRequest,
     PushTaskOutputRequest,
 )
-from flwr.common.serde import run_from_proto
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
@@ -50,6 +53,7 @@ from ..common.errors import ServerError
 _log = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds a call
 _POLL = 0.25
+_GRACE = 10.0  # seconds for replies on their way, once the server is to stop
 _SERVER_APP = "flwr-serverapp"
 _BUNDLE = """\
 [project]
@@ -78,6 +82,10 @@ class Node:
     online: bool
 
 
+class LinkLost(ServerError):
+    """The SuperLink doesn't answer, or has given up the run; trying again may help."""
+
+
 class Link:
     """Calls to the SuperLink behind ``socket``; a context manager that closes the connection."""
 
@@ -103,12 +111,12 @@ class Link:
         """Until the SuperLink answers.
 
         Raises:
-            ServerError: it doesn't within ``timeout`` seconds.
+            LinkLost: it doesn't within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while not self.answers():
             if time.monotonic() > deadline:
-                raise ServerError(f"{self._socket}: no SuperLink answers; start the server first")
+                raise LinkLost(f"{self._socket}: no SuperLink answers; start the server first")
             time.sleep(_POLL)
 
     def nodes(self) -> list[Node]:
@@ -121,15 +129,21 @@ class Link:
         ]
 
     def register(self, public_key: str) -> None:
-        """Let the node with that key in."""
-        self._control.RegisterNode(RegisterNodeRequest(public_key=public_key.encode()))
+        """Let the node with that key in; one that is in already stays."""
+        with contextlib.suppress(httpx.HTTPStatusError):  # another process was faster
+            self._control.RegisterNode(RegisterNodeRequest(public_key=public_key.encode()))
 
     def unregister(self, number: int) -> None:
-        """Shut a node out, at once."""
-        self._control.UnregisterNode(UnregisterNodeRequest(node_id=number))
+        """Shut a node out, at once; one that is out already stays out."""
+        with contextlib.suppress(httpx.HTTPStatusError):
+            self._control.UnregisterNode(UnregisterNodeRequest(node_id=number))
 
-    def begin(self) -> LinkGrid:
-        """End whatever runs, start a new run and claim it."""
+    def begin(self, *, stop: Event) -> LinkGrid:
+        """End whatever runs, start a new run and claim it.
+
+        Args:
+            stop: when it is set, a wait for replies ends within a few seconds.
+        """
         for number, run in self._control.ListRuns(ListRunsRequest()).run_dict.items():
             if not run.status.status.startswith("finished"):
                 self._control.StopRun(StopRunRequest(run_id=number))
@@ -138,8 +152,8 @@ class Link:
         with _connected(RuntimeHttpClient, self._socket) as runtime:
             claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[_SERVER_APP]))
         if not claimed.token or claimed.task.run_id != run:
-            raise ServerError("another ServerApp has claimed the run; let one server run at a time")
-        return LinkGrid(self._socket, claimed.token)
+            raise LinkLost("another ServerApp has claimed the run; let one server run at a time")
+        return LinkGrid(self._socket, claimed.token, stop=stop)
 
 
 class LinkGrid(HttpGrid):
@@ -149,8 +163,9 @@ class LinkGrid(HttpGrid):
     be decoded for what it is: malformed, and its sender's alone.
     """
 
-    def __init__(self, socket: Path, token: str) -> None:
+    def __init__(self, socket: Path, token: str, *, stop: Event) -> None:
         super().__init__(token=token)
+        self._stop = stop
         self._client = _connected(
             RuntimeHttpClient,
             socket,
@@ -188,9 +203,12 @@ class LinkGrid(HttpGrid):
                 message.metadata.ttl = timeout
         waiting = dict(zip(self.push_messages(asked), asked, strict=True))
         waiting.pop("", None)  # the node went meanwhile
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
-        while waiting and (deadline is None or time.monotonic() < deadline):
+        stopping = False
+        while waiting and time.monotonic() < deadline:
+            if self._stop.is_set() and not stopping:
+                stopping, deadline = True, min(deadline, time.monotonic() + _GRACE)
             for reply in self._arrived(waiting):
                 if waiting.pop(reply.metadata.reply_to_message_id, None) is not None:
                     replies.append(reply)
@@ -203,7 +221,7 @@ class LinkGrid(HttpGrid):
             return list(self.pull_messages(list(waiting)))
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             _log.warning("a reply can't be decoded (%s); asking one by one", type(error).__name__)
-        found = []
+        found: list[Message] = []
         for number, instruction in waiting.items():
             try:
                 found += self.pull_messages([number])

@@ -45,6 +45,9 @@ class FederationConfig(Section):
     round_interval_seconds: float = Field(
         0.0, ge=0, description="from the start of a round to that of the next, at least"
     )
+    release_every: int = Field(
+        10, ge=0, description="rounds between models handed out; 0: only the last one"
+    )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus on 127.0.0.1; 0: no metrics"
     )
@@ -71,7 +74,9 @@ class ServerConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ServerConfig:
         if self.statistics.as_of is None:
-            raise ValueError("statistics.as_of must be set: devices don't share a clock to read it off")
+            raise ValueError(
+                "statistics.as_of must be set: devices don't share a clock to read it off"
+            )
         return self
 
     def run(self) -> RunConfig:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .folder import ServerFolder
+from .supervisor import follow_parent
 
 NODE_CALLS = frozenset(
     f"/v1/fleet/{name}"
@@ -179,4 +180,5 @@ def serve(folder: ServerFolder) -> None:
 
 
 if __name__ == "__main__":
+    follow_parent()
     serve(ServerFolder.open(Path(sys.argv[1])))
