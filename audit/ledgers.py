@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.config import load_config
+from ..common.config import LedgerConfig, load_config
 from ..common.errors import LedgerError
 
 LEDGER = "ledger.jsonl"
@@ -19,11 +19,13 @@ class Evidence:
         ledger: the file.
         run: the run folder, None where a ledger was named.
         anchor: where the head was published; None where nobody says.
+        devices: folder of devices' ledgers; None where nobody says.
     """
 
     ledger: Path
     run: Path | None
     anchor: Path | None
+    devices: Path | None = None
 
 
 def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
@@ -44,8 +46,11 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
     ledger = path / LEDGER
     if not ledger.is_file():
         raise LedgerError(f"{path}: holds no {LEDGER}; name a run folder or a ledger")
-    if anchor is None:
-        config = path / "config.toml"
-        named = load_config(config).ledger.anchor if config.is_file() else None
-        anchor = Path(named) if named else path / "anchor.json"
-    return Evidence(ledger, path, anchor)
+    config = path / "config.toml"
+    named = load_config(config).ledger if config.is_file() else LedgerConfig()
+    return Evidence(
+        ledger,
+        path,
+        anchor or Path(named.anchor or path / "anchor.json"),
+        Path(named.device_folder or path / "devices"),
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from .accountants import Accountants
 from .chain_checks import check_anchor, check_chain, check_key
-from .device_checks import check_device
+from .device_checks import check_device, check_devices
 from .findings import Finding
 from .ledgers import Evidence
 from .privacy_checks import (
@@ -70,7 +70,7 @@ def verify(
     Args:
         evidence: ledger, and run folder and anchor where there are any.
         public_key: hex, of who should have signed.
-        device_ledgers: what devices wrote down.
+        device_ledgers: what devices wrote down, besides those in the run folder.
 
     Raises:
         LedgerError: a ledger can't be read.
@@ -91,6 +91,8 @@ def verify(
     # 4. Do others tell the same?
     if evidence.run is not None:
         findings += check_run(evidence.run, chain, cost)
+    if evidence.devices is not None:
+        findings += check_devices(chain, evidence.devices)
     findings += [check_device(chain, path) for path in device_ledgers]
     key = chain.opening.public_key
     return Verification(evidence.ledger, tuple(findings), cost, key, chain.head)

@@ -6,16 +6,20 @@ the sum of their clipped contributions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.config import ModelConfig
-from ..common.errors import MessageError
+from ..common.errors import BudgetError, MessageError
 from ..common.histories import Histories
 from ..common.items import ItemTable
 from ..common.messages import PopularityTask, TrainTask
 from ..common.updates import ClippedUpdate
 from .examples import build_examples
+from .lifetime import BudgetOf, Charge, no_budget, promised
 from .local_training import LocalTraining, Trainer
 from .popularity import popularity_contribution
 
@@ -32,6 +36,8 @@ class DeviceHost:
         table: the public item table.
         model: window and time scales of the encoder.
         trainer: trains devices in batches; hosts of one process may share it.
+        budget_of: device → its lifetime budget. One whose budget is spent doesn't answer, nor does one
+            that has answered the same release before.
     """
 
     def __init__(
@@ -43,12 +49,14 @@ class DeviceHost:
         table: ItemTable,
         model: ModelConfig,
         trainer: Trainer,
+        budget_of: BudgetOf = no_budget,
     ) -> None:
         self._histories = histories
         self._keys = keys
         self._table = table
         self._model = model
         self._trainer = trainer
+        self._budget_of = budget_of
         self.devices = range(first, first + histories.n_devices)
 
     def contribute(self, task: PopularityTask) -> ClippedUpdate:
@@ -56,31 +64,24 @@ class DeviceHost:
 
         Raises:
             MessageError: a device isn't hosted here, or the task is about another item table.
+            BudgetError: no device is left whose budget allows it.
         """
-        return popularity_contribution(
-            self._histories.take(self._asked(task)),
-            now=task.now,
-            half_lives_days=task.half_lives_days,
-            n_items=self._table.n_items,
-            clip_norm=task.clip_norm,
-        )
+        with self._charged("statistics/popularity", task) as answering:
+            return popularity_contribution(
+                self._histories.take(answering),
+                now=task.now,
+                half_lives_days=task.half_lives_days,
+                n_items=self._table.n_items,
+                clip_norm=task.clip_norm,
+            )
 
     def train(self, task: TrainTask) -> ClippedUpdate:
         """The sum of the devices' clipped updates after local training.
 
         Raises:
             MessageError: a device isn't hosted here, or the task is about another item table.
+            BudgetError: no device is left whose budget allows it.
         """
-        asked = self._asked(task)
-        examples = build_examples(
-            self._histories.take(asked),
-            self._keys[asked],
-            vectors=self._table.vectors,
-            scales=self._model.scales,
-            window=self._model.window,
-            new_targets_only=task.new_targets_only,
-            seed=task.seed,
-        )
         training = LocalTraining(
             steps=task.steps,
             learning_rate=task.learning_rate,
@@ -88,7 +89,46 @@ class DeviceHost:
             clip_norm=task.clip_norm,
             seed=task.seed,
         )
-        return self._trainer.clipped_sum(task.weights, examples, task.prior, training)
+        with self._charged("training", task) as answering:
+            examples = build_examples(
+                self._histories.take(answering),
+                self._keys[answering],
+                vectors=self._table.vectors,
+                scales=self._model.scales,
+                window=self._model.window,
+                new_targets_only=task.new_targets_only,
+                seed=task.seed,
+            )
+            return self._trainer.clipped_sum(task.weights, examples, task.prior, training)
+
+    @contextmanager
+    def _charged(self, name: str, task: PopularityTask | TrainTask) -> Iterator[NDArray[np.int64]]:
+        """Places of the asked devices that may answer: charged before, committed after."""
+        mechanism = promised(clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
+        charges: dict[int, Charge] = {}
+        answering, refusal = [], None
+        for place in self._asked(task).tolist():
+            device = self.devices.start + place
+            budget = self._budget_of(device)
+            if budget is not None:
+                with budget:
+                    try:
+                        charge = budget.charge(task=name, binding=task.binding, mechanism=mechanism)
+                    except BudgetError as error:
+                        refusal = error
+                        continue
+                if charge.answered:
+                    continue
+                charges[device] = charge
+            answering.append(place)
+        if not answering:
+            raise refusal or MessageError("answered before: what was sent then is the answer")
+        yield np.array(answering, dtype=np.int64)
+        for device, charge in charges.items():
+            budget = self._budget_of(device)
+            assert budget is not None, "it had one a moment ago"
+            with budget:
+                budget.commit(charge)
 
     def _asked(self, task: PopularityTask | TrainTask) -> NDArray[np.int64]:
         """Places of the task's devices on this host."""

@@ -54,7 +54,7 @@ from .fleet import HEARTBEAT, Fleet, encode
 from .model_delivery import keep_release
 from .node_keys import load_node_key
 from .outbox import Outbox, name_of
-from .policy import check_conditions, check_mechanism
+from .policy import check_conditions, check_promise
 
 _log = logging.getLogger(__name__)
 _BEAT = 0.7 * HEARTBEAT
@@ -211,7 +211,7 @@ class Node:
         policy = self._folder.config.policy
         self._check_owner()
         check_conditions(policy, self._conditions())
-        check_mechanism(policy, task.mechanism)
+        check_promise(policy, clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
         today = dt.datetime.now(dt.UTC).date()
         Diary.read(self._diary).begun(
             binding.run, binding.release, today=today, rounds_per_day=policy.rounds_per_day

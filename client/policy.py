@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..common.errors import TaskRefused
-from ..common.mechanism import Mechanism
 from .conditions import Conditions
 from .device_config import PolicyConfig
 
@@ -24,20 +23,20 @@ def check_conditions(policy: PolicyConfig, conditions: Conditions) -> None:
         raise TaskRefused("metered", "the network is metered")
 
 
-def check_mechanism(policy: PolicyConfig, mechanism: Mechanism) -> None:
-    """Refuse a round that protects less than the owner wants.
+def check_promise(policy: PolicyConfig, *, clip_norm: float, noise_multiplier: float) -> None:
+    """Refuse a round that protects less than the owner wants, by what the server signed.
 
     Raises:
         TaskRefused: reason ``noise`` or ``clip``.
     """
-    if mechanism.noise_multiplier < policy.minimum_noise_multiplier:
+    if noise_multiplier < policy.minimum_noise_multiplier:
         raise TaskRefused(
             "noise",
-            f"noise multiplier {mechanism.noise_multiplier:g}, at least "
+            f"noise multiplier {noise_multiplier:g}, at least "
             f"{policy.minimum_noise_multiplier:g} is wanted",
         )
-    if mechanism.clip_norm > policy.maximum_clip_norm:
+    if clip_norm > policy.maximum_clip_norm:
         raise TaskRefused(
             "clip",
-            f"clip norm {mechanism.clip_norm:g}, at most {policy.maximum_clip_norm:g} is wanted",
+            f"clip norm {clip_norm:g}, at most {policy.maximum_clip_norm:g} is wanted",
         )

@@ -215,7 +215,7 @@ class EngineConfig(Section):
 
 
 class LedgerConfig(Section):
-    """Whose budget is charged, and where the ledger's key and anchor are kept."""
+    """Whose budget is charged, and where ledgers, key and anchor are kept."""
 
     population: str | None = Field(
         None, min_length=1, description="name of the users in all their ledgers; unset: the data's"
@@ -228,6 +228,19 @@ class LedgerConfig(Section):
     )
     anchor: str | None = Field(
         None, description="file that the head is published in; unset: in the run folder"
+    )
+    devices: int = Field(
+        0, ge=0, description="devices, drawn at random, that keep ledgers of their own"
+    )
+    device_epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="user-level ε that each of them allows over its lifetime, without amplification; "
+        "unset: recorded and not enforced",
+    )
+    device_folder: str | None = Field(
+        None,
+        description="folder of their ledgers, which runs may share; unset: devices in the run folder",
     )
 
 
@@ -248,10 +261,9 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the result: all but ``engine`` and where the ledger's key and anchor are."""
-        return self.model_dump(
-            mode="json", exclude={"engine": True, "ledger": {"signing_key", "anchor"}}
-        )
+        """What decides the result: all but ``engine`` and where files of the ledgers are."""
+        places = {"signing_key", "anchor", "device_folder"}
+        return self.model_dump(mode="json", exclude={"engine": True, "ledger": places})
 
     def digest(self) -> str:
         """SHA-256 of :meth:`deciding`."""

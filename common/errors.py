@@ -121,7 +121,6 @@ REFUSALS = frozenset(
         "signature",  # not asked by the server the device was given
         "model",  # the weights aren't those that were signed
         "stale",  # an older round than the last one
-        "budget",  # the owner's own budget is spent
         "failed",  # training ended without an update
     }
 )

@@ -31,6 +31,7 @@ from .ledger_entries import (
     Releases,
     Reserve,
     Stop,
+    Unit,
     events_of,
     follow,
     read_chain,
@@ -85,6 +86,7 @@ class Ledger:
         randomness: Kind,
         code_version: str,
         config_digest: str,
+        unit: Unit = "user",
         anchor: Path | None = None,
         earlier: Sequence[Earlier] = (),
     ) -> Ledger:
@@ -100,6 +102,7 @@ class Ledger:
             randomness: where noise and cohorts come from.
             code_version: of the program.
             config_digest: hash of the configuration.
+            unit: whose contribution each release hides.
             anchor: a new file, where the head is published after every entry; None: nowhere.
             earlier: what ledgers of the same population had reserved before; see :func:`find_earlier`.
 
@@ -131,7 +134,7 @@ class Ledger:
             ledger._append(
                 kind="open",
                 version=2,
-                unit="user",
+                unit=unit,
                 adjacency="add-or-remove-one",
                 population=population,
                 population_size=population_size,
@@ -261,6 +264,7 @@ class Ledger:
         run: str | None = None,
         round: int | None = None,  # noqa: A002
         model_before: str | None = None,
+        answers: int | None = None,
     ) -> int:
         """Charge a release, durably, before it is made.
 
@@ -270,6 +274,7 @@ class Ledger:
             run: name of the run as its devices are told it, None where they are told none.
             round: number of the round, None where there are none.
             model_before: hash of the model that the release starts from, None where there is none.
+            answers: in a device's ledger, number of the release in the server's; else None.
 
         Returns:
             The release's number, for :meth:`commit`.
@@ -306,6 +311,7 @@ class Ledger:
             weighting="equal",
             model_before=model_before,
             code_version=self._code_version,
+            answers=answers,
         ).sequence
         self._events[mechanism.event()] += 1
         return reserved

@@ -33,6 +33,9 @@ from .signing import SigningKey, signature_holds
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+Unit = Literal["user", "event"]
+"""Whose contribution is hidden: all of a user's, or one event's in the history of one user."""
+
 FIRST = "0" * 64
 """What the first entry names as the one before."""
 
@@ -108,7 +111,7 @@ class Open(_Entry):
 
     kind: Literal["open"]
     version: Literal[2]
-    unit: Literal["user"]
+    unit: Unit
     adjacency: Literal["add-or-remove-one"]
     population: Annotated[str, Field(min_length=1)]
     population_size: PositiveInt
@@ -135,6 +138,7 @@ class Reserve(_Entry):
     weighting: Literal["equal"]
     model_before: str | None
     code_version: str
+    answers: NonNegativeInt | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
-from .errors import REFUSALS, ConfigError, MessageError, ReplyRejected, TaskRefused
-from .mechanism import Mechanism
+from .errors import REFUSALS, BudgetError, MessageError, ReplyRejected, TaskRefused
 from .signing import signature_holds
 from .updates import ClippedUpdate
 
@@ -55,21 +54,18 @@ class PopularityTask:
     Attributes:
         binding: run, round and item table.
         devices: int64, the sampled devices of this host.
-        mechanism: what the release is charged for: clip, noise and sampling.
+        clip_norm: bound on one device's whole contribution.
+        noise_multiplier: σ of the noise that the server promises to add.
         half_lives_days: time scales besides "all time".
         now: the moment ages count back from, seconds since 1970 UTC; a public constant.
     """
 
     binding: Binding
     devices: NDArray[np.int64]
-    mechanism: Mechanism
+    clip_norm: float
+    noise_multiplier: float
     half_lives_days: tuple[float, ...]
     now: int
-
-    @property
-    def clip_norm(self) -> float:
-        """Bound on one device's whole contribution."""
-        return self.mechanism.clip_norm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +81,8 @@ class TrainTask:
         learning_rate: of the local SGD.
         negatives: random items a step.
         new_targets_only: learn first encounters only.
-        mechanism: what the round is charged for: clip, noise and sampling.
+        clip_norm: bound on one device's whole update; inf without privacy.
+        noise_multiplier: σ of the noise that the server promises to add.
         seed: public seed of the round: negatives, stretches of history.
     """
 
@@ -97,13 +94,9 @@ class TrainTask:
     learning_rate: float
     negatives: int
     new_targets_only: bool
-    mechanism: Mechanism
+    clip_norm: float
+    noise_multiplier: float
     seed: int
-
-    @property
-    def clip_norm(self) -> float:
-        """Bound on one device's whole update; inf without privacy."""
-        return self.mechanism.clip_norm
 
 
 Sign = Callable[[bytes], str]
@@ -161,7 +154,7 @@ def train_message(node: int, task: TrainTask, *, sign: Sign | None = None) -> Me
 def check_signature(message: Message, *, public_key: str) -> None:
     """Refuse a task that the holder of ``public_key`` (hex) didn't ask for.
 
-    Signed are the settings: run, round, release, hashes of weights and items, and the mechanism.
+    Signed are the settings: run, round, release, hashes of weights and items, clip and noise.
 
     Raises:
         TaskRefused: reason ``signature``.
@@ -225,7 +218,7 @@ def read_popularity_task(message: Message) -> PopularityTask:
         settings["half_lives_days"] = tuple(settings["half_lives_days"])
         arrays = _read_arrays(message, "arrays")
         return PopularityTask(devices=arrays["devices"], **settings)
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"popularity task outside the wire format: {error}") from error
 
 
@@ -241,7 +234,7 @@ def read_train_task(message: Message) -> TrainTask:
         return TrainTask(
             devices=arrays["devices"], prior=arrays["prior"], weights=weights, **settings
         )
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"train task outside the wire format: {error}") from error
 
 
@@ -264,8 +257,9 @@ def read_update(
     """The update of a reply, checked: names, types, shapes, what it answers, and its own bound.
 
     Raises:
-        ReplyRejected: with the reason ``error``, ``malformed``, ``stale``, ``shape``,
-            ``non-finite`` or ``norm``, or ``declined-`` and one of :data:`.errors.REFUSALS`.
+        ReplyRejected: with the reason ``error``, ``declined``, ``malformed``, ``stale``,
+            ``shape``, ``non-finite`` or ``norm``, or ``declined-`` and one of
+            :data:`.errors.REFUSALS`.
     """
     records = _records(reply)
     receipt, record = records.get("receipt"), records.get("update")
@@ -303,7 +297,6 @@ def _task_message(
     bulky = {*arrays, "weights"}
     settings = {key: value for key, value in vars(task).items() if key not in bulky}
     settings["binding"] = asdict(task.binding)
-    settings["mechanism"] = task.mechanism.describe()
     text = json.dumps(settings)
     record = ConfigRecord({"settings": text})
     if sign is not None:
@@ -321,7 +314,6 @@ def _read_settings(message: Message) -> dict[str, Any]:
         raise TypeError("'task' holds no settings")
     settings: dict[str, Any] = json.loads(str(record["settings"]))
     settings["binding"] = Binding(**settings["binding"])
-    settings["mechanism"] = Mechanism.from_description(settings["mechanism"])
     return settings
 
 
@@ -336,7 +328,9 @@ def _records(reply: Message) -> RecordDict:
     if reply.has_error():
         if reply.error.reason in REFUSALS:
             raise ReplyRejected(f"declined-{reply.error.reason}", "the device's own policy")
-        raise ReplyRejected("error", f"code {reply.error.code}, {reply.error.reason!r:.200}")
+        # A device whose own budget is spent does nothing wrong.
+        reason = "declined" if reply.error.reason == BudgetError.__name__ else "error"
+        raise ReplyRejected(reason, f"code {reply.error.code}, {reply.error.reason!r:.200}")
     if not reply.has_content():
         raise ReplyRejected("malformed", "neither content nor error")
     return reply.content

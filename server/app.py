@@ -193,7 +193,8 @@ class Federation:
         task = partial(
             PopularityTask,
             binding=binding,
-            mechanism=mechanism,
+            clip_norm=mechanism.clip_norm,
+            noise_multiplier=mechanism.noise_multiplier,
             half_lives_days=self._config.statistics.half_lives_days,
             now=self._now,
         )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..client.host import DeviceHost
+from ..client.lifetime import BudgetOf, no_budget
 from ..client.local_training import Trainer
 from ..common.histories import Histories
 from ..common.messages import TrainTask
@@ -166,11 +167,13 @@ class AuditedPopulation(Population):
         """Number of hosts, that of the canaries included."""
         return self.members.hosts(devices_per_host) + 1
 
-    def host_finder(self, devices_per_host: int, trainer: Trainer) -> Callable[[Any], DeviceHost]:
+    def host_finder(
+        self, devices_per_host: int, trainer: Trainer, budget_of: BudgetOf = no_budget
+    ) -> Callable[[Any], DeviceHost]:
         """Node context → host; the last node is that of the canaries."""
         members = self.members
         last = members.hosts(devices_per_host)
-        find = members.host_finder(devices_per_host, trainer)
+        find = members.host_finder(devices_per_host, trainer, budget_of)
         canaries = CanaryHost(self.canaries, first=members.size, population=self, trainer=trainer)
 
         def host(context: Any) -> DeviceHost:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..client.app import build_client_app
+from ..client.lifetime import BudgetOf, no_budget
 from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.encoder import Encoder
@@ -36,11 +37,13 @@ def run_federation(
     now: int,
     on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
     grid: Callable[..., InProcessGrid] = InProcessGrid,
+    budget_of: BudgetOf = no_budget,
 ) -> FederationResult:
     """Run to the last round the budget allows; the arguments are those of :class:`Federation`.
 
     Args:
         grid: makes the grid of the local engine, called as :class:`InProcessGrid` is.
+        budget_of: device → its own ledger, where it keeps one.
 
     Raises:
         FedprofileError: what the federation raises.
@@ -59,9 +62,9 @@ def run_federation(
     )
     size = config.engine.devices_per_host
     if config.engine.kind == "ray":
-        run_on_ray(federation, population, devices_per_host=size)
+        run_on_ray(federation, population, devices_per_host=size, budget_of=budget_of)
     else:
-        client_app = build_client_app(population.host_finder(size, trainer))
+        client_app = build_client_app(population.host_finder(size, trainer, budget_of))
         local = grid(client_app, nodes=population.hosts(size))
         build_server_app(federation)(local, local.server_context)
     assert federation.result is not None, "a federation that raises nothing has a result"

@@ -16,6 +16,7 @@ from flwr.app import Context
 from numpy.typing import NDArray
 
 from ..client.host import DeviceHost
+from ..client.lifetime import BudgetOf, no_budget
 from ..client.local_training import Trainer
 from ..common.config import ModelConfig
 from ..common.encoder import build_encoder
@@ -81,7 +82,7 @@ class Population:
         return Trainer(encoder, self.table.vectors, threads=threads, compiled=compiled)
 
     def host_finder(
-        self, devices_per_host: int, trainer: Trainer
+        self, devices_per_host: int, trainer: Trainer, budget_of: BudgetOf = no_budget
     ) -> Callable[[Context], DeviceHost]:
         """Node context → host, for hosts of this process that share one trainer."""
 
@@ -96,6 +97,7 @@ class Population:
                 table=self.table,
                 model=self.model,
                 trainer=trainer,
+                budget_of=budget_of,
             )
 
         return lambda context: host(int(str(context.node_config["partition-id"])))

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..client.app import build_client_app
 from ..client.host import DeviceHost
+from ..client.lifetime import BudgetOf, no_budget
 from ..common.errors import ConfigError
 from ..server.app import Federation
 from .population import Population
@@ -36,11 +37,18 @@ _POLL = 0.2  # seconds
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def run_on_ray(federation: Federation, population: Population, *, devices_per_host: int) -> None:
+def run_on_ray(
+    federation: Federation,
+    population: Population,
+    *,
+    devices_per_host: int,
+    budget_of: BudgetOf = no_budget,
+) -> None:
     """Run ``federation`` with Ray actors for clients, on this machine alone.
 
     Where RAY_ADDRESS names a cluster, that one is used. The population is written once to a
-    temporary folder that the actors map: on several machines TMPDIR must name one that all share.
+    temporary folder that the actors map: on several machines TMPDIR must name one that all share,
+    and so must ``ledger.device_folder`` where devices keep ledgers.
 
     Raises:
         ConfigError: Ray isn't installed.
@@ -70,7 +78,7 @@ def run_on_ray(federation: Federation, population: Population, *, devices_per_ho
             _run_simulation,
             num_supernodes=population.hosts(devices_per_host),
             exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-            client_app=build_client_app(partial(_find_host, folder, devices_per_host)),
+            client_app=build_client_app(partial(_find_host, folder, devices_per_host, budget_of)),
             server_app=_server_app(federation, stopped),
             backend_config={
                 "init_args": {"include_dashboard": False},
@@ -109,17 +117,22 @@ def _server_app(federation: Federation, stopped: Event) -> ServerApp:
     return app
 
 
-def _find_host(folder: Path, devices_per_host: int, context: Context) -> DeviceHost:
-    return _finder(folder, devices_per_host)(context)
+def _find_host(
+    folder: Path, devices_per_host: int, budget_of: BudgetOf, context: Context
+) -> DeviceHost:
+    return _finder(folder, devices_per_host, budget_of)(context)
 
 
 @lru_cache(maxsize=1)
-def _finder(folder: Path, devices_per_host: int) -> Callable[[Context], DeviceHost]:
+def _finder(
+    folder: Path, devices_per_host: int, budget_of: BudgetOf
+) -> Callable[[Context], DeviceHost]:
     """Per actor: one population, one trainer on the actor's core."""
     _silence_flower()
     torch.set_num_threads(1)
     population = Population.load(folder)
-    return population.host_finder(devices_per_host, population.trainer(threads=1, compiled=False))
+    trainer = population.trainer(threads=1, compiled=False)
+    return population.host_finder(devices_per_host, trainer, budget_of)
 
 
 def _silence_flower() -> None:

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "anchor.json"
 
     @property
+    def devices(self) -> Path:
+        """Ledgers of devices, where the configuration names no other place."""
+        return self.path / "devices"
+
+    @property
     def model(self) -> Path:
         """The released weights."""
         return self.path / "model.safetensors"

@@ -30,6 +30,7 @@ from ..server.popularity import ItemPriors
 from ..server.strategy import RoundRecord
 from .comparison import ModelResult, compare, mean_ndcg
 from .dataset import InteractionLog
+from .device_ledgers import open_device_ledgers
 from .federate import randomness, run_federation, statistics_time
 from .loading import load_log
 from .models import ID_TABLE, EncoderScorer
@@ -243,6 +244,13 @@ def _federate(
             checkpoints=folder.checkpoints,
             now=statistics_time(config, prepared.split, prepared.population),
             on_round=on_round,
+            budget_of=open_device_ledgers(
+                folder,
+                config,
+                population=prepared.population,
+                delta=prepared.plan.delta,
+                randomness=randomness(config, label="device ledgers"),
+            ),
         )
     if ledger.stopped is None:
         ledger.stop(reason=result.stopped or "completed")

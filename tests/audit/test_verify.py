@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from dp_accounting import GaussianDpEvent
+from dp_accounting.pld import PLDAccountant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -343,3 +345,75 @@ def test_device_ledgers_that_are_broken_or_of_others(path, tmp_path, forge):
     assert failed(run(path, device_ledgers=[theirs]))["device d.jsonl"].line == 2
     with pytest.raises(LedgerError, match="can't read"):
         run(path, device_ledgers=[tmp_path / "none.jsonl"])
+
+
+def with_numbers(server):
+    """What the rounds are numbered as in the server's ledger: a reserve and a commit each."""
+    return {
+        values["round"]: number
+        for number, values in enumerate(server.values)
+        if values["kind"] == "reserve" and values["task"] == "training"
+    }
+
+
+@quick
+def test_a_device_says_which_release_it_answered(path, tmp_path, forge):
+    server = forge.honest()
+    server.write(path)
+    number = with_numbers(server)
+    right = device(forge, seen(1, answers=number[1]), seen(2, answers=number[2]))
+    assert run(path, device_ledgers=[right.write(tmp_path / "right.jsonl")]).holds
+    wrong = device(forge, seen(1, answers=number[2])).write(tmp_path / "wrong.jsonl")
+    found = failed(run(path, device_ledgers=[wrong]))["device wrong.jsonl"]
+    assert f"as release {number[2]}" in found.what
+    assert found.line == 2
+    twice = device(forge, seen(1, answers=number[1]), seen(1, answers=number[1]))
+    twice = twice.write(tmp_path / "twice.jsonl")
+    found = failed(run(path, device_ledgers=[twice]))["device twice.jsonl"]
+    assert "for the second time" in found.what
+    assert found.line == 4
+
+
+@quick
+def test_a_device_that_spent_more_than_its_owner_allowed(path, tmp_path, forge):
+    forge.honest().write(path)
+    rounds = [seen(number) for number in range(1, 6)]
+    theirs = device(forge, *rounds, target_epsilon=4.0, delta=1e-5).write(tmp_path / "d.jsonl")
+    found = failed(run(path, device_ledgers=[theirs]))["device d.jsonl"]
+    spent = PLDAccountant().compose(GaussianDpEvent(2.0), 5).get_epsilon(1e-5)
+    assert f"its ε is {spent:.4g}" in found.what
+    assert "its owner allowed 4" in found.what
+    enough = device(forge, *rounds, target_epsilon=8.0).write(tmp_path / "enough.jsonl")
+    assert run(path, device_ledgers=[enough]).holds
+
+
+@quick
+def test_a_device_that_believes_in_coins(path, tmp_path, forge):
+    forge.honest().write(path)
+    writer = forge.Writer(key=SigningKey.generate()).open(population_size=1)
+    writer.reserve(mechanism(population_size=1, sampling_probability=0.5), **seen(1))
+    theirs = writer.write(tmp_path / "d.jsonl")
+    found = failed(run(path, device_ledgers=[theirs]))["device d.jsonl"]
+    assert "coins that a device can't check" in found.what
+
+
+@quick
+def test_all_ledgers_of_a_folder(path, tmp_path, forge):
+    forge.honest().write(path)
+    folder = tmp_path / "devices"
+    evidence = Evidence(path, None, None, folder)
+    [found] = [f for f in verify(evidence).findings if f.check == "devices"]
+    assert found.outcome == "not run"
+    folder.mkdir()
+    for name, rounds in (("a", [1, 2]), ("b", [3]), ("c", [])):
+        device(forge, *[seen(number) for number in rounds]).write(folder / f"{name}.jsonl")
+    [found] = [f for f in verify(evidence).findings if f.check.startswith("devices")]
+    spent = PLDAccountant().compose(GaussianDpEvent(2.0), 2).get_epsilon(1e-5)
+    assert found.check == "devices, user-level"
+    assert "3 ledgers, 3 releases" in found.what
+    assert f"at most {spent:.3g}" in found.what
+    device(forge, seen(31)).write(folder / "b.jsonl")
+    (folder / "d.jsonl").write_bytes(b"")
+    found = failed(verify(evidence))
+    assert set(found) == {"device b.jsonl", "device d.jsonl"}
+    assert "no complete entry" in found["device d.jsonl"].what

@@ -1,12 +1,13 @@
 import logging
-import math
 
 import numpy as np
 import pytest
 
 from fedprofile.client.app import build_client_app
-from fedprofile.common.errors import MessageError
-from fedprofile.common.mechanism import Mechanism
+from fedprofile.client.lifetime import LifetimeBudget, Terms
+from fedprofile.client.local_training import Trainer
+from fedprofile.common.errors import MessageError, ReplyRejected
+from fedprofile.common.ledger_entries import read_ledger
 from fedprofile.common.messages import (
     Binding,
     PopularityTask,
@@ -32,7 +33,7 @@ def host(town):
     return host_of(town, FIRST, COUNT)
 
 
-def host_of(town, first, count):
+def host_of(town, first, count, **named):
     from fedprofile.client.host import DeviceHost
 
     return DeviceHost(
@@ -42,6 +43,7 @@ def host_of(town, first, count):
         table=town.population.table,
         model=town.config.model,
         trainer=town.trainer,
+        **named,
     )
 
 
@@ -57,15 +59,6 @@ def binding(town, **changes):
     )
 
 
-def with_mechanism(values):
-    clip_norm = values.pop("clip_norm")
-    noise = 0.0 if math.isinf(clip_norm) else 4.0
-    mechanism = Mechanism(
-        clip_norm=clip_norm, noise_multiplier=noise, sampling_probability=0.5, population_size=20
-    )
-    return {**values, "mechanism": mechanism}
-
-
 def train_task(town, devices, **changes):
     values = {
         "binding": binding(town),
@@ -77,9 +70,10 @@ def train_task(town, devices, **changes):
         "negatives": 4,
         "new_targets_only": False,
         "clip_norm": 0.5,
+        "noise_multiplier": 1.5,
         "seed": 11,
     }
-    return TrainTask(**with_mechanism(values | changes))
+    return TrainTask(**{**values, **changes})
 
 
 def popularity_task(town, devices, **changes):
@@ -87,10 +81,11 @@ def popularity_task(town, devices, **changes):
         "binding": binding(town, round=0),
         "devices": np.asarray(devices, dtype=np.int64),
         "clip_norm": 1.0,
+        "noise_multiplier": 2.5,
         "half_lives_days": (30.0,),
         "now": int(town.population.histories.times.max()),
     }
-    return PopularityTask(**with_mechanism(values | changes))
+    return PopularityTask(**{**values, **changes})
 
 
 def flat(update):
@@ -168,3 +163,76 @@ def test_a_failing_device_says_why_to_its_own_log_only(town, host, caplog):
     assert "bought item 17 twice" in caplog.text
     reply = ask(lambda context: host, lambda node: train_message(node, train_task(town, [99])))
     assert reply.error.reason == "MessageError"
+
+
+# --- lifetime budgets ----------------------------------------------------------------------------
+
+
+class Budgets:
+    """Devices 11 and 13 keep ledgers; the limit of 13 is next to nothing."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, device):
+        limit = {11: 50.0, 13: 0.1}.get(device)
+        if limit is None:
+            return None
+        terms = Terms(
+            population="town",
+            target_epsilon=limit,
+            delta=1e-5,
+            randomness="seeded",
+            code_version="test",
+            config_digest="",
+        )
+        return LifetimeBudget.open(self.folder / f"{device}.jsonl", terms=terms)
+
+    def kinds(self, device):
+        return [entry.kind for entry in read_ledger(self.folder / f"{device}.jsonl")]
+
+
+@pytest.fixture
+def thrifty(town, tmp_path):
+    return host_of(town, FIRST, COUNT, budget_of=Budgets(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["train", "contribute"])
+def test_a_device_whose_budget_is_spent_does_not_answer(town, host, thrifty, tmp_path, kind):
+    make = train_task if kind == "train" else popularity_task
+    got = getattr(thrifty, kind)(make(town, [11, 12, 13, 14]))
+    expected = getattr(host, kind)(make(town, [11, 12, 14]))
+    assert got.devices == 3
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(got.arrays[name], array)
+    assert Budgets(tmp_path).kinds(11) == ["open", "reserve", "commit"]
+    assert Budgets(tmp_path).kinds(13) == ["open"]
+
+
+def test_a_release_that_was_answered_is_not_answered_anew(town, thrifty):
+    task = train_task(town, [11, 12])
+    assert thrifty.train(task).devices == 2
+    assert thrifty.train(task).devices == 1
+    with pytest.raises(MessageError, match="answered before"):
+        thrifty.train(train_task(town, [11]))
+
+
+def test_what_is_not_made_is_charged_and_not_committed(town, thrifty, tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "clipped_sum", broken)
+        with pytest.raises(RuntimeError):
+            thrifty.train(train_task(town, [11]))
+    assert Budgets(tmp_path).kinds(11) == ["open", "reserve"]
+    assert thrifty.train(train_task(town, [11])).devices == 1
+    assert Budgets(tmp_path).kinds(11) == ["open", "reserve", "commit"]
+
+
+def test_the_server_counts_it_as_declined(town, thrifty):
+    task = train_task(town, [13])
+    reply = ask(lambda context: thrifty, lambda node: train_message(node, task))
+    with pytest.raises(ReplyRejected) as rejected:
+        read_update(reply, binding=task.binding, shapes={})
+    assert rejected.value.reason == "declined"

@@ -296,7 +296,7 @@ def test_entries_out_of_order_or_out_of_range_are_refused(finished):
         ([opening, first, done, done], "release 1 isn't pending"),
         ([opening, first, {**done, "release": 0}], "release 0 isn't pending"),
         ([{**opening, "delta": 0.0}], "delta"),
-        ([{**opening, "unit": "event"}], "unit"),
+        ([{**opening, "unit": "household"}], "unit"),
         ([{**opening, "version": 1}], "version 1; this program reads version 2"),
         ([{**opening, "surprise": 1}], "surprise"),
         ([opening, {**first, "kind": "refund"}], "refund"),

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprofile.common.errors import MessageError, ReplyRejected
-from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import (
     Binding,
     PopularityTask,
@@ -43,15 +42,6 @@ def arrays(value=0.1):
     return {name: np.full(shape, value, dtype=np.float32) for name, shape in SHAPES.items()}
 
 
-def with_mechanism(values):
-    clip_norm = values.pop("clip_norm")
-    noise = 0.0 if math.isinf(clip_norm) else 4.0
-    mechanism = Mechanism(
-        clip_norm=clip_norm, noise_multiplier=noise, sampling_probability=0.5, population_size=20
-    )
-    return {**values, "mechanism": mechanism}
-
-
 def train_task(**changes):
     values = {
         "binding": BINDING,
@@ -63,9 +53,10 @@ def train_task(**changes):
         "negatives": 7,
         "new_targets_only": True,
         "clip_norm": 0.5,
+        "noise_multiplier": 1.5,
         "seed": 2**62 - 1,
     }
-    return TrainTask(**with_mechanism(values | changes))
+    return TrainTask(**{**values, **changes})
 
 
 def popularity_task(**changes):
@@ -73,10 +64,11 @@ def popularity_task(**changes):
         "binding": BINDING,
         "devices": np.arange(3),
         "clip_norm": 1.0,
+        "noise_multiplier": 2.5,
         "half_lives_days": (7.0, 45.0),
         "now": 1_700_000_000,
     }
-    return PopularityTask(**with_mechanism(values | changes))
+    return PopularityTask(**{**values, **changes})
 
 
 def assert_same(task, expected):

@@ -9,7 +9,6 @@ from flwr.app import Error, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import Binding, PopularityTask, popularity_message, update_reply
 from fedprofile.common.updates import ClippedUpdate
 from fedprofile.server.validation import add_up
@@ -17,16 +16,18 @@ from fedprofile.server.validation import add_up
 BINDING = Binding(run="r", round=1, release=4, items="i")
 SHAPES = {"a": (2, 2), "b": (3,)}
 CLIP = 1.0
-MECHANISM = Mechanism(
-    clip_norm=CLIP, noise_multiplier=1.0, sampling_probability=1.0, population_size=20
-)
 
 pytestmark = pytest.mark.usefixtures("grid_of_nobody")
 
 
 def asking(node, binding=BINDING):
     task = PopularityTask(
-        binding=binding, devices=np.arange(1), mechanism=MECHANISM, half_lives_days=(), now=0
+        binding=binding,
+        devices=np.arange(1),
+        clip_norm=CLIP,
+        noise_multiplier=1.0,
+        half_lives_days=(),
+        now=0,
     )
     return popularity_message(node, task)
 

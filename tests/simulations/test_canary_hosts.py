@@ -1,12 +1,9 @@
 """Canaries as devices: directions, coins, and a host that a real federation accepts."""
 
-import math
-
 import numpy as np
 import pytest
 
 from fedprofile.common.errors import MessageError
-from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import Binding, TrainTask
 from fedprofile.common.randomness import NoiseSource
 from fedprofile.simulations.canary_hosts import (
@@ -42,12 +39,8 @@ def task(town, *devices, clip_norm=0.5, items=None):
         learning_rate=0.1,
         negatives=4,
         new_targets_only=True,
-        mechanism=Mechanism(
-            clip_norm=clip_norm,
-            noise_multiplier=0.0 if math.isinf(clip_norm) else 1.0,
-            sampling_probability=0.5,
-            population_size=20,
-        ),
+        clip_norm=clip_norm,
+        noise_multiplier=1.0,
         seed=1,
     )
 

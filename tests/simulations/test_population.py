@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.histories import Histories
-from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import Binding, TrainTask
 from fedprofile.simulations.population import Population, device_keys
 
@@ -132,12 +131,8 @@ def clipped_sum(town, population, seed):
         learning_rate=0.5,
         negatives=4,
         new_targets_only=False,
-        mechanism=Mechanism(
-            clip_norm=CLIP,
-            noise_multiplier=1.0,
-            sampling_probability=0.5,
-            population_size=population.size,
-        ),
+        clip_norm=CLIP,
+        noise_multiplier=1.0,
         seed=seed,
     )
     host = population.host_finder(population.size, town.trainer)(context(0))
