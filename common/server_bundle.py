@@ -1,7 +1,8 @@
 """What a device is given of its server: where it is, whom to trust, and what is public.
 
-One file to hand over, a ZIP archive of three: ``server.json``, ``ca.crt`` and ``items.safetensors``. A
-device keeps the three unpacked. Nothing in it is secret; whoever changes it on the way decides which
+One file to hand over, a ZIP archive of four: ``server.json``, ``ca.crt``, ``items.safetensors`` and
+``model.safetensors``, the untrained encoder, with which a device ranks until a trained one comes. A
+device keeps them unpacked. Nothing in it is secret; whoever changes it on the way decides which
 server the device trusts, so it is handed over as a key is.
 """
 
@@ -23,7 +24,7 @@ from .files import write_atomically
 from .items import ItemTable
 from .sections import Section, validated
 
-_FACTS, _CA, _ITEMS = "server.json", "ca.crt", "items.safetensors"
+_FACTS, _CA, _ITEMS, _MODEL = "server.json", "ca.crt", "items.safetensors", "model.safetensors"
 _LARGEST = 2 * 2**30  # bytes, unpacked
 
 
@@ -84,9 +85,9 @@ class ServerBundle:
         try:
             with zipfile.ZipFile(archive) as opened:
                 sizes = {info.filename: info.file_size for info in opened.infolist()}
-                if set(sizes) != {_FACTS, _CA, _ITEMS} or sum(sizes.values()) > _LARGEST:
+                if set(sizes) != {_FACTS, _CA, _ITEMS, _MODEL} or sum(sizes.values()) > _LARGEST:
                     raise ConfigError(f"{archive}: not a server bundle; ask for bundle.zip")
-                contents = {name: opened.read(name) for name in (_CA, _ITEMS, _FACTS)}
+                contents = {name: opened.read(name) for name in (_CA, _ITEMS, _MODEL, _FACTS)}
         except OSError as error:
             raise ConfigError(f"{archive}: can't read it ({error.strerror})") from error
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
@@ -105,6 +106,11 @@ class ServerBundle:
         """Certificate of the one authority to trust for this server."""
         return self.folder / _CA
 
+    @property
+    def model(self) -> Path:
+        """The untrained encoder."""
+        return self.folder / _MODEL
+
     @cached_property
     def items(self) -> ItemTable:
         """The public item table, its blocks in the order of their columns.
@@ -117,7 +123,7 @@ class ServerBundle:
         return replace(table, blocks=dict(sorted(table.blocks.items(), key=lambda b: b[1])))
 
 
-def write_bundle(path: Path, *, facts: ServerFacts, ca: bytes, items: bytes) -> None:
+def write_bundle(path: Path, *, facts: ServerFacts, ca: bytes, items: bytes, model: bytes) -> None:
     """Write the archive; the same content gives the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -125,6 +131,7 @@ def write_bundle(path: Path, *, facts: ServerFacts, ca: bytes, items: bytes) -> 
             (_FACTS, facts.model_dump_json(indent=1).encode()),
             (_CA, ca),
             (_ITEMS, items),
+            (_MODEL, model),
         ):
             archive.writestr(zipfile.ZipInfo(name), content)
     write_atomically(path, buffer.getvalue())

@@ -2,6 +2,7 @@
 
     server.toml       what the operator decides
     items.safetensors the public item table
+    model.safetensors the untrained encoder, where training starts
     bundle.zip        what a device is given: CA, address, public signing key, item table
     ca.key, ca.crt    the authority that devices trust for this server, and no other
     server.key, .crt  the server's certificate
@@ -97,6 +98,11 @@ class ServerFolder:
     def items(self) -> Path:
         """The public item table."""
         return self.path / "items.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The untrained encoder."""
+        return self.path / "model.safetensors"
 
     @property
     def bundle(self) -> Path:

@@ -29,6 +29,7 @@ from ..common.releases import Manifest
 from ..common.signing import SigningKey
 from ..common.weights import hash_of_weights
 from .folder import ServerFolder
+from .server_config import ServerConfig
 
 _KEPT = 3  # model files; manifests are kept for good
 _MANIFEST, _MODEL, _POPULARITY = "manifest.json", "model.safetensors", "popularity.f32"
@@ -67,15 +68,7 @@ class Releases:
             ledger: what was spent.
         """
         config = self.folder.config
-        model = save(
-            {name: np.ascontiguousarray(value) for name, value in weights.items()},
-            {
-                "model": config.model.model_dump_json(),
-                "blocks": json.dumps(table.blocks),
-                "event_types": json.dumps(config.federation.event_types),
-                "item_table": table.content_hash,
-            },
-        )
+        model = model_file(weights, config, table)
         prior = np.ascontiguousarray(popularity, dtype="<f4").tobytes()
         latest = self.latest()
         if latest is not None and latest.model == hashlib.sha256(model).hexdigest():
@@ -145,3 +138,18 @@ class Releases:
         for path in self._all()[:-_KEPT]:
             (path / _MODEL).unlink(missing_ok=True)
             (path / _POPULARITY).unlink(missing_ok=True)
+
+
+def model_file(
+    weights: Mapping[str, NDArray[np.float32]], config: ServerConfig, table: ItemTable
+) -> bytes:
+    """The file of a model, as a simulation writes it: weights, and what a reader needs for them."""
+    return save(
+        {name: np.ascontiguousarray(value) for name, value in weights.items()},
+        {
+            "model": config.model.model_dump_json(),
+            "blocks": json.dumps(table.blocks),
+            "event_types": json.dumps(config.federation.event_types),
+            "item_table": table.content_hash,
+        },
+    )

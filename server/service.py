@@ -9,7 +9,6 @@ start goes on from there with a Flower run of its own, so that replies to the ol
 from __future__ import annotations
 
 import logging
-import secrets
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 import httpx
 from flwr.app import Message
 from flwr.supercore.run import RunNotRunningException
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..common.encoder import build_encoder
@@ -113,8 +113,9 @@ class Service:
             blocks=table.blocks,
             n_items=table.n_items,
             n_types=len(config.federation.event_types),
-            seed=secrets.randbits(62),
+            seed=0,
         )
+        encoder.load_state_dict(load_file(self._folder.model))
 
         def on_round(record: RoundRecord, weights: dict[str, Tensor], priors: ItemPriors) -> None:
             epsilon = ledger.epsilon_spent()

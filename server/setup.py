@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from pathlib import Path
 
+from ..common.encoder import build_encoder
 from ..common.errors import FedprofileError, ServerError
+from ..common.files import write_atomically
+from ..common.items import ItemTable
 from ..common.server_bundle import ServerFacts, write_bundle
 from ..common.signing import SigningKey
 from .budget import plan_budget
@@ -13,6 +17,7 @@ from .catalogue import read_catalogue
 from .folder import ServerFolder
 from .item_vectors import build_item_table
 from .pki import create_authority, ensure_certificate
+from .releases import model_file
 from .server_config import ServerConfig
 
 
@@ -37,6 +42,7 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
         ensure_certificate(folder)
         key = SigningKey.create(folder.signing_key)
         table.save(folder.items)
+        write_atomically(folder.model, _untrained(config, table))
         federation = config.federation
         address = f"[{federation.host}]" if ":" in federation.host else federation.host
         facts = ServerFacts(
@@ -49,7 +55,11 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
             items=table.content_hash,
         )
         write_bundle(
-            folder.bundle, facts=facts, ca=folder.ca.read_bytes(), items=folder.items.read_bytes()
+            folder.bundle,
+            facts=facts,
+            ca=folder.ca.read_bytes(),
+            items=folder.items.read_bytes(),
+            model=folder.model.read_bytes(),
         )
     except OSError as error:
         _undo(path, fresh)
@@ -58,6 +68,18 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
         _undo(path, fresh)
         raise
     return folder
+
+
+def _untrained(config: ServerConfig, table: ItemTable) -> bytes:
+    encoder = build_encoder(
+        config.model,
+        blocks=table.blocks,
+        n_items=table.n_items,
+        n_types=len(config.federation.event_types),
+        seed=secrets.randbits(62),
+    )
+    weights = {name: weight.detach().numpy() for name, weight in encoder.named_parameters()}
+    return model_file(weights, config, table)
 
 
 def _undo(path: Path, fresh: bool) -> None:
