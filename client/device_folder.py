@@ -6,10 +6,11 @@
     store.ballast    room for erasing on a full disk
     node.key         private key of its Flower node, and node.pub
     server/          the server it belongs to: CA, address, public signing key
-    models/          model bundles, and ``current``, the name of the one in use
+    models/NAME/     a model bundle: model.safetensors and items.safetensors
+    models/current   the NAME of the one in use
     ledger.jsonl     rounds it took part in, and what they cost
     outbox/          replies that are stored before they are sent
-    run/             the socket of the local service
+    run/             the socket of the local service, and the lock of the process that runs it
 
 Everything is for the owner's eyes: the folder has mode 0700.
 """
@@ -120,6 +121,11 @@ class DeviceFolder:
         return self.path / "server"
 
     @property
+    def server_facts(self) -> Path:
+        """What is public of the server; there once its bundle is installed."""
+        return self.server / "server.json"
+
+    @property
     def models(self) -> Path:
         """Model bundles."""
         return self.path / "models"
@@ -138,6 +144,11 @@ class DeviceFolder:
     def run(self) -> Path:
         """What exists while the device runs."""
         return self.path / "run"
+
+    @property
+    def service_lock(self) -> Path:
+        """Locked by the process that runs the device."""
+        return self.run / "lock"
 
     @property
     def socket(self) -> Path:

@@ -83,7 +83,7 @@ class NumpyEncoder:
         times = np.array([event.time for event in window], dtype=np.int64)
         before = times[0] if profile.before_window is None else profile.before_window
         gaps = np.log1p(np.diff(times, prepend=before) / SECONDS_PER_DAY).astype(np.float32)
-        tokens = self._vectors[items] @ weights["adapter.weight"].T
+        tokens: Array = self._vectors[items] @ weights["adapter.weight"].T
         tokens += gaps[:, None] * weights["gap.weight"][:, 0] + weights["gap.bias"]
         tokens += weights["kind.weight"][[event.type for event in window]]
         if self._ids is not None:
@@ -98,13 +98,13 @@ class NumpyEncoder:
     def _gru(self, tokens: Array, strengths: Array) -> Array:
         """As ``GRUEncoder``."""
         weights = self._weights
-        state = np.zeros(tokens.shape[1], dtype=np.float32)
+        state: Array = np.zeros(tokens.shape[1], dtype=np.float32)
         for inputs in _linear(tokens, weights, "input_gates"):
             i_reset, i_update, i_new = np.split(inputs, 3)
             s_reset, s_update, s_new = np.split(_linear(state, weights, "state_gates"), 3)
             update = _sigmoid(i_update + s_update)
             new = np.tanh(i_new + _sigmoid(i_reset + s_reset) * s_new)
-            state = update * state + (1 - update) * new
+            state = new + update * (state - new)
         return state
 
     def _transformer(self, tokens: Array, strengths: Array) -> Array:
@@ -115,7 +115,8 @@ class NumpyEncoder:
             tokens = tokens + self._attend(tokens, layer)
             fed = _linear(_norm(tokens, weights, f"{layer}feed_norm"), weights, f"{layer}widen")
             tokens = tokens + _linear(gelu(fed), weights, f"{layer}narrow")
-        return tokens[-1]
+        last: Array = tokens[-1]
+        return last
 
     def _attend(self, tokens: Array, layer: str) -> Array:
         weights, heads = self._weights, self._config.heads
@@ -125,7 +126,7 @@ class NumpyEncoder:
         order = np.arange(len(tokens), dtype=np.float32)
         distance = order[:, None] - order
         slopes = np.exp2(-8 * np.arange(1, heads + 1) / heads).astype(np.float32)
-        logits = query @ key.transpose(0, 2, 1) / np.sqrt(np.float32(query.shape[-1]))
+        logits: Array = query @ key.transpose(0, 2, 1) / np.sqrt(np.float32(query.shape[-1]))
         logits -= slopes[:, None, None] * distance
         logits[:, distance < 0] = -np.inf
         shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -137,13 +138,14 @@ class NumpyEncoder:
 def gelu(x: Array) -> Array:
     """x·Φ(x), with erf to 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26): float32 tells no more."""
     z = np.abs(x) * np.float32(np.sqrt(0.5))
-    t = 1 / (1 + np.float32(0.3275911) * z)
+    t = np.reciprocal(1 + np.float32(0.3275911) * z)
     terms = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
     series = np.zeros_like(z)
     for term in terms:
         series = (series + np.float32(term)) * t
     erf = np.copysign(1 - series * np.exp(-z * z), x)
-    return x * (1 + erf) * np.float32(0.5)
+    product: Array = x * (1 + erf) * np.float32(0.5)
+    return product
 
 
 def _linear(inputs: Array, weights: Weights, name: str) -> Array:

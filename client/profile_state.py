@@ -22,7 +22,7 @@ def profile_to_bytes(profile: Profile) -> bytes:
         "updated_at": profile.updated_at,
     }
     window = profile.window
-    return save(
+    state: bytes = save(
         {
             "sums": np.ascontiguousarray(profile.sums),
             "vector": np.ascontiguousarray(profile.vector),
@@ -33,6 +33,7 @@ def profile_to_bytes(profile: Profile) -> bytes:
             _TAIL: np.frombuffer(json.dumps(tail).encode(), np.uint8),
         }
     )
+    return state
 
 
 def profile_from_bytes(state: bytes, empty: Profile) -> Profile:

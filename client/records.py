@@ -6,7 +6,7 @@ Every function that writes must be called within ``store.transaction()``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .interactions import Interaction
@@ -82,14 +82,12 @@ def in_order_of_time(store: Store) -> list[Recorded]:
     return [_recorded(row) for row in rows]
 
 
-def in_order_of_recording(store: Store) -> Iterator[Recorded]:
-    """All events, a page at a time: whatever their number, few are in memory."""
-    last = 0
-    while rows := store.query(
-        f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (last, _PAGE)
-    ):
-        yield from map(_recorded, rows)
-        last = int(rows[-1][0])
+def recorded_after(store: Store, seq: int) -> list[Recorded]:
+    """The next thousand events in the order of recording; none at the end."""
+    rows = store.query(
+        f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (seq, _PAGE)
+    )
+    return [_recorded(row) for row in rows]
 
 
 def _recorded(row: tuple[object, ...]) -> Recorded:

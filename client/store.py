@@ -145,13 +145,17 @@ class Store:
         """Make deleted rows unreadable, in the file and in its log.
 
         After a DELETE the log holds every row still, and pages that are no longer used may. The
-        file is written anew from its live rows, and the log cut to nothing.
+        log is cut to nothing, which a full disk allows too; then the file is written anew.
 
         Raises:
             StoreFull: the disk has no room for it.
             StoreError: another process reads the store.
         """
+        self._cut_log()
         self.query("VACUUM")
+        self._cut_log()
+
+    def _cut_log(self) -> None:
         if self.query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
             raise StoreError(
                 f"{self.path}: another process reads the store, so that its log still holds what "

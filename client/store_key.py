@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..common.errors import DeviceError
 from ..common.files import sync_folder, write_atomically
+from .device_folder import DeviceFolder
 
 _BYTES = 32
 _OTHERS = 0o077  # permission bits of everybody but the owner
@@ -23,15 +24,21 @@ class StoreKey(Protocol):
     def create(self) -> bytes:
         """A new key, kept from now on in place of any other."""
 
-    def load(self) -> bytes:
-        """The key that is kept.
+    def load(self) -> bytes | None:
+        """The key that is kept, if there is one.
 
         Raises:
-            DeviceError: there is none, it can't be read, or others may read it.
+            DeviceError: it can't be read, or others may read it.
         """
 
     def destroy(self) -> None:
         """Keep it no longer."""
+
+
+def find_key(folder: DeviceFolder) -> StoreKey:
+    """Where the configuration says that the key is."""
+    entry = folder.config.store.keyring
+    return KeyFile(folder.store_key) if entry is None else KeyringKey(entry)
 
 
 class KeyFile:
@@ -50,14 +57,15 @@ class KeyFile:
         write_atomically(self._path, key.hex().encode(), mode=0o600)
         return key
 
-    def load(self) -> bytes:
+    def load(self) -> bytes | None:
         """See :class:`StoreKey`."""
         try:
             mode, text = self._path.stat().st_mode, self._path.read_bytes()
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise DeviceError(
-                f"{self._path}: can't read the store's key ({error.strerror}); put it back, or "
-                "start anew with fedprofile device forget --all"
+                f"{self._path}: can't read the store's key ({error.strerror}); check whose it is"
             ) from error
         if mode & _OTHERS:
             raise DeviceError(
@@ -104,14 +112,11 @@ class KeyringKey:
         self._ask("set_password", _SERVICE, self._entry, key.hex())
         return key
 
-    def load(self) -> bytes:
+    def load(self) -> bytes | None:
         """See :class:`StoreKey`."""
         text = self._ask("get_password", _SERVICE, self._entry)
         if text is None:
-            raise DeviceError(
-                f"OS keyring: no entry '{self._entry}' of {_SERVICE}; put it back, or start anew "
-                "with fedprofile device forget --all"
-            )
+            return None
         return _parse(str(text), f"OS keyring, entry '{self._entry}'")
 
     def destroy(self) -> None:

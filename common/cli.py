@@ -18,6 +18,7 @@ _COMMANDS = {
     "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
     "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
     "server": ("common.cli:server", "Run a federation over enrolled devices, with TLS."),
+    "device": ("common.cli:device", "Record, profile and rank on a device, offline."),
     "audit": ("common.cli:audit", "Check what was spent, whether it was so, and what is left."),
 }
 # What needs a running federation is driven from simulations; the rest needs neither torch nor Flower.
@@ -37,6 +38,22 @@ _SERVER = {
     "revoke": ("server.server_cli:revoke_app", "Shut a device out."),
     "run": ("server.server_cli:run_app", "Run the federation, whatever dies."),
     "status": ("server.server_cli:status_app", "Round, cohort, rejections, ε spent and left."),
+}
+_DEVICE = {
+    "init": ("client.device_cli:init_app", "Make a device: folder, key, encrypted store."),
+    "model": ("client.device_cli:model_app", "Install a model to profile and rank with."),
+    "enroll": ("client.enrol_cli:enroll_app", "Join a server, and make the key it knows you by."),
+    "run": ("client.device_cli:run_app", "Serve the device's applications, take part in training."),
+    "status": ("client.device_cli:status_app", "What it holds, and what its owner allows."),
+    "record": ("client.profile_cli:record_app", "Record one interaction."),
+    "import": ("client.profile_cli:import_app", "Record the interactions of a file."),
+    "profile": ("client.profile_cli:profile_app", "Show what the device knows of its owner."),
+    "recommend": ("client.profile_cli:recommend_app", "Rank items for the owner."),
+    "consent": ("client.device_cli:consent_app", "Agree to take part in training, or no longer."),
+    "pause": ("client.device_cli:pause_app", "Suspend taking part in training."),
+    "resume": ("client.device_cli:resume_app", "Take part again."),
+    "forget": ("client.profile_cli:forget_app", "Erase an item, a period or everything."),
+    "export": ("client.profile_cli:export_app", "Write everything that is stored as JSON."),
 }
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -80,6 +97,16 @@ def server() -> None:
       fedprofile server enroll shop --name till-3 --public-key node.pub
       fedprofile server run shop
       fedprofile server status shop
+@click.command(cls=LazyGroup, table=_DEVICE, context_settings=_SETTINGS)
+def device() -> None:
+    """Record, profile and rank on a device, offline.
+
+    \b
+    Examples:
+      fedprofile device init phone --model runs/shop
+      fedprofile device record phone --item tea-01 --event purchase
+      fedprofile device recommend phone --top-k 5 --explain
+      fedprofile device forget phone --item tea-01
     """
 
 

@@ -1,0 +1,201 @@
+"""What a device is asked and answers, the same over its local service and without.
+
+Each dataclass has the fields of the message of its name in ``edge_v1.proto``; a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items to choose from, by id."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RecommendRequest:
+    """A question for recommendations.
+
+    Attributes:
+        candidates: what to choose from; None: all items of the model.
+        top_k: length of the list; exactly one of this and ``threshold`` is set.
+        threshold: the least score.
+        include_seen: rank items that the owner has met too, by the mixture with repeats.
+        explain: give reasons.
+    """
+
+    candidates: Candidates | None = None
+    top_k: int | None = None
+    threshold: float | None = None
+    include_seen: bool = False
+    explain: bool = False
+
+
+@dataclass(frozen=True)
+class RecordEventsResponse:
+    """What became of events that were handed over.
+
+    Attributes:
+        recorded: stored now, durably.
+        repeated: stored before, by their ids.
+        unlearned: of those recorded, the ones that the model can't learn from: it doesn't know the
+            item or the type, or the type's weight isn't positive. They are kept.
+    """
+
+    recorded: int = 0
+    repeated: int = 0
+    unlearned: int = 0
+
+
+@dataclass(frozen=True)
+class ReasonEvent:
+    """A recent event that speaks for an item, and its part of the cosine with the interests."""
+
+    item: str
+    event: str
+    time: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ReasonTag:
+    """A tag of the item that the profile holds, and its share of all tag weight."""
+
+    tag: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A ranked item; reasons where they were asked for, those that say most first."""
+
+    item: str
+    score: float
+    events: tuple[ReasonEvent, ...] = ()
+    tags: tuple[ReasonTag, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecommendResponse:
+    """A ranking, best first.
+
+    Attributes:
+        model: name of the bundle that ranked.
+        items: the ranking.
+        unknown_candidates: candidates that the model doesn't know; they are left out.
+    """
+
+    model: str
+    items: tuple[Recommendation, ...] = ()
+    unknown_candidates: int = 0
+
+
+@dataclass(frozen=True)
+class RecentEvent:
+    """An event of the window that the encoder reads."""
+
+    item: str
+    event: str
+    time: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Interest:
+    """A decayed interest sum, and how fast it decays."""
+
+    clock: str
+    half_life: float
+    sum: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class GetProfileResponse:
+    """The whole profile, for its owner's eyes.
+
+    Attributes:
+        model: name of the bundle it was made with.
+        declared: basic data that the owner stated.
+        events: events learned from.
+        updated_at: time of the newest of them; None before the first.
+        repeat_rate: share of events that repeat an earlier item.
+        tags: interest tag → decayed weight.
+        frequencies: item → decayed weight of its events.
+        recent: the window, oldest first.
+        interests: decayed sums of item vectors.
+        vector: U.
+    """
+
+    model: str
+    events: int
+    repeat_rate: float
+    updated_at: int | None = None
+    declared: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, float] = field(default_factory=dict)
+    frequencies: Mapping[str, float] = field(default_factory=dict)
+    recent: tuple[RecentEvent, ...] = ()
+    interests: tuple[Interest, ...] = ()
+    vector: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class EraseProfileRequest:
+    """What to erase: exactly one of an item's events, those before a time, and everything."""
+
+    item: str | None = None
+    before: int | None = None
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class EraseProfileResponse:
+    """How many events were erased, and how many are left."""
+
+    erased: int
+    left: int
+
+
+@dataclass(frozen=True)
+class GetStatusResponse:
+    """How a device is.
+
+    Attributes:
+        name: what its owner calls it.
+        version: of the program.
+        events: events stored.
+        learned: of those, the ones that the profile is made of.
+        oldest: time of the oldest event, newest: of the newest; None without events.
+        consent: whether the owner agreed to take part in training.
+        consent_since: when that was set; None: never, it is off.
+        paused: whether taking part is suspended.
+        paused_since: when that was set; None: never.
+        store_bytes: size of the store with its log.
+        set_aside: files of stores that were damaged.
+        model: name of the bundle in use; None: no model yet.
+        model_hash: of its weights, as ledgers name it.
+        items: how many items it ranks.
+        event_types: names of the event types it knows.
+        service: whether the local service answers.
+    """
+
+    name: str
+    version: str
+    events: int
+    learned: int
+    consent: bool
+    paused: bool
+    store_bytes: int
+    items: int = 0
+    service: bool = False
+    oldest: int | None = None
+    newest: int | None = None
+    consent_since: int | None = None
+    paused_since: int | None = None
+    model: str | None = None
+    model_hash: str | None = None
+    set_aside: tuple[str, ...] = ()
+    event_types: tuple[str, ...] = ()

@@ -1,0 +1,450 @@
+"""One device: its store, its profile and its model behind a few calls.
+
+The local service and the command line both end here, so that there is one way to do a thing. Every
+call sees the model and the store as they are now: another process may have changed either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from ..common.errors import ConfigError, DataError, DeviceError, StoreError, StoreFull
+from ..common.files import sync_folder, write_atomically
+from ..common.histories import Histories
+from . import records
+from .answers import (
+    EraseProfileRequest,
+    EraseProfileResponse,
+    GetProfileResponse,
+    GetStatusResponse,
+    Interest,
+    ReasonEvent,
+    ReasonTag,
+    RecentEvent,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    RecordEventsResponse,
+)
+from .device_folder import DeviceFolder
+from .interactions import Interaction, check_interaction
+from .model_bundle import ModelBundle, current_bundle, current_name
+from .profile_keeper import ProfileKeeper
+from .scoring import Ranking, above_threshold, top_k, why
+from .store import Store, store_files, stores_aside
+from .store_key import find_key
+
+_BALLAST = 1 << 20  # bytes kept free for erasing on a full disk
+_DAY = 86_400
+_CONSENT, _PAUSED, _ERASING = "consent", "paused", "erasing"
+_WAIT = 10.0  # seconds for another call to end
+
+T = TypeVar("T")
+
+
+class Device:
+    """An opened device. Threads may share it: calls wait for one another.
+
+    Args:
+        folder: of the device.
+        clock: seconds since 1970-01-01 UTC.
+    """
+
+    def __init__(self, folder: DeviceFolder, *, clock: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._store: Store | None = None
+        self._keeper: ProfileKeeper | None = None
+        self._model: str | None = None  # name of the bundle that was loaded, or failed to
+        self._tidied = -math.inf  # when retention was last enforced
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store; a call opens it again."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+            self._store = self._keeper = None
+
+    def record(self, interactions: Sequence[Interaction]) -> RecordEventsResponse:
+        """Store interactions durably and bring the profile up to date: all of them, or none.
+
+        Raises:
+            DataError: one of them can't be stored; the message tells its place.
+            StoreError: nothing was stored.
+        """
+        now = int(self._clock())
+        checked = [
+            check_interaction(one, now=now, where=f"event {place}")
+            for place, one in enumerate(interactions, start=1)
+        ]
+        with self._opened() as store:
+            keeper, profile = self._keeper, None
+            with store.transaction():
+                if keeper is None:
+                    added = records.append(store, checked)
+                    records.drop_profile(store)
+                else:
+                    added, profile = keeper.record(checked)
+            if keeper is None:
+                learned = 0
+            else:
+                keeper.keep(profile)
+                learned = sum(keeper.learned(one) is not None for one in added)
+        return RecordEventsResponse(
+            recorded=len(added),
+            repeated=len(checked) - len(added),
+            unlearned=len(added) - learned,
+        )
+
+    def recommend(self, request: RecommendRequest) -> RecommendResponse:
+        """Rank items for the owner.
+
+        Raises:
+            ConfigError: not exactly one of top k and threshold is given, or k < 1.
+            DeviceError: there is no model.
+        """
+        with self._opened():
+            keeper = self._need_model()
+            bundle, profile = keeper.bundle, keeper.profile()
+            candidates, unknown = None, 0
+            if request.candidates is not None:
+                found = [bundle.index.get(name) for name in request.candidates.items]
+                known = [index for index in found if index is not None]
+                candidates, unknown = np.array(known, dtype=np.int32), len(found) - len(known)
+            options: dict[str, Any] = {
+                "candidates": candidates,
+                "include_seen": request.include_seen,
+            }
+            if (request.top_k is None) == (request.threshold is None):
+                raise ConfigError("recommend: give either top_k or threshold")
+            if request.top_k is not None:
+                ranking = top_k(profile, bundle.served, request.top_k, **options)
+            else:
+                threshold = float(request.threshold or 0)
+                ranking = above_threshold(profile, bundle.served, threshold, **options)
+            items = self._explained(keeper, ranking, explain=request.explain)
+            return RecommendResponse(bundle.name, items, unknown)
+
+    def profile(self) -> GetProfileResponse:
+        """The whole profile, for its owner's eyes.
+
+        Raises:
+            DeviceError: there is no model.
+        """
+        with self._opened() as store:
+            keeper = self._need_model()
+            bundle, profile = keeper.bundle, keeper.profile()
+            ids = bundle.served.ids
+            return GetProfileResponse(
+                model=bundle.name,
+                events=profile.n_events,
+                repeat_rate=profile.repeat_rate,
+                updated_at=profile.updated_at,
+                declared=records.declared(store),
+                tags=dict(sorted(profile.tags.items(), key=lambda tag: (-tag[1], tag[0]))),
+                frequencies={
+                    ids[item]: float(weight)
+                    for item, weight in zip(profile.items, profile.frequencies, strict=True)
+                },
+                recent=tuple(
+                    RecentEvent(ids[e.item], bundle.event_types[e.type], e.time, e.weight)
+                    for e in profile.window
+                ),
+                interests=tuple(
+                    Interest(scale.clock, scale.half_life, tuple(total.tolist()))
+                    for scale, total in zip(profile.scales, profile.sums, strict=True)
+                ),
+                vector=tuple(profile.vector.tolist()),
+            )
+
+    def declare(self, name: str, value: str) -> None:
+        """State basic data, such as a language; an empty ``value`` takes the statement back.
+
+        Raises:
+            ConfigError: the name is empty, or either is longer than 256 characters.
+        """
+        if not name.strip() or max(len(name), len(value)) > 256:
+            raise ConfigError(f"declared data {name!r}: name and value have 1 to 256 characters")
+        with self._opened() as store:
+            with store.transaction():
+                records.declare(store, name.strip(), value.strip())
+            if self._keeper is not None:
+                self._keeper.keep(None)
+
+    def export(self) -> Iterator[str]:
+        """Everything that is stored, as the pieces of one JSON document.
+
+        Raises:
+            StoreError: the store can't be read.
+        """
+        head: dict[str, Any] = {
+            "format": "fedprofile device export",
+            "version": 1,
+            "exported_at": int(self._clock()),
+            "configuration": self.folder.config.model_dump(mode="json"),
+        }
+        with self._opened() as store:
+            head["declared"] = records.declared(store)
+            for name in (_CONSENT, _PAUSED):
+                head[name] = asdict(records.setting(store, name))
+            head["profile"] = None if self._keeper is None else asdict(self.profile())
+        yield json.dumps(head, ensure_ascii=False)[:-1] + ', "events": [\n'
+        last, separator = 0, ""
+        while True:
+            with self._opened() as store:  # others may go on between two pages
+                page = records.recorded_after(store, last)
+            if not page:
+                break
+            rows = ({**asdict(one.interaction), "strength": one.strength} for one in page)
+            yield separator + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            last, separator = page[-1].seq, ",\n"
+        yield "\n]}\n"
+
+    def erase(self, request: EraseProfileRequest) -> EraseProfileResponse:
+        """Erase so that the bytes are gone, and build the profile anew from what is left.
+
+        Raises:
+            ConfigError: not exactly one of item, time and everything is given.
+            StoreFull: even so little can't be written; nothing was erased.
+        """
+        chosen = (request.item is not None, request.before is not None, request.everything)
+        if sum(chosen) != 1:
+            raise ConfigError("erase: give exactly one of an item, a time, and everything")
+        if request.everything:
+            return self._start_anew()
+        with self._opened() as store:
+            if request.item is not None:
+                item = request.item.strip()
+                erased = self._erase(store, lambda: records.delete_item(store, item))
+            else:
+                before = int(request.before or 0)
+                erased = self._erase(store, lambda: records.delete_before(store, before))
+            return EraseProfileResponse(erased, records.count_events(store)[0])
+
+    def set_consent(self, on: bool) -> None:
+        """Agree to take part in training, or no longer; off until it is set."""
+        self._switch(_CONSENT, on)
+
+    def set_paused(self, on: bool) -> None:
+        """Suspend taking part in training, or go on."""
+        self._switch(_PAUSED, on)
+
+    def status(self) -> GetStatusResponse:
+        """How the device is."""
+        with self._opened() as store:
+            count, oldest, newest = records.count_events(store)
+            consent, paused = records.setting(store, _CONSENT), records.setting(store, _PAUSED)
+            bundle = None if self._keeper is None else self._keeper.bundle
+            return GetStatusResponse(
+                name=self.folder.config.name,
+                version=importlib.metadata.version("fedprofile"),
+                events=count,
+                learned=0 if self._keeper is None else self._keeper.profile().n_events,
+                oldest=oldest,
+                newest=newest,
+                consent=consent.on,
+                consent_since=consent.since,
+                paused=paused.on,
+                paused_since=paused.since,
+                store_bytes=sum(file.stat().st_size for file in store_files(store.path)),
+                set_aside=tuple(file.name for file in stores_aside(store.path)),
+                model=None if bundle is None else bundle.name,
+                model_hash=None if bundle is None else bundle.hash,
+                items=0 if bundle is None else bundle.served.n_items,
+                event_types=() if bundle is None else bundle.event_types,
+            )
+
+    def history(self) -> tuple[Histories, ModelBundle]:
+        """All events that the model can learn from, for local training, and the model.
+
+        Raises:
+            DeviceError: there is no model.
+        """
+        with self._opened():
+            keeper = self._need_model()
+            return keeper.history(), keeper.bundle
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Store]:
+        """The store, open, in step with the folder, and for this thread alone."""
+        if not self._lock.acquire(timeout=_WAIT):
+            raise StoreError(f"{self.folder.store}: busy for {_WAIT:g} s; do it again")
+        try:
+            if self._store is None:
+                self._store = self._open()
+            store = self._store
+            if current_name(self.folder) != self._model:
+                self._load_model(store)
+            if store.changed() and self._keeper is not None:
+                self._keeper.keep(None)
+            if self._clock() - self._tidied >= _DAY:
+                self._tidy(store)
+            yield store
+        except StoreError:
+            # Opened anew by the next call, whatever it was; one that is damaged is set aside by now.
+            self.close()
+            raise
+        finally:
+            self._lock.release()
+
+    def _open(self) -> Store:
+        place = find_key(self.folder)
+        key = place.load()
+        if key is None and self.folder.store.exists():
+            raise DeviceError(
+                f"{self.folder.path}: the key of the store is missing; put it back, or start anew "
+                "with fedprofile device forget --all"
+            )
+        store = Store.open(self.folder.store, place.create() if key is None else key)
+        self._model, self._tidied = None, -math.inf
+        return store
+
+    def _load_model(self, store: Store) -> None:
+        """What can't be used must not keep the owner from recording and erasing: say so when asked."""
+        self._model, self._keeper = current_name(self.folder), None
+        with contextlib.suppress(DataError):
+            bundle = current_bundle(self.folder)
+            if bundle is not None:
+                events = self.folder.config.events
+                self._keeper = ProfileKeeper(
+                    store,
+                    bundle,
+                    weights=events.weights,
+                    session_gap=60 * events.session_gap_minutes,
+                )
+
+    def _need_model(self) -> ProfileKeeper:
+        if self._keeper is None:
+            current_bundle(self.folder)  # tells what is wrong with it, if there is one
+            raise DeviceError(
+                f"{self.folder.path}: no model yet; install one with "
+                f"fedprofile device model {self.folder.path} RUN"
+            )
+        return self._keeper
+
+    def _explained(
+        self, keeper: ProfileKeeper, ranking: Ranking, *, explain: bool
+    ) -> tuple[Recommendation, ...]:
+        if not explain:
+            pairs = zip(ranking.ids, ranking.scores.tolist(), strict=True)
+            return tuple(Recommendation(name, score) for name, score in pairs)
+        bundle, profile = keeper.bundle, keeper.profile()
+        found = []
+        for index, name, score in zip(ranking.items, ranking.ids, ranking.scores, strict=True):
+            reasons = why(profile, bundle.public, int(index))
+            events = (
+                ReasonEvent(bundle.served.ids[e.item], bundle.event_types[e.type], e.time, share)
+                for e, share in reasons.events
+            )
+            tags = (ReasonTag(tag, share) for tag, share in reasons.tags)
+            found.append(Recommendation(name, float(score), tuple(events), tuple(tags)))
+        return tuple(found)
+
+    def _switch(self, name: str, on: bool) -> None:
+        with self._opened() as store:
+
+            def switch() -> None:
+                with store.transaction():
+                    records.set_setting(store, name, on, now=int(self._clock()))
+
+            self._with_room(switch)
+
+    def _erase(self, store: Store, delete: Callable[[], int]) -> int:
+        """Delete rows and leave no bytes of them; a kill in between is made good by the next call."""
+
+        def delete_and_rebuild() -> int:
+            with store.transaction():
+                count = delete()
+                records.set_setting(store, _ERASING, True, now=int(self._clock()))
+                if self._keeper is None:
+                    records.drop_profile(store)
+                else:
+                    self._keeper.rebuild()
+            if self._keeper is not None:
+                self._keeper.keep(None)
+            return count
+
+        count = self._with_room(delete_and_rebuild)
+        try:
+            self._with_room(lambda: self._scrub(store))
+        except StoreFull as error:
+            raise StoreFull(
+                f"{self.folder.store}: {count} events are erased from the profile, but the disk is "
+                "too full to overwrite their bytes; make room, and the next call does that"
+            ) from error
+        return count
+
+    def _scrub(self, store: Store) -> None:
+        store.scrub()
+        with store.transaction():
+            records.set_setting(store, _ERASING, False, now=int(self._clock()))
+
+    def _with_room(self, action: Callable[[], T]) -> T:
+        """What must be possible on a full disk: the ballast makes room for it."""
+        try:
+            return action()
+        except StoreFull:
+            self.folder.ballast.unlink(missing_ok=True)
+            return action()
+        finally:
+            self._load_ballast()
+
+    def _load_ballast(self) -> None:
+        if not self.folder.ballast.exists():
+            with contextlib.suppress(OSError):  # no room for it now
+                write_atomically(self.folder.ballast, bytes(_BALLAST), mode=0o600)
+
+    def _tidy(self, store: Store) -> None:
+        """Once a day: finish erasing, and erase what is kept no longer."""
+        self._tidied = self._clock()
+        self._load_ballast()
+        limits = self.folder.config.store
+        count, oldest, _ = records.count_events(store)
+        with contextlib.suppress(StoreFull):  # another day; whoever reads or erases can go on
+            if records.setting(store, _ERASING).on:
+                self._scrub(store)
+            if limits.retention_days is not None and oldest is not None:
+                first = int(self._clock()) - limits.retention_days * _DAY
+                if oldest < first:
+                    self._erase(store, lambda: records.delete_before(store, first))
+            if limits.retention_events is not None and count > limits.retention_events:
+                most = limits.retention_events
+                self._erase(store, lambda: records.delete_all_but_newest(store, most))
+
+    def _start_anew(self) -> EraseProfileResponse:
+        """Key and files are destroyed; whatever the disk keeps of them can't be read."""
+        with self._lock:
+            erased = 0
+            with contextlib.suppress(DeviceError), self._opened() as store:
+                erased = records.count_events(store)[0]
+            self.close()
+            path = self.folder.store
+            for file in (*store_files(path), *stores_aside(path), *self.folder.outbox.iterdir()):
+                file.unlink()
+            sync_folder(path.parent)
+            find_key(self.folder).destroy()
+            with self._opened():
+                return EraseProfileResponse(erased, 0)

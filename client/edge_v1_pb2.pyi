@@ -1,0 +1,274 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Interaction(_message.Message):
+    __slots__ = ("id", "item", "time", "event", "value", "session")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    item: str
+    time: int
+    event: str
+    value: float
+    session: str
+    def __init__(self, id: _Optional[str] = ..., item: _Optional[str] = ..., time: _Optional[int] = ..., event: _Optional[str] = ..., value: _Optional[float] = ..., session: _Optional[str] = ...) -> None: ...
+
+class RecordEventsRequest(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Interaction]
+    def __init__(self, events: _Optional[_Iterable[_Union[Interaction, _Mapping]]] = ...) -> None: ...
+
+class RecordEventsResponse(_message.Message):
+    __slots__ = ("recorded", "repeated", "unlearned")
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    UNLEARNED_FIELD_NUMBER: _ClassVar[int]
+    recorded: int
+    repeated: int
+    unlearned: int
+    def __init__(self, recorded: _Optional[int] = ..., repeated: _Optional[int] = ..., unlearned: _Optional[int] = ...) -> None: ...
+
+class Candidates(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, items: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RecommendRequest(_message.Message):
+    __slots__ = ("candidates", "top_k", "threshold", "include_seen", "explain")
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    candidates: Candidates
+    top_k: int
+    threshold: float
+    include_seen: bool
+    explain: bool
+    def __init__(self, candidates: _Optional[_Union[Candidates, _Mapping]] = ..., top_k: _Optional[int] = ..., threshold: _Optional[float] = ..., include_seen: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
+
+class ReasonEvent(_message.Message):
+    __slots__ = ("item", "event", "time", "share")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    item: str
+    event: str
+    time: int
+    share: float
+    def __init__(self, item: _Optional[str] = ..., event: _Optional[str] = ..., time: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
+
+class ReasonTag(_message.Message):
+    __slots__ = ("tag", "share")
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    tag: str
+    share: float
+    def __init__(self, tag: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
+class Recommendation(_message.Message):
+    __slots__ = ("item", "score", "events", "tags")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    item: str
+    score: float
+    events: _containers.RepeatedCompositeFieldContainer[ReasonEvent]
+    tags: _containers.RepeatedCompositeFieldContainer[ReasonTag]
+    def __init__(self, item: _Optional[str] = ..., score: _Optional[float] = ..., events: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[ReasonTag, _Mapping]]] = ...) -> None: ...
+
+class RecommendResponse(_message.Message):
+    __slots__ = ("model", "items", "unknown_candidates")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    items: _containers.RepeatedCompositeFieldContainer[Recommendation]
+    unknown_candidates: int
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Recommendation, _Mapping]]] = ..., unknown_candidates: _Optional[int] = ...) -> None: ...
+
+class GetProfileRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RecentEvent(_message.Message):
+    __slots__ = ("item", "event", "time", "weight")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    item: str
+    event: str
+    time: int
+    weight: float
+    def __init__(self, item: _Optional[str] = ..., event: _Optional[str] = ..., time: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Interest(_message.Message):
+    __slots__ = ("clock", "half_life", "sum")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    HALF_LIFE_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    clock: str
+    half_life: float
+    sum: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, clock: _Optional[str] = ..., half_life: _Optional[float] = ..., sum: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class GetProfileResponse(_message.Message):
+    __slots__ = ("model", "events", "repeat_rate", "updated_at", "declared", "tags", "frequencies", "recent", "interests", "vector")
+    class DeclaredEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class FrequenciesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    REPEAT_RATE_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_AT_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCIES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    INTERESTS_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    events: int
+    repeat_rate: float
+    updated_at: int
+    declared: _containers.ScalarMap[str, str]
+    tags: _containers.ScalarMap[str, float]
+    frequencies: _containers.ScalarMap[str, float]
+    recent: _containers.RepeatedCompositeFieldContainer[RecentEvent]
+    interests: _containers.RepeatedCompositeFieldContainer[Interest]
+    vector: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, model: _Optional[str] = ..., events: _Optional[int] = ..., repeat_rate: _Optional[float] = ..., updated_at: _Optional[int] = ..., declared: _Optional[_Mapping[str, str]] = ..., tags: _Optional[_Mapping[str, float]] = ..., frequencies: _Optional[_Mapping[str, float]] = ..., recent: _Optional[_Iterable[_Union[RecentEvent, _Mapping]]] = ..., interests: _Optional[_Iterable[_Union[Interest, _Mapping]]] = ..., vector: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class DeclareDataRequest(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class DeclareDataResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExportProfileRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExportProfileResponse(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
+class EraseProfileRequest(_message.Message):
+    __slots__ = ("item", "before", "everything")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    EVERYTHING_FIELD_NUMBER: _ClassVar[int]
+    item: str
+    before: int
+    everything: bool
+    def __init__(self, item: _Optional[str] = ..., before: _Optional[int] = ..., everything: _Optional[bool] = ...) -> None: ...
+
+class EraseProfileResponse(_message.Message):
+    __slots__ = ("erased", "left")
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    erased: int
+    left: int
+    def __init__(self, erased: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
+
+class SetConsentRequest(_message.Message):
+    __slots__ = ("on",)
+    ON_FIELD_NUMBER: _ClassVar[int]
+    on: bool
+    def __init__(self, on: _Optional[bool] = ...) -> None: ...
+
+class SetConsentResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetPausedRequest(_message.Message):
+    __slots__ = ("on",)
+    ON_FIELD_NUMBER: _ClassVar[int]
+    on: bool
+    def __init__(self, on: _Optional[bool] = ...) -> None: ...
+
+class SetPausedResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("name", "version", "events", "learned", "consent", "paused", "store_bytes", "items", "service", "oldest", "newest", "consent_since", "paused_since", "model", "model_hash", "set_aside", "event_types")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LEARNED_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_SINCE_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_SINCE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TYPES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    events: int
+    learned: int
+    consent: bool
+    paused: bool
+    store_bytes: int
+    items: int
+    service: bool
+    oldest: int
+    newest: int
+    consent_since: int
+    paused_since: int
+    model: str
+    model_hash: str
+    set_aside: _containers.RepeatedScalarFieldContainer[str]
+    event_types: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., events: _Optional[int] = ..., learned: _Optional[int] = ..., consent: _Optional[bool] = ..., paused: _Optional[bool] = ..., store_bytes: _Optional[int] = ..., items: _Optional[int] = ..., service: _Optional[bool] = ..., oldest: _Optional[int] = ..., newest: _Optional[int] = ..., consent_since: _Optional[int] = ..., paused_since: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., set_aside: _Optional[_Iterable[str]] = ..., event_types: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,0 +1,150 @@
+"""Keeps the profile of a store in step with its events.
+
+A profile is brought up to date event by event; one that arrives late, or many at once, has it built
+anew from all events, which gives the same and is exact on every clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from ..common.histories import Histories
+from .interactions import Interaction
+from .model_bundle import ModelBundle
+from .profile import Event, Profile, build, empty_profile, update
+from .profile_state import profile_from_bytes, profile_to_bytes
+from .records import (
+    Recorded,
+    append,
+    declared,
+    in_order_of_time,
+    load_profile,
+    save_profile,
+)
+from .store import Store
+
+_MANY = 32  # events at once that are learned by building anew
+
+
+class ProfileKeeper:
+    """The profile that a model makes of a store's events.
+
+    Args:
+        store: events.
+        bundle: the model.
+        weights: event type → weight, 1 where absent.
+        session_gap: seconds; a longer pause starts a new session where none is given.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        bundle: ModelBundle,
+        *,
+        weights: Mapping[str, float],
+        session_gap: float,
+    ) -> None:
+        self.bundle = bundle
+        self._store = store
+        self._weights = weights
+        self._session_gap = session_gap
+        basis = json.dumps([bundle.name, sorted(weights.items())])
+        self._basis = hashlib.sha256(basis.encode()).hexdigest()
+        self._cached: Profile | None = None
+
+    def profile(self) -> Profile:
+        """The profile as of the last event that was committed."""
+        if self._cached is None:
+            with self._store.transaction():
+                profile = self._saved()
+            self._cached = profile
+        return self._cached
+
+    def keep(self, profile: Profile | None) -> None:
+        """``profile`` is what was committed; None: read it from the store when it is asked for."""
+        self._cached = profile
+
+    def record(self, interactions: Sequence[Interaction]) -> tuple[list[Recorded], Profile]:
+        """Store what isn't stored yet and learn from it, within a transaction.
+
+        The result holds once the transaction is committed: hand its profile to :meth:`keep` then.
+        """
+        before = self._cached or self._saved()
+        added = append(self._store, interactions)
+        events = [event for one in added if (event := self.learned(one)) is not None]
+        times = [before.updated_at or 0, *(event.time for event in events)]
+        if not events:
+            return added, before
+        if len(events) > _MANY or any(later < earlier for earlier, later in pairwise(times)):
+            return added, self.rebuild()
+        after = before
+        for event in events:
+            after, _ = update(after, event, table=self.bundle.public, encode=self.bundle.encode)
+        save_profile(self._store, self._basis, profile_to_bytes(after))
+        return added, after
+
+    def rebuild(self) -> Profile:
+        """The profile of all events, saved within a transaction."""
+        profile = build(
+            self.history(),
+            table=self.bundle.public,
+            scales=self.bundle.config.scales,
+            window_size=self.bundle.config.window,
+            declared=declared(self._store),
+            encode=self.bundle.encode,
+        )
+        save_profile(self._store, self._basis, profile_to_bytes(profile))
+        return profile
+
+    def history(self) -> Histories:
+        """All events that the model can learn from, as the history of one device.
+
+        A session ends where another one is named, or where none is named after a pause.
+        """
+        learned = [
+            (event, one.interaction.session)
+            for one in in_order_of_time(self._store)
+            if (event := self.learned(one)) is not None
+        ]
+        new = [
+            name != before or (name is None and event.time - earlier.time > self._session_gap)
+            for (earlier, before), (event, name) in pairwise(learned)
+        ]
+        events = [event for event, _ in learned]
+        return Histories(
+            offsets=np.array([0, len(events)], dtype=np.int64),
+            items=np.array([event.item for event in events], dtype=np.int32),
+            times=np.array([event.time for event in events], dtype=np.int64),
+            sessions=np.cumsum([0, *new], dtype=np.int32)[: len(events)],
+            weights=np.array([event.weight for event in events], dtype=np.float32),
+            types=np.array([event.type for event in events], dtype=np.int16),
+        )
+
+    def _saved(self) -> Profile:
+        """What the store holds, built anew where that was made by another model or by none."""
+        state = load_profile(self._store, self._basis)
+        return self.rebuild() if state is None else profile_from_bytes(state, self._empty())
+
+    def learned(self, one: Recorded) -> Event | None:
+        """The event as the model sees it; None where it can't learn from it."""
+        item = self.bundle.index.get(one.interaction.item)
+        known = self.bundle.event_types
+        name = one.interaction.event or (known[0] if len(known) == 1 else "")
+        weight = self._weights.get(one.interaction.event, 1.0) * one.strength
+        if item is None or name not in known or weight <= 0:
+            return None
+        return Event(item=item, time=one.interaction.time, weight=weight, type=known.index(name))
+
+    def _empty(self) -> Profile:
+        return empty_profile(
+            self.bundle.public,
+            scales=self.bundle.config.scales,
+            window_size=self.bundle.config.window,
+            declared=declared(self._store),
+            encode=self.bundle.encode,
+        )
