@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from threading import Event
 from typing import Protocol
 
@@ -119,7 +118,7 @@ class Node:
             if time.monotonic() - began > _PAUSES[1]:
                 pause = _PAUSES[0]
             # Jitter: devices that lost the same server don't come back as one.
-            stop.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            stop.wait(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _PAUSES[1])
         if self._fit is not None:
             self._fit.kill()
@@ -149,7 +148,7 @@ class Node:
                     stop.wait(_TICK)
                     continue
                 if not self._receive(fleet):
-                    stop.wait(self._poll * random.uniform(0.5, 1.5))  # noqa: S311
+                    stop.wait(self._poll * random.uniform(0.5, 1.5))
         finally:
             fleet.close()
 

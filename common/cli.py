@@ -97,9 +97,12 @@ def server() -> None:
       fedprofile server enroll shop --name till-3 --public-key node.pub
       fedprofile server run shop
       fedprofile server status shop
+    """
+
+
 @click.command(cls=LazyGroup, table=_DEVICE, context_settings=_SETTINGS)
 def device() -> None:
-    """Record, profile and rank on a device, offline.
+    """Record, profile and rank on a device, offline; take part in training, if you agree.
 
     \b
     Examples:

@@ -13,9 +13,9 @@ from torch.func import functional_call
 
 from ..client.examples import build_examples
 from ..client.inference import encoder_inputs, profile_vectors
-from ..client.serving import serving_table
 from ..client.local_training import LocalTraining, Trainer
 from ..client.scoring import mix_repeats, score_matrix
+from ..client.serving import serving_table
 from ..client.stacked import StackedWeights
 from ..common.config import ModelConfig, TrainingConfig
 from ..common.decay import decayed_sums
