@@ -60,7 +60,7 @@ _BEAT = 0.7 * HEARTBEAT
 _TICK = 0.2  # seconds between looks at a process that trains
 _LONGEST_FIT = 1800.0
 _PAUSES = (1.0, 60.0)  # seconds between tries to connect, first and longest
-_SHUT_OUT = 30.0  # between tries of a device that isn't let in
+_SHUT_OUT = 5.0  # between tries of a device that is not let in, at first
 
 
 class Owner(Protocol):

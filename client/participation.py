@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 
+from ..common.flower_switches import quieten_flower
 from .device import Device
 from .device_folder import DeviceFolder
 from .owner import DeviceOwner
@@ -20,6 +21,7 @@ def taking_part(folder: DeviceFolder, device: Device) -> Iterator[None]:
     if not (folder.server_facts.exists() and folder.node_key.exists()):
         yield
         return
+    quieten_flower(folder.run / "flower")
     from .node import Node  # Flower, which a device without a server doesn't need
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Self
 
@@ -75,7 +74,7 @@ class Manifest:
         if len(text) > LARGEST_MANIFEST:
             raise MessageError("the manifest of a release is too long")
         try:
-            manifest = _MANIFEST.validate_python(json.loads(text))
+            manifest = _MANIFEST.validate_json(text)
         except (ValueError, ValidationError) as error:
             raise MessageError("the manifest of a release can't be read") from error
         if not signature_holds(

@@ -144,7 +144,7 @@ def model_file(
     weights: Mapping[str, NDArray[np.float32]], config: ServerConfig, table: ItemTable
 ) -> bytes:
     """The file of a model, as a simulation writes it: weights, and what a reader needs for them."""
-    return save(
+    content: bytes = save(
         {name: np.ascontiguousarray(value) for name, value in weights.items()},
         {
             "model": config.model.model_dump_json(),
@@ -153,3 +153,4 @@ def model_file(
             "item_table": table.content_hash,
         },
     )
+    return content

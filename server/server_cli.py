@@ -13,6 +13,7 @@ import typer
 
 from ..common.console import remark
 from ..common.errors import ServerError
+from ..common.flower_switches import quieten_flower
 from ..common.sections import read_toml, validated
 from .enrolment import Enrolment
 from .folder import ServerFolder
@@ -111,6 +112,7 @@ def enroll(
     public_key: Annotated[Path, typer.Option(metavar="FILE", help="node.pub of the device")],
 ) -> None:
     """See the help text above."""
+    quieten_flower()
     from .admission import apply_enrolment
 
     folder = ServerFolder.open(path)
@@ -128,6 +130,7 @@ def revoke(
     path: Annotated[Path, _DIR], name: Annotated[str, typer.Option(help="of the device")]
 ) -> None:
     """See the help text above."""
+    quieten_flower()
     from .admission import apply_enrolment
 
     folder = ServerFolder.open(path)
@@ -144,6 +147,7 @@ def run(
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """See the help text above."""
+    quieten_flower()
     from .status import read_standing
     from .supervisor import supervise
 
@@ -164,6 +168,7 @@ def run(
 @status_app.command(help=_STATUS)
 def status(path: Annotated[Path, _DIR], as_json: Annotated[bool, _JSON] = False) -> None:
     """See the help text above."""
+    quieten_flower()
     from .status import read_standing
 
     standing = read_standing(ServerFolder.open(path))

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..common.flower_switches import quieten_flower
 from .folder import ServerFolder
 from .supervisor import follow_parent
 
@@ -40,13 +40,6 @@ NODE_CALLS = frozenset(
 
 _MAX_BODY = 32 * 2**20  # bytes of a request; Flower cuts arrays into chunks below it
 _CONNECTIONS = 1024
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_LOG_LEVEL": "WARNING",
-}
-"""Flower looks outside hosts up, and installs what a bundle asks for, unless told not to."""
 
 
 class NodeGate:
@@ -97,12 +90,13 @@ def serve(folder: ServerFolder) -> None:
     Raises:
         OSError: the public address is taken or not of this host.
     """
-    # Flower reads its switches when it is imported.
-    os.environ.update(QUIET, FLWR_HOME=str(folder.flower))
+    quieten_flower(folder.flower)
     import uvicorn
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
     from flwr.superlink.main import create_app
+
+    from .admission import apply_enrolment
 
     app = create_app(
         SuperLinkLifespanConfig(
@@ -170,6 +164,8 @@ def serve(folder: ServerFolder) -> None:
         opened = asyncio.create_task(private.serve())
         while not private.started and not opened.done():
             await asyncio.sleep(0.02)
+        # Who is enrolled is known before the public door opens: no device is turned away in between.
+        await asyncio.to_thread(apply_enrolment, folder)
         try:
             await public.serve()
         finally:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from ..common.console import remark
 from ..common.errors import ServerError
+from ..common.flower_switches import quieten_flower
 from .folder import ServerFolder
 from .journal import keep_journal, note
 from .pki import ensure_certificate
@@ -100,6 +101,7 @@ def supervise(folder: ServerFolder, stop: threading.Event) -> None:
     keep_journal(folder.log)
     with _only_one(folder):
         ensure_certificate(folder)
+        quieten_flower(folder.flower)
         link, service = _Process("superlink", folder), _Process("service", folder)
         note("started", pid=os.getpid())
         try:
