@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from base64 import b64encode
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TypeVar
 import httpx
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -30,6 +32,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -47,9 +50,9 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_object_contents_from_iterable,
 )
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import sign_message
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ..common.errors import DeviceError, MessageError, NotAdmitted, Unreachable
 from .node_keys import NodeKey, public_pem
@@ -58,6 +61,27 @@ HEARTBEAT = 10.0  # seconds; Flower allows no less, and takes a node for gone af
 _SKEW = 5.0  # seconds that Flower allows a node's clock to be ahead; behind, minutes
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 T = TypeVar("T")
+
+
+class _Signature:
+    """Says who calls, as Flower's own interceptor does; that one loads a web framework besides."""
+
+    def __init__(self, key: NodeKey) -> None:
+        self._key = key
+        self._name = b64encode(public_pem(key)).decode()
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Sign the moment of a call and send it."""
+        timestamp = now().isoformat()
+        signature = sign_message(self._key, timestamp.encode())
+        context.request.headers.update(
+            {
+                FLEET_HTTP_PUBLIC_KEY_HEADER: self._name,
+                TIMESTAMP_HEADER: timestamp,
+                FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode(),
+            }
+        )
+        return call_next(context)
 
 
 class Fleet:
@@ -82,10 +106,7 @@ class Fleet:
         self._client = FleetHttpClient(
             f"https://{address}",
             verify=trusted,
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(key, key.public_key()),
-            ],
+            interceptors=[_Signature(key)],
         )
         self._node = Node()
 

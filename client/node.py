@@ -251,6 +251,10 @@ class Node:
             Unreachable: it waits on.
         """
         for path, reply in self._outbox.waiting():
+            if reply.has_content() and not self._owner.consents():
+                # Agreed when it was made, and no longer: it stays.
+                self._outbox.withdraw(path)
+                continue
             try:
                 fleet.push(reply)
             except NotAdmitted as error:

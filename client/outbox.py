@@ -69,6 +69,11 @@ class Outbox:
         for old in kept[:-_KEPT]:
             old.unlink()
 
+    def withdraw(self, path: Path) -> None:
+        """Never send it."""
+        path.unlink()
+        sync_folder(self._folder)
+
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.reply"
 
