@@ -33,8 +33,8 @@ from .device_folder import DeviceFolder
 from .edge_messages import from_message, to_message
 from .interactions import Interaction
 
-_QUICK, _SLOW = 15.0, 120.0
-"""Deadlines in seconds: of what takes milliseconds, and of what goes through the whole store."""
+_SLOW = 120.0
+"""Deadline in seconds of what goes through the whole store."""
 _ERRORS: dict[grpc.StatusCode, type[FedprofileError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: DataError,
     grpc.StatusCode.FAILED_PRECONDITION: DeviceError,
@@ -49,10 +49,12 @@ class DeviceClient:
 
     Args:
         folder: of the device.
+        patience: deadline in seconds of what takes milliseconds.
     """
 
-    def __init__(self, folder: DeviceFolder) -> None:
+    def __init__(self, folder: DeviceFolder, *, patience: float = 15.0) -> None:
         self.folder = folder
+        self._patience = patience
         limits = ("grpc.max_receive_message_length", "grpc.max_send_message_length")
         self._channel = grpc.insecure_channel(
             f"unix:{folder.socket}", options=[(name, MOST_BYTES) for name in limits]
@@ -130,10 +132,11 @@ class DeviceClient:
         """As :meth:`Device.status`."""
         return self._ask("GetStatus", pb.GetStatusRequest(), GetStatusResponse)
 
-    def _ask(self, method: str, request: Any, kind: type[T], seconds: float = _QUICK) -> T:
+    def _ask(self, method: str, request: Any, kind: type[T], seconds: float | None = None) -> T:
         return from_message(kind, self._call(method, request, seconds))
 
-    def _call(self, method: str, request: Any, seconds: float = _QUICK) -> Any:
+    def _call(self, method: str, request: Any, seconds: float | None = None) -> Any:
+        seconds = self._patience if seconds is None else seconds
         try:
             # A process that has just started may not listen yet.
             return getattr(self._stub, method)(request, timeout=seconds, wait_for_ready=True)

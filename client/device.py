@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from ..common.errors import ConfigError, DataError, DeviceError, StoreError, StoreFull
-from ..common.files import sync_folder, write_atomically
+from ..common.files import sync_folder
 from ..common.histories import Histories
 from . import records
 from .answers import (
@@ -38,6 +38,7 @@ from .answers import (
     RecordEventsResponse,
 )
 from .device_folder import DeviceFolder
+from .erasing import Eraser
 from .interactions import Interaction, check_interaction
 from .model_bundle import ModelBundle, current_bundle, current_name
 from .profile_keeper import ProfileKeeper
@@ -45,12 +46,9 @@ from .scoring import Ranking, above_threshold, top_k, why
 from .store import Store, store_files, stores_aside
 from .store_key import find_key
 
-_BALLAST = 1 << 20  # bytes kept free for erasing on a full disk
 _DAY = 86_400
-_CONSENT, _PAUSED, _ERASING = "consent", "paused", "erasing"
+_CONSENT, _PAUSED = "consent", "paused"
 _WAIT = 10.0  # seconds for another call to end
-
-T = TypeVar("T")
 
 
 class Device:
@@ -138,13 +136,16 @@ class Device:
                 "candidates": candidates,
                 "include_seen": request.include_seen,
             }
-            if (request.top_k is None) == (request.threshold is None):
-                raise ConfigError("recommend: give either top_k or threshold")
-            if request.top_k is not None:
+            if request.top_k is not None and request.threshold is None:
                 ranking = top_k(profile, bundle.served, request.top_k, **options)
+            elif (
+                request.top_k is None
+                and request.threshold is not None
+                and math.isfinite(request.threshold)
+            ):
+                ranking = above_threshold(profile, bundle.served, request.threshold, **options)
             else:
-                threshold = float(request.threshold or 0)
-                ranking = above_threshold(profile, bundle.served, threshold, **options)
+                raise ConfigError("recommend: give either top_k or a finite threshold")
             items = self._explained(keeper, ranking, explain=request.explain)
             return RecommendResponse(bundle.name, items, unknown)
 
@@ -238,10 +239,10 @@ class Device:
         with self._opened() as store:
             if request.item is not None:
                 item = request.item.strip()
-                erased = self._erase(store, lambda: records.delete_item(store, item))
+                erased = self._eraser(store).erase(lambda: records.delete_item(store, item))
             else:
                 before = int(request.before or 0)
-                erased = self._erase(store, lambda: records.delete_before(store, before))
+                erased = self._eraser(store).erase(lambda: records.delete_before(store, before))
             return EraseProfileResponse(erased, records.count_events(store)[0])
 
     def set_consent(self, on: bool) -> None:
@@ -301,7 +302,8 @@ class Device:
             if store.changed() and self._keeper is not None:
                 self._keeper.keep(None)
             if self._clock() - self._tidied >= _DAY:
-                self._tidy(store)
+                self._tidied = self._clock()
+                self._eraser(store).tidy(self.folder.config.store)
             yield store
         except StoreError:
             # Opened anew by the next call, whatever it was; one that is damaged is set aside by now.
@@ -318,7 +320,12 @@ class Device:
                 f"{self.folder.path}: the key of the store is missing; put it back, or start anew "
                 "with fedprofile device forget --all"
             )
-        store = Store.open(self.folder.store, place.create() if key is None else key)
+        key = place.create() if key is None else key
+        try:
+            store = Store.open(self.folder.store, key)
+        except StoreFull:  # even reading takes a page of shared memory
+            self.folder.ballast.unlink(missing_ok=True)
+            store = Store.open(self.folder.store, key)
         self._model, self._tidied = None, -math.inf
         return store
 
@@ -335,6 +342,9 @@ class Device:
                     weights=events.weights,
                     session_gap=60 * events.session_gap_minutes,
                 )
+
+    def _eraser(self, store: Store) -> Eraser:
+        return Eraser(store, self._keeper, self.folder.ballast, now=int(self._clock()))
 
     def _need_model(self) -> ProfileKeeper:
         if self._keeper is None:
@@ -370,69 +380,7 @@ class Device:
                 with store.transaction():
                     records.set_setting(store, name, on, now=int(self._clock()))
 
-            self._with_room(switch)
-
-    def _erase(self, store: Store, delete: Callable[[], int]) -> int:
-        """Delete rows and leave no bytes of them; a kill in between is made good by the next call."""
-
-        def delete_and_rebuild() -> int:
-            with store.transaction():
-                count = delete()
-                records.set_setting(store, _ERASING, True, now=int(self._clock()))
-                if self._keeper is None:
-                    records.drop_profile(store)
-                else:
-                    self._keeper.rebuild()
-            if self._keeper is not None:
-                self._keeper.keep(None)
-            return count
-
-        count = self._with_room(delete_and_rebuild)
-        try:
-            self._with_room(lambda: self._scrub(store))
-        except StoreFull as error:
-            raise StoreFull(
-                f"{self.folder.store}: {count} events are erased from the profile, but the disk is "
-                "too full to overwrite their bytes; make room, and the next call does that"
-            ) from error
-        return count
-
-    def _scrub(self, store: Store) -> None:
-        store.scrub()
-        with store.transaction():
-            records.set_setting(store, _ERASING, False, now=int(self._clock()))
-
-    def _with_room(self, action: Callable[[], T]) -> T:
-        """What must be possible on a full disk: the ballast makes room for it."""
-        try:
-            return action()
-        except StoreFull:
-            self.folder.ballast.unlink(missing_ok=True)
-            return action()
-        finally:
-            self._load_ballast()
-
-    def _load_ballast(self) -> None:
-        if not self.folder.ballast.exists():
-            with contextlib.suppress(OSError):  # no room for it now
-                write_atomically(self.folder.ballast, bytes(_BALLAST), mode=0o600)
-
-    def _tidy(self, store: Store) -> None:
-        """Once a day: finish erasing, and erase what is kept no longer."""
-        self._tidied = self._clock()
-        self._load_ballast()
-        limits = self.folder.config.store
-        count, oldest, _ = records.count_events(store)
-        with contextlib.suppress(StoreFull):  # another day; whoever reads or erases can go on
-            if records.setting(store, _ERASING).on:
-                self._scrub(store)
-            if limits.retention_days is not None and oldest is not None:
-                first = int(self._clock()) - limits.retention_days * _DAY
-                if oldest < first:
-                    self._erase(store, lambda: records.delete_before(store, first))
-            if limits.retention_events is not None and count > limits.retention_events:
-                most = limits.retention_events
-                self._erase(store, lambda: records.delete_all_but_newest(store, most))
+            self._eraser(store).with_room(switch)
 
     def _start_anew(self) -> EraseProfileResponse:
         """Key and files are destroyed; whatever the disk keeps of them can't be read."""

@@ -19,6 +19,7 @@ import sqlcipher3
 
 from ..common.errors import StoreDamaged, StoreError, StoreFull
 from ..common.files import sync_folder
+from .store_log import LogFrames, read_log
 
 _SETUP = (
     "PRAGMA cipher_log_level = NONE",  # what went wrong comes as an error, not on standard error
@@ -76,11 +77,25 @@ class Store:
         """The store in ``path``, checked and brought to the current schema; a new one where none is.
 
         Raises:
-            StoreDamaged: it doesn't hold, or ``key`` isn't its key; it is set aside.
+            StoreDamaged: it doesn't hold, or ``key`` isn't its key, and is set aside; or its log
+                doesn't, and is.
             StoreError: it is in use, can't be read, or a newer program wrote it.
         """
         if not path.exists():
-            _create_file(path)
+            # Made whole under another name: whatever stands under this one was complete once.
+            made = path.with_name(f".{path.name}.new")
+            for old in store_files(made):
+                old.unlink()
+            _create_file(made)
+            cls._open(made, key, new=True).close()
+            made.rename(path)
+            sync_folder(path.parent)
+        return cls._open(path, key, new=False)
+
+    @classmethod
+    def _open(cls, path: Path, key: bytes, *, new: bool) -> Store:
+        log = path.with_name(f"{path.name}-wal")
+        written = read_log(log)
         store = cls(path, sqlcipher3.connect(path, isolation_level=None, check_same_thread=False))
         try:
             with store._guarded():
@@ -89,8 +104,11 @@ class Store:
                     store._connection.execute(statement).fetchall()
                 if broken := store.query("PRAGMA cipher_integrity_check"):
                     raise store._set_aside(f"{len(broken)} of its pages don't hold")
+                if not new and store.query("PRAGMA user_version") == [(0,)]:
+                    raise store._set_aside("it is empty")
                 store.query("PRAGMA journal_mode = WAL")
                 store.query("PRAGMA synchronous = FULL")
+                store._check_log(log, written)
                 store._migrate()
         except BaseException:
             store.close()
@@ -162,6 +180,23 @@ class Store:
                 "was erased; stop it, and any fedprofile device command finishes erasing"
             )
 
+    def _check_log(self, log: Path, written: LogFrames | None) -> None:
+        """Recovery must have found all that ``log`` held when it was read."""
+        if written is None:
+            return
+        _, recovered, _ = self.query("PRAGMA wal_checkpoint(NOOP)")[0]
+        now = read_log(log)
+        moved_on = now is not None and now.salts != written.salts  # another process wrote meanwhile
+        if moved_on or recovered >= written.committed:
+            return
+        aside = self._aside(log)
+        shutil.copyfile(log, aside)  # closing the store deletes it
+        aside.chmod(0o600)
+        raise StoreDamaged(
+            f"{self.path}: its log was damaged, or cut by a power failure; the last events may be "
+            f"missing. The log is set aside as {aside.name}, and the store goes on without"
+        )
+
     def _migrate(self) -> None:
         version = int(self.query("PRAGMA user_version")[0][0])
         if version > len(MIGRATIONS):
@@ -197,10 +232,14 @@ class Store:
     def _no_room(self) -> bool:
         return shutil.disk_usage(self.path.parent).free < _FULL_BELOW
 
+    @staticmethod
+    def _aside(file: Path) -> Path:
+        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
+        return file.with_name(f"{file.name}.damaged-{stamp}")
+
     def _set_aside(self, why: str) -> StoreDamaged:
         self.close()
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
-        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        aside = self._aside(self.path)
         for file in store_files(self.path):
             file.rename(aside.with_name(file.name.replace(self.path.name, aside.name, 1)))
         sync_folder(self.path.parent)
@@ -218,7 +257,7 @@ def store_files(path: Path) -> list[Path]:
 
 def stores_aside(path: Path) -> list[Path]:
     """Damaged stores that were set aside from ``path``, with their logs."""
-    return sorted(path.parent.glob(f"{path.name}.damaged-*"))
+    return sorted(path.parent.glob(f"{path.name}*.damaged-*"))
 
 
 def _create_file(path: Path) -> None:

@@ -55,6 +55,15 @@ _DEVICE = {
     "forget": ("client.profile_cli:forget_app", "Erase an item, a period or everything."),
     "export": ("client.profile_cli:export_app", "Write everything that is stored as JSON."),
 }
+# package → the extra that brings it; the light install has none of them.
+_EXTRAS = {
+    **dict.fromkeys(("google", "grpc", "grpc_health", "sqlcipher3"), "score"),
+    **dict.fromkeys(("dp_accounting", "scipy"), "audit"),
+    **dict.fromkeys(
+        ("fastexcel", "flwr", "jinja2", "matplotlib", "opacus", "polars", "sklearn", "torch"),
+        "train",
+    ),
+}
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -126,6 +135,12 @@ def main() -> None:
         sys.exit(_refuse(f"{error.format_message()} See {command} --help.", error.exit_code))
     except FedprofileError as error:
         sys.exit(_refuse(str(error), error.exit_code))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = f"pip install 'fedprofile[{_EXTRAS[package]}]'"
+        sys.exit(_refuse(f"this command needs {package}, which isn't installed: {extra}", 2))
     except OSError as error:  # a full disk, a folder that vanished
         sys.exit(_refuse(f"{error.filename or 'input or output'}: {error.strerror}", 2))
     except (click.Abort, KeyboardInterrupt):

@@ -1,0 +1,125 @@
+"""Devices with a small model, made without a federation."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fedprofile.client.device import Device
+from fedprofile.client.device_config import DeviceConfig
+from fedprofile.client.device_folder import DeviceFolder
+from fedprofile.client.inference import serving_table
+from fedprofile.client.model_bundle import install_bundle
+from fedprofile.common.config import ModelConfig
+from fedprofile.common.encoder import build_encoder
+from fedprofile.common.items import ItemTable
+
+NOW = 1_750_000_000
+N_ITEMS, K = 40, 6
+BLOCKS = {"text": (0, 4), "category": (4, 6)}
+EVENT_TYPES = ("purchase", "view")
+
+
+def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, **model):
+    """A model as a run leaves it, with random weights; returns its configuration and weights."""
+    rng = np.random.default_rng(seed)
+    config = ModelConfig(
+        **{"width": 8, "window": 6, "half_lives_days": (3.0, 60.0), "half_lives_events": (4.0,)}
+        | model
+    )
+    encoder = build_encoder(
+        config, blocks=BLOCKS, n_items=n_items, n_types=len(event_types), seed=seed
+    )
+    weights = {
+        name: (0.3 * rng.standard_normal(p.shape)).astype(np.float32)
+        for name, p in encoder.named_parameters()
+    }
+    table = ItemTable(
+        rng.standard_normal((n_items, K)).astype(np.float32),
+        tuple(f"商品{item}" for item in range(n_items)),
+        tuple((("tea", "red"), ("茶",), ())[item % 3] for item in range(n_items)),
+        BLOCKS,
+    )
+    prior = rng.standard_normal(n_items).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    serving_table(table, prior=prior, ids=weights.get("item_ids.weight")).save(
+        folder / "items.safetensors"
+    )
+    metadata = {
+        "model": config.model_dump_json(),
+        "blocks": json.dumps(BLOCKS),
+        "event_types": json.dumps(event_types),
+        "item_table": table.content_hash,
+    }
+    save_file(weights, folder / "model.safetensors", metadata)
+    return config, encoder, weights, table
+
+
+@pytest.fixture(scope="session")
+def bundle_writer():
+    """See :func:`write_bundle`."""
+    return write_bundle
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A run folder with a model."""
+    folder = tmp_path_factory.mktemp("run")
+    write_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def make_device(tmp_path, monkeypatch, run_folder):
+    """Devices by sections of their configuration; ``model=None``: without one.
+
+    Their folders are named relative to the current one: names of sockets must be short.
+    """
+    monkeypatch.chdir(tmp_path)
+    opened = []
+
+    def make(name="device", *, model=run_folder, clock=lambda: NOW, **sections):
+        folder = DeviceFolder.create(
+            Path(name), DeviceConfig.model_validate({"name": name, **sections})
+        )
+        if model is not None:
+            install_bundle(folder, model)
+        opened.append(Device(folder, clock=clock))
+        return opened[-1]
+
+    yield make
+    for device in opened:
+        device.close()
+
+
+@pytest.fixture
+def on_tiny_disk(tmp_path):
+    """Run a program that gets the folder of a disk of its own, so small that it can be filled."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    trial = [*mount, 'mount -t tmpfs tmpfs "$1"', "sh", disk]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(trial, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this system doesn't let users mount")
+
+    def run(program, *arguments, size):
+        script = f'mount -t tmpfs -o size={size} tmpfs "$1" && exec "$2" -c "$3" "$@"'
+        found = subprocess.run(
+            [*mount, script, "sh", disk, sys.executable, program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    return run
