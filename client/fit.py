@@ -44,8 +44,6 @@ from .local_training import Trainer
 from .node_keys import load_node_key, public_pem
 from .outbox import Outbox, name_of
 
-_POLITENESS = 10
-
 
 def answer(folder: DeviceFolder, instruction: Message) -> None:
     """Make the answer to ``instruction`` and leave it in the outbox.
@@ -141,9 +139,9 @@ def _terms(folder: DeviceFolder, bundle: ServerBundle) -> Terms:
 
 def main() -> None:
     """Answer the instruction on standard input for the device in the folder on the command line."""
-    os.nice(_POLITENESS)
-    instruction = decode(sys.stdin.buffer.read())
-    answer(DeviceFolder.open(Path(sys.argv[1])), instruction)
+    folder = DeviceFolder.open(Path(sys.argv[1]))
+    os.nice(folder.config.policy.niceness)
+    answer(folder, decode(sys.stdin.buffer.read()))
 
 
 if __name__ == "__main__":

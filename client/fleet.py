@@ -215,6 +215,7 @@ class Fleet:
             request = DeactivateNodeRequest(node_id=self.number)
             with contextlib.suppress(Unreachable, NotAdmitted):
                 self._call(lambda: self._client.DeactivateNode(request))
+            self._node = Node()
         self._client.close()
 
     def _call(self, call: Callable[[], T]) -> T:

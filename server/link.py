@@ -24,6 +24,7 @@ from typing import Self, TypeVar
 
 import httpx
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -34,16 +35,22 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
 )
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -54,6 +61,11 @@ _log = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds a call
 _POLL = 0.25
 _GRACE = 10.0  # seconds for replies on their way, once the server is to stop
+_NO_REPLY = {
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+}  # said by the SuperLink in place of a node that went, or of a message that did
 _SERVER_APP = "flwr-serverapp"
 _BUNDLE = """\
 [project]
@@ -184,11 +196,14 @@ class LinkGrid(HttpGrid):
 
     def finish(self, *, details: str = "") -> None:
         """End the run: replies that come later are refused."""
-        if self._client is not None:
-            status = "failed" if details else "completed"
+        if self._client is None:
+            return
+        status = "failed" if details else "completed"
+        self._client._retry_invoker = None  # a SuperLink that is away ends the run by itself
+        with contextlib.suppress(httpx.HTTPError):
             self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
-            self._heartbeat.stop()
-            self.close()
+        self._heartbeat.stop()
+        self.close()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -200,7 +215,7 @@ class LinkGrid(HttpGrid):
             return []
         for message in asked:
             if timeout is not None:
-                message.metadata.ttl = timeout
+                message.metadata.ttl = timeout + _GRACE
         waiting = dict(zip(self.push_messages(asked), asked, strict=True))
         waiting.pop("", None)  # the node went meanwhile
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -210,24 +225,38 @@ class LinkGrid(HttpGrid):
             if self._stop.is_set() and not stopping:
                 stopping, deadline = True, min(deadline, time.monotonic() + _GRACE)
             for reply in self._arrived(waiting):
-                if waiting.pop(reply.metadata.reply_to_message_id, None) is not None:
+                known = waiting.pop(reply.metadata.reply_to_message_id, None) is not None
+                if known and not (reply.has_error() and reply.error.code in _NO_REPLY):
                     replies.append(reply)
             if waiting:
                 time.sleep(_POLL)
         return replies
 
     def _arrived(self, waiting: dict[str, Message]) -> list[Message]:
-        try:
-            return list(self.pull_messages(list(waiting)))
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            _log.warning("a reply can't be decoded (%s); asking one by one", type(error).__name__)
-        found: list[Message] = []
-        for number, instruction in waiting.items():
+        """Replies that are there by now; what a hostile node sends must not cost another's reply."""
+        client = self._runtime_client
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=list(waiting)))
+        replies = []
+        for bare, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            answered, number = bare.metadata.reply_to_message_id, bare.metadata.message_id
+            pull = make_pull_object_fn_protobuf(client.PullObject, self.node, self.run.run_id)
+            done = ConfirmMessageReceivedRequest(
+                node=self.node, run_id=self.run.run_id, message_object_id=number
+            )
             try:
-                found += self.pull_messages([number])
-            except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-                found.append(Message(RecordDict(), reply_to=instruction))
-        return found
+                parts = [part.object_id for part in iterate_object_tree(tree)]
+                reply = inflate_object_from_contents(number, pull_objects(parts, pull))
+                if not isinstance(reply, Message):
+                    raise TypeError("not a message")
+                replies.append(reply)
+            except (httpx.HTTPError, RunNotRunningException):
+                raise
+            except Exception as error:  # whatever the decoders meet in a crafted reply
+                _log.warning("a reply can't be decoded: %s", type(error).__name__)
+                if answered in waiting:
+                    replies.append(Message(RecordDict(), reply_to=waiting[answered]))
+            client.ConfirmMessageReceived(done)
+        return replies
 
 
 C = TypeVar("C", bound=ProtobufClient)

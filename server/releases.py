@@ -68,18 +68,19 @@ class Releases:
             ledger: what was spent.
         """
         config = self.folder.config
-        model = model_file(weights, config, table)
         prior = np.ascontiguousarray(popularity, dtype="<f4").tobytes()
+        named = (hash_of_weights(weights), hashlib.sha256(prior).hexdigest())
         latest = self.latest()
-        if latest is not None and latest.model == hashlib.sha256(model).hexdigest():
+        if latest is not None and (latest.weights, latest.popularity) == named:
             return latest
+        model = model_file(weights, config, table)
         manifest = Manifest(
             federation=config.federation.name,
             round=round,
             release=release,
             model=hashlib.sha256(model).hexdigest(),
-            popularity=hashlib.sha256(prior).hexdigest(),
-            weights=hash_of_weights(weights),
+            popularity=named[1],
+            weights=named[0],
             parent=latest.model if latest else None,
             items=table.content_hash,
             epsilon=ledger.epsilon_spent() if config.privacy.enabled else None,

@@ -44,7 +44,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     # A given noise: its calibration takes seconds.
     "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_multiplier": 4.0},
 }
-_POLICY = PolicyConfig(idle=False, power=False, rounds_per_day=1000, lifetime_epsilon=30.0)
+_POLICY = PolicyConfig(
+    idle=False, power=False, niceness=0, rounds_per_day=1000, lifetime_epsilon=30.0
+)
 
 
 @dataclass
