@@ -54,12 +54,11 @@ from flwr.supercore.primitives.asymmetric import sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from ..common.errors import DeviceError, MessageError, NotAdmitted, Unreachable
+from ..common.errors import DeviceError, MessageError, NotAdmitted, RunOver, Unreachable
 from .node_keys import NodeKey, public_pem
 
 HEARTBEAT = 10.0  # seconds; Flower allows no less, and takes a node for gone after two
 _SKEW = 5.0  # seconds that Flower allows a node's clock to be ahead; behind, minutes
-_REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 T = TypeVar("T")
 
 
@@ -151,7 +150,8 @@ class Fleet:
         Raises:
             Unreachable: no answer, or a part of the message never came.
             NotAdmitted: the server refuses this node.
-            MessageError: the message can't be decoded.
+            RunOver: the message was of a run that has ended meanwhile.
+            MessageError: it can't be decoded.
         """
         answer = self._call(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
         if not answer.messages_list:
@@ -185,7 +185,8 @@ class Fleet:
 
         Raises:
             Unreachable: no answer.
-            NotAdmitted: the server refuses the node, or the reply: its run is over.
+            NotAdmitted: the server refuses this node.
+            RunOver: nobody waits for the reply any more.
         """
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
@@ -225,6 +226,8 @@ class Fleet:
             response = error.response
             if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
                 raise Unreachable(f"{self._address}: answers {response.status_code}") from error
+            if response.status_code == httpx.codes.FORBIDDEN:
+                raise RunOver(f"{self._address}: the run is over") from error
             raise NotAdmitted(f"{self._address}: {_why(response)}") from error
         except httpx.TransportError as error:
             raise Unreachable(f"{self._address}: {error or type(error).__name__}") from error
@@ -239,7 +242,7 @@ def _why(response: httpx.Response) -> str:
                 f"refuses this device; its clock is {abs(ahead):.0f} s "
                 f"{'ahead of' if ahead > 0 else 'behind'} the server's: set it"
             )
-    if response.status_code in _REFUSED:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
         return "refuses this device; ask the operator whether it is enrolled or revoked"
     return f"refuses the call ({response.status_code}, {response.text!r:.200})"
 

@@ -27,6 +27,7 @@ from ..common.errors import (
     FedprofileError,
     MessageError,
     NotAdmitted,
+    RunOver,
     TaskRefused,
     Unreachable,
 )
@@ -136,6 +137,7 @@ class Node:
             fleet.activate(known_as=diary.node)
             if fleet.number != diary.node:
                 replace(diary, node=fleet.number).write(self._diary)
+            _log.info("connected to %s", self._bundle.facts.address)
             beaten = time.monotonic()
             while not stop.is_set():
                 if time.monotonic() - beaten > _BEAT:
@@ -156,8 +158,8 @@ class Node:
         """Take the next message, if any, and answer it or have it answered."""
         try:
             message = fleet.pull()
-        except MessageError as error:
-            _log.error("%s", error)
+        except (MessageError, RunOver) as error:
+            _log.warning("a message is left out: %s", error)
             return True
         if message is None:
             return False
@@ -236,6 +238,8 @@ class Node:
                 raise TaskRefused("failed", f"training took longer than {_LONGEST_FIT:.0f} s")
             if self._outbox.answer(fit.name, fit.instruction) is None:
                 raise TaskRefused("failed", f"training ended with code {fit.code}")
+            group = fit.instruction.metadata.group_id
+            _log.info("round %s: trained for %.1f s", group, fit.seconds)
         except TaskRefused as error:
             fit.kill()
             # It may have answered in its last moment; what is on disk stands.
@@ -257,10 +261,8 @@ class Node:
                 continue
             try:
                 fleet.push(reply)
-            except NotAdmitted as error:
-                if not fleet.beat():
-                    raise
-                _log.warning("the server no longer wants a reply: %s", error)
+            except RunOver as error:
+                _log.warning("nobody waits for a reply: %s", error)
             self._outbox.sent(path)
 
     def _keep(self, message: Message) -> Message:

@@ -25,6 +25,7 @@ def taking_part(folder: DeviceFolder, device: Device) -> Iterator[None]:
     from .node import Node  # Flower, which a device without a server doesn't need
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("fedprofile").setLevel(logging.INFO)
     stop = threading.Event()
     node = Node(folder, DeviceOwner(device))
     thread = threading.Thread(target=node.run, args=(stop,), name="node", daemon=True)

@@ -7,6 +7,7 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 ├── DeviceError                    a device's folder, key, model or service
 │   ├── Unreachable                the server can't be reached just now
 │   ├── NotAdmitted                the server doesn't let the device in
+│   ├── RunOver                    the server has given up the run that a message belongs to
 │   └── StoreError                 a device's store that can't be opened or written
 │       ├── StoreDamaged           it was damaged and is set aside
 │       └── StoreFull              the disk is full; what was stored before can be read
@@ -55,6 +56,10 @@ class Unreachable(DeviceError):
 
 class NotAdmitted(DeviceError):
     """The server doesn't let this device in: not enrolled, revoked, or a clock is off."""
+
+
+class RunOver(DeviceError):
+    """The server has given up the run that a message belongs to; nobody waits for an answer."""
 
 
 class StoreError(DeviceError):

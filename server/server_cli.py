@@ -96,7 +96,7 @@ def init(
         content["statistics"].setdefault("as_of", today)
     where = "" if config is None else f"{config}: "
     settings = validated(
-        ServerConfig, content, where=where, documented="docs/server-configuration.md"
+        ServerConfig, content, where=where, documented="docs/deploy.md"
     )
     folder = create_server(path, settings, items=items)
     remark(
@@ -215,7 +215,7 @@ def _settle(folder: ServerFolder, *, rounds: int | None, epsilon: float | None) 
     content = folder.config.model_dump(mode="json", exclude_none=True)
     _lay_over(content, "training", {"rounds": rounds})
     _lay_over(content, "privacy", {"epsilon": epsilon})
-    wanted = validated(ServerConfig, content, where="", documented="docs/server-configuration.md")
+    wanted = validated(ServerConfig, content, where="", documented="docs/deploy.md")
     if wanted == folder.config:
         return
     if folder.ledger.exists():

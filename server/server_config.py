@@ -33,7 +33,7 @@ class FederationConfig(Section):
         None, min_length=1, description="address to listen on; unset: that of host"
     )
     population_size: int = Field(
-        1_000, ge=2, description="N, devices that may be enrolled; public, decides q, δ and divisor"
+        1_000, ge=1, description="N, devices that may be enrolled; public, decides q, δ and divisor"
     )
     event_types: tuple[str, ...] = Field(
         ("view", "like", "cart", "purchase"), min_length=1, description="that devices record"
@@ -102,5 +102,5 @@ def load_server_config(path: Path) -> ServerConfig:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is out of range.
     """
     return validated(
-        ServerConfig, read_toml(path), where=f"{path}: ", documented="docs/server-configuration.md"
+        ServerConfig, read_toml(path), where=f"{path}: ", documented="docs/deploy.md"
     )

@@ -165,6 +165,20 @@ class Loopback:
                 return True
         return False
 
+    def pids(self, prefix: str) -> list[int]:
+        """Of the processes that were started here and whose names begin so."""
+        return [p.pid for name, p in sorted(self._running.items()) if name.startswith(prefix)]
+
+    def fit_seconds(self, number: int) -> list[float]:
+        """How long devices trained in a round, loading torch included."""
+        found = []
+        for log in self.folder.glob("device-*.log"):
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+                _, told, seconds = line.partition(f"round {number}: trained for ")
+                if told:
+                    found.append(float(seconds.removesuffix(" s")))
+        return found
+
     def wait_finished(self, timeout: float) -> dict[str, Any]:
         """What ``server run`` tells when its federation is finished.
 

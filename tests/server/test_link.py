@@ -22,7 +22,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from fedprofile.client import fleet as fleet_module
 from fedprofile.client.fleet import Fleet, decode, encode
 from fedprofile.client.node_keys import NodeKey, public_pem
-from fedprofile.common.errors import NotAdmitted, ReplyRejected, Unreachable
+from fedprofile.common.errors import NotAdmitted, ReplyRejected, RunOver, Unreachable
 from fedprofile.common.messages import (
     Binding,
     TrainTask,
@@ -244,7 +244,7 @@ def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
 
     assert exchange(grid, [instruction(node)], answer, timeout=1) == []
     following = link.begin(stop=threading.Event())  # what a ServerApp does that was killed
-    with pytest.raises(NotAdmitted):
+    with pytest.raises(RunOver):
         node.push(small_update(kept[0]))
     following.finish()
     grid.finish()
