@@ -95,9 +95,7 @@ def init(
     if isinstance(content.setdefault("statistics", {}), dict):
         content["statistics"].setdefault("as_of", today)
     where = "" if config is None else f"{config}: "
-    settings = validated(
-        ServerConfig, content, where=where, documented="docs/deploy.md"
-    )
+    settings = validated(ServerConfig, content, where=where, documented="docs/deploy.md")
     folder = create_server(path, settings, items=items)
     remark(
         f"Server: {path}, devices connect to {settings.federation.host}:{settings.federation.port}"
