@@ -6,6 +6,7 @@ differ from a deployment only in that everybody shares a disk.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -157,13 +158,24 @@ class Loopback:
         process.kill()
         process.wait()
 
+    def has_part(self, name: str, module: str) -> bool:
+        """Whether ``name`` runs ``module`` in a process just now."""
+        return self._part(name, module) is not None
+
     def kill_part(self, name: str, module: str) -> bool:
         """Kill the process that ``name`` runs ``module`` in; whether there was one."""
+        part = self._part(name, module)
+        if part is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(part, signal.SIGKILL)
+        return True
+
+    def _part(self, name: str, module: str) -> int | None:
         for child in children(self._running[name].pid):
             if module in command_line(child):
-                os.kill(child, signal.SIGKILL)
-                return True
-        return False
+                return child
+        return None
 
     def pids(self, prefix: str) -> list[int]:
         """Of the processes that were started here and whose names begin so."""
@@ -229,7 +241,8 @@ def children(process: int) -> list[int]:
     """Processes that ``process`` started (Linux)."""
     found = []
     for task in Path(f"/proc/{process}/task").glob("*/children"):
-        found += [int(number) for number in task.read_text().split()]
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            found += [int(number) for number in task.read_text().split()]
     return found
 
 
