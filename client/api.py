@@ -27,7 +27,7 @@ from ..common.errors import (
 from . import edge_v1_pb2 as pb
 from . import edge_v1_pb2_grpc as rpc
 from .answers import EraseProfileRequest, RecommendRequest
-from .api_limits import LONGEST_LIST, MOST_BYTES, MOST_CANDIDATES, MOST_EVENTS
+from .api_limits import MOST_BYTES, MOST_EVENTS, check_size
 from .device import Device
 from .edge_messages import from_message, to_message
 from .interactions import Interaction
@@ -125,7 +125,7 @@ class _Service(rpc.ProfileServiceServicer):
 
     def RecordEvents(self, request: Any, context: Any) -> Any:
         def answer() -> Any:
-            _check_size(len(request.events), MOST_EVENTS, "events")
+            check_size(len(request.events), MOST_EVENTS, "events")
             events = [from_message(Interaction, event) for event in request.events]
             return to_message(self._device.record(events), pb.RecordEventsResponse())
 
@@ -133,11 +133,7 @@ class _Service(rpc.ProfileServiceServicer):
 
     def Recommend(self, request: Any, context: Any) -> Any:
         def answer() -> Any:
-            _check_size(len(request.candidates.items), MOST_CANDIDATES, "candidates")
-            _check_size(request.top_k, LONGEST_LIST, "items of a list")
             found = self._device.recommend(from_message(RecommendRequest, request))
-            # A low threshold is all items: the best of them come, as many as a list may have.
-            found = replace(found, items=found.items[:LONGEST_LIST])
             return to_message(found, pb.RecommendResponse())
 
         return _answered(context, answer)
@@ -206,11 +202,6 @@ def _refuse(context: Any, error: FedprofileError) -> Any:
     if not isinstance(error, DataError | ConfigError):
         _log.error("%s", error)
     return context.abort(code, str(error))
-
-
-def _check_size(count: int, most: int, what: str) -> None:
-    if count > most:
-        raise ConfigError(f"{count:,} {what}; at most {most:,} at a time")
 
 
 def _limits() -> list[tuple[str, int]]:

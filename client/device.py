@@ -37,6 +37,7 @@ from .answers import (
     RecommendResponse,
     RecordEventsResponse,
 )
+from .api_limits import LONGEST_LIST, MOST_CANDIDATES, check_size
 from .device_folder import DeviceFolder
 from .erasing import Eraser
 from .interactions import Interaction, check_interaction
@@ -120,10 +121,16 @@ class Device:
     def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Rank items for the owner.
 
+        A threshold that lets more than :data:`LONGEST_LIST` items through yields the best of them.
+
         Raises:
-            ConfigError: not exactly one of top k and threshold is given, or k < 1.
+            ConfigError: not exactly one of top k and threshold is given, k < 1, or too much is
+                asked for.
             DeviceError: there is no model.
         """
+        check_size(request.top_k or 0, LONGEST_LIST, "items of a list")
+        if request.candidates is not None:
+            check_size(len(request.candidates.items), MOST_CANDIDATES, "candidates")
         with self._opened():
             keeper = self._need_model()
             bundle, profile = keeper.bundle, keeper.profile()

@@ -101,7 +101,9 @@ def load_device_config(path: Path) -> DeviceConfig:
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is out of range.
     """
-    return validated(DeviceConfig, read_toml(path), where=f"{path}: ", documented="docs/device.md")
+    return validated(
+        DeviceConfig, read_toml(path), where=f"{path}: ", documented="docs/device-configuration.md"
+    )
 
 
 def event_name(text: str) -> str:

@@ -47,7 +47,7 @@ class NumpyEncoder:
         vectors: Array,
         n_types: int,
     ) -> None:
-        _check(weights, _shapes(config, len(blocks), vectors.shape, n_types))
+        _check(weights, encoder_shapes(config, len(blocks), vectors.shape, n_types))
         self._weights = weights
         self._blocks = tuple(blocks.values())
         self._vectors = vectors
@@ -165,7 +165,7 @@ def _sigmoid(x: Array) -> Array:
     return value
 
 
-def _shapes(
+def encoder_shapes(
     config: ModelConfig, blocks: int, table: tuple[int, ...], n_types: int
 ) -> dict[str, tuple[int, ...]]:
     """Name → shape of every weight of the encoder."""

@@ -37,6 +37,10 @@ class Ranking:
     scores: NDArray[np.float32]
     ids: tuple[str, ...]
 
+    def first(self, n: int) -> Ranking:
+        """The n best, or all where there are fewer."""
+        return Ranking(self.items[:n], self.scores[:n], self.ids[:n])
+
 
 @dataclass(frozen=True)
 class Reasons:
@@ -142,7 +146,9 @@ def _choices(
         items = np.unique(candidates).astype(np.int32)
         scores = score(profile, table, items)
     if not include_seen:
-        unseen = np.isin(items, profile.items, invert=True)
+        fresh = np.ones(table.n_items, dtype=bool)  # np.isin takes as long as the scores do
+        fresh[profile.items] = False
+        unseen = fresh[items]
         return items[unseen], scores[unseen]
     frequencies = np.zeros(table.n_items, dtype=np.float32)
     frequencies[profile.items] = profile.frequencies

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .config import RunConfig
+from .sections import Section
 
 _INTRODUCTION = """\
 # Configuration
@@ -38,8 +39,13 @@ _TYPES = {
 
 def configuration_markdown() -> str:
     """The whole document."""
-    schema = RunConfig.model_json_schema()
-    return "\n".join([_INTRODUCTION, *_section("", schema, schema["$defs"])]) + "\n"
+    return keys_markdown(RunConfig, _INTRODUCTION)
+
+
+def keys_markdown(kind: type[Section], introduction: str) -> str:
+    """A document of all keys of a configuration file, below ``introduction``."""
+    schema = kind.model_json_schema()
+    return "\n".join([introduction, *_section("", schema, schema["$defs"])]) + "\n"
 
 
 def _section(path: str, section: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
@@ -77,6 +83,8 @@ def _values(value: Mapping[str, Any]) -> str:
 
 
 def _default(value: Mapping[str, Any]) -> str:
+    if "default" not in value and value.get("type") != "object":
+        return "required"
     default = value.get("default", {})  # a table without one is empty
     return "unset" if default is None else f"`{json.dumps(default, ensure_ascii=False)}`"
 

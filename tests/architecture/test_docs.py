@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from fedprofile.client import edge_v1_pb2
+from fedprofile.client.device_config import DeviceConfig
+from fedprofile.common import cli
 from fedprofile.common.config import DataConfig, RunConfig
 from fedprofile.simulations.cli import app
 from fedprofile.simulations.loading import load_log
@@ -41,6 +44,14 @@ def test_every_option_is_documented():
         for option in parameter.opts:
             if option.startswith("--") and "completion" not in option:
                 assert f"`{option}" in text, option
+
+
+def test_every_command_of_a_device_is_documented():
+    text = read("docs/device.md")
+    for name in cli.device.list_commands(None):
+        assert re.search(rf"device {name}\b", text) or f"`{name}`" in text, name
+    for call in edge_v1_pb2.DESCRIPTOR.services_by_name["ProfileService"].methods_by_name:
+        assert f"`{call}`" in text, call
 
 
 def test_every_preset_and_event_type_is_documented():
@@ -83,7 +94,8 @@ def test_every_rule_is_documented(tmp_path):
 def test_every_example_of_configuration_is_valid():
     for path in DOCUMENTS:
         for block in re.findall(r"```toml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-            RunConfig.model_validate(tomllib.loads(block))
+            kind = DeviceConfig if path.name.startswith("device") else RunConfig
+            kind.model_validate(tomllib.loads(block))
 
 
 def test_the_example_of_the_readme_is_a_log(tmp_path):

@@ -40,11 +40,14 @@ OPACUS = {
 SCORING_PATH = (
     "client.profile",
     "client.scoring",
+    "client.connect",
+    "client.device_cli",
+    "client.profile_cli",
     "common.decay",
     "common.items",
     "common.histories",
 )
-HEAVY = ("torch", "flwr", "opacus", "ray", "polars", "sklearn", "matplotlib")
+HEAVY = ("torch", "flwr", "opacus", "ray", "polars", "sklearn", "scipy", "matplotlib", "grpc")
 
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
     "setuptools"

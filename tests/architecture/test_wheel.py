@@ -1,5 +1,6 @@
 """The wheel holds the source and nothing else: the folders' mapping to packages is easy to get wrong."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from fedprofile.common import cli
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+_IMPORTED_AS = {
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health",
+    "protobuf": "google",
+    "scikit-learn": "sklearn",
+    "sqlcipher3-wheels": "sqlcipher3",
+}
 FOLDERS = sorted(PROJECT["tool"]["setuptools"]["package-dir"].values())
 
 
@@ -41,11 +51,37 @@ def test_wheel_holds_exactly_the_source(wheel):
         f"fedprofile/{folder}/{path.name}"
         for folder in FOLDERS
         for path in (ROOT / folder).iterdir()
-        if path.suffix == ".py" or path.name in ("py.typed", "report.html.j2")
+        if path.suffix in (".py", ".pyi", ".proto") or path.name in ("py.typed", "report.html.j2")
     }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == expected
     assert "fedprofile/simulations/report.html.j2" in held
+    assert "fedprofile/client/edge_v1.proto" in held
+
+
+def test_a_light_install_brings_nothing_that_trains(wheel):
+    (name,) = (n for n in wheel.namelist() if n.endswith("METADATA"))
+    lines = wheel.read(name).decode().splitlines()
+    needed = [line.removeprefix("Requires-Dist: ") for line in lines if "Requires-Dist" in line]
+
+    def brought(extra):
+        found = {re.match(r"[\w-]+", r)[0] for r in needed if f'extra == "{extra}"' in r}
+        return found | {re.match(r"[\w-]+", r)[0] for r in needed if "extra ==" not in r}
+
+    heavy = {"torch", "flwr", "opacus", "scipy", "scikit-learn", "polars", "matplotlib", "ray"}
+    assert not heavy & brought("score")
+    assert {"sqlcipher3-wheels", "grpcio", "numpy", "safetensors"} <= brought("score")
+    assert {"torch", "flwr", "opacus"} <= brought("train")
+    assert not {"torch", "flwr", "opacus"} & brought("audit")
+
+
+def test_every_optional_package_has_an_extra_to_name():
+    extras = PROJECT["project"]["optional-dependencies"]
+    for extra in ("score", "audit", "train"):
+        packages = {re.match(r"[\w-]+", line)[0] for line in extras[extra]} - {"fedprofile"}
+        named = {package for package, name in cli._EXTRAS.items() if name == extra}
+        imports = {_IMPORTED_AS.get(p, p.replace("-", "_")) for p in packages}
+        assert imports == named, extra
 
 
 def test_wheel_names_command_and_licence(wheel):

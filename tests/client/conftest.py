@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from safetensors.numpy import save_file
 
 from fedprofile.client.device import Device
@@ -23,6 +24,7 @@ NOW = 1_750_000_000
 N_ITEMS, K = 40, 6
 BLOCKS = {"text": (0, 4), "category": (4, 6)}
 EVENT_TYPES = ("purchase", "view")
+PAGE, SALT, TAIL = 4096, 16, 80  # bytes; SQLCipher 4: IV (16) and HMAC (64) end each page
 
 
 def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, **model):
@@ -123,3 +125,31 @@ def on_tiny_disk(tmp_path):
         return found.stdout
 
     return run
+
+
+def decrypt(path, key):
+    """All pages of a store in clear, those of its log too, whether they are in use or not.
+
+    An implementation of its own: AES-256-CBC by the published layout, with the raw key.
+    """
+
+    def page(content, salted):
+        start = SALT if salted else 0
+        iv = content[-TAIL : -TAIL + 16]
+        cipher = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
+        return cipher.update(content[start:-TAIL])
+
+    content = path.read_bytes()
+    pages = [page(content[at : at + PAGE], at == 0) for at in range(0, len(content), PAGE)]
+    log = path.with_name(path.name + "-wal")
+    frames = log.read_bytes()[32:] if log.exists() else b""
+    for at in range(0, len(frames), PAGE + 24):
+        number = int.from_bytes(frames[at : at + 4], "big")
+        pages.append(page(frames[at + 24 : at + 24 + PAGE], number == 1))
+    return b"".join(pages)
+
+
+@pytest.fixture(scope="session")
+def decrypted():
+    """See :func:`decrypt`."""
+    return decrypt

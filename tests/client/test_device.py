@@ -276,6 +276,27 @@ def test_forgetting_an_item_leaves_the_profile_of_one_who_never_met_it(make_devi
     assert_in_step(device)
 
 
+def test_forgotten_bytes_are_in_no_page_of_the_store(make_device, decrypted):
+    device = make_device()
+    device.record(some(60))
+    device.record([one("secret-id", "geheim", NOW, "view", session="secret-session")])
+
+    def found():
+        key = bytes.fromhex(device.folder.store_key.read_text())
+        content = decrypted(device.folder.store, key)
+        return [
+            word for word in ("geheim", "secret-id", "secret-session") if word.encode() in content
+        ]
+
+    assert len(found()) == 3
+    assert device.erase(EraseProfileRequest(item="商品geheim")).erased == 1
+    assert found() == []
+    device.close()
+    assert found() == []
+    content = b"".join(f.read_bytes() for f in device.folder.path.rglob("*") if f.is_file())
+    assert b"geheim" not in content
+
+
 def test_forgetting_a_period(make_device):
     device = make_device()
     device.record(some(20))
@@ -442,11 +463,11 @@ def test_on_a_full_disk_recording_fails_reading_and_erasing_go_on(make_device, m
             raise StoreFull("the disk is full")
         return transaction(store)
 
-    monkeypatch.setattr(Store, "transaction", full_with_ballast)
-    with pytest.raises(StoreFull):
-        device.record(some(1, start=5_000, step=60))
-    assert device.erase(EraseProfileRequest(before=some(10)[9].time)).erased == 9
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "transaction", full_with_ballast)
+        with pytest.raises(StoreFull):
+            device.record(some(1, start=5_000, step=60))
+        assert device.erase(EraseProfileRequest(before=some(10)[9].time)).erased == 9
     assert device.status().events == kept - 9
     assert ballast.exists()
 

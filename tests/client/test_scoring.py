@@ -120,6 +120,7 @@ def test_the_threshold_cuts_the_same_ranking(include_seen):
     cut = above_threshold(profile, TABLE, threshold, include_seen=include_seen)
     assert cut.items.tolist() == whole.items[:5].tolist()
     assert len(above_threshold(profile, TABLE, 1e9).items) == 0
+    assert cut.first(2).ids == whole.ids[:2]
 
 
 @pytest.mark.parametrize("include_seen", [False, True])

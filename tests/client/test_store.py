@@ -3,7 +3,6 @@ import sys
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedprofile.client import store as module
 from fedprofile.client.store import Store, store_files, stores_aside
@@ -11,7 +10,7 @@ from fedprofile.common.errors import StoreDamaged, StoreError, StoreFull
 
 KEY = bytes(range(32))
 MARKER = "geheimnis-0815"
-PAGE, SALT, TAIL = 4096, 16, 80  # SQLCipher 4: IV (16) and HMAC (64) end each page
+PAGE = 4096  # bytes
 
 
 def insert(store, *names, size=1):
@@ -32,28 +31,6 @@ def path(tmp_path):
     return tmp_path / "store.db"
 
 
-def decrypted(path):
-    """All pages of a store in clear, those of its log too, whether they are in use or not.
-
-    An implementation of its own: AES-256-CBC by the published layout, with the raw key.
-    """
-
-    def page(content, salted):
-        start = SALT if salted else 0
-        iv = content[-TAIL : -TAIL + 16]
-        cipher = Cipher(algorithms.AES(KEY), modes.CBC(iv)).decryptor()
-        return cipher.update(content[start:-TAIL])
-
-    content = path.read_bytes()
-    pages = [page(content[at : at + PAGE], at == 0) for at in range(0, len(content), PAGE)]
-    log = path.with_name(path.name + "-wal")
-    frames = log.read_bytes()[32:] if log.exists() else b""
-    for at in range(0, len(frames), PAGE + 24):
-        number = int.from_bytes(frames[at : at + 4], "big")
-        pages.append(page(frames[at + 24 : at + 24 + PAGE], number == 1))
-    return b"".join(pages)
-
-
 def test_what_was_stored_is_there_when_it_is_opened_again(path):
     store = Store.open(path, KEY)
     insert(store, "a", "b")
@@ -64,16 +41,16 @@ def test_what_was_stored_is_there_when_it_is_opened_again(path):
     again.close()
 
 
-def test_the_file_is_for_the_owner_alone_and_holds_no_clear_text(path):
+def test_the_file_is_for_the_owner_alone_and_holds_no_clear_text(path, decrypted):
     store = Store.open(path, KEY)
     insert(store, MARKER)
     for file in store_files(path):
         assert file.stat().st_mode & 0o077 == 0
         assert MARKER.encode() not in file.read_bytes()
         assert b"SQLite" not in file.read_bytes()
-    assert MARKER.encode() in decrypted(path)  # the reader of pages reads them
+    assert MARKER.encode() in decrypted(path, KEY)  # the reader of pages reads them
     store.close()
-    assert MARKER.encode() in decrypted(path)
+    assert MARKER.encode() in decrypted(path, KEY)
 
 
 def test_commits_are_synced_before_they_are_acknowledged(path):
@@ -132,31 +109,31 @@ def fill(path, count=300):
     return store
 
 
-def test_after_a_delete_alone_the_bytes_are_still_there(path):
+def test_after_a_delete_alone_the_bytes_are_still_there(path, decrypted):
     """The control of the test below: what it looks for can be found."""
     store = fill(path)
     with store.transaction():
         store.execute("DELETE FROM events")
-    assert MARKER.encode() in decrypted(path)
+    assert MARKER.encode() in decrypted(path, KEY)
     store.close()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 150])
-def test_scrubbed_bytes_are_gone_from_file_and_log(path, kept):
+def test_scrubbed_bytes_are_gone_from_file_and_log(path, decrypted, kept):
     store = fill(path)
     insert(store, *(f"kept-{number}" for number in range(kept)))
     with store.transaction():
         store.execute("DELETE FROM events WHERE id LIKE ?", (f"{MARKER}%",))
     store.scrub()
-    content = decrypted(path)
+    content = decrypted(path, KEY)
     assert MARKER.encode() not in content
     assert content.count(b"kept-") >= kept
     assert len(names(store)) == kept
     store.close()
-    assert MARKER.encode() not in decrypted(path)
+    assert MARKER.encode() not in decrypted(path, KEY)
 
 
-def test_a_reader_that_keeps_the_log_alive_is_told(path, monkeypatch):
+def test_a_reader_that_keeps_the_log_alive_is_told(path, decrypted, monkeypatch):
     monkeypatch.setattr(module, "_SETUP", (*module._SETUP, "PRAGMA busy_timeout = 10"))
     store = fill(path)
     reader = Store.open(path, KEY)
@@ -168,7 +145,7 @@ def test_a_reader_that_keeps_the_log_alive_is_told(path, monkeypatch):
         store.scrub()
     reader.close()
     store.scrub()
-    assert MARKER.encode() not in decrypted(path)
+    assert MARKER.encode() not in decrypted(path, KEY)
     store.close()
 
 

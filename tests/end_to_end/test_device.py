@@ -1,0 +1,163 @@
+"""The device as its owner uses it: from a run's folder to recommendations, and back to nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HISTORY = "item_id,timestamp\ni1,2024-01-05 10:00\ni2,2024-02-05 10:00\ni3,2024-03-05 10:00\n"
+
+
+@pytest.fixture
+def run(fedprofile, small, log):
+    """Folder of a run that was really made."""
+    found = fedprofile(
+        "simulate", "--config", small(), "--data", log(), "--split", "none", "--out", "run"
+    )
+    assert found.code == 0, found.err
+    return "run"
+
+
+def last_line(found):
+    assert found.code == 0, found.err
+    return json.loads(found.out.splitlines()[-1])
+
+
+def test_from_a_run_to_recommendations_and_back_to_nothing(fedprofile, run, tmp_path):
+    assert fedprofile("device", "init", "phone", "--name", "fön", "--model", run).code == 0
+    (tmp_path / "history.csv").write_text(HISTORY)
+    answer = last_line(fedprofile("device", "import", "phone", "history.csv", "--json"))
+    assert answer == {"recorded": 3, "repeated": 0, "unlearned": 0}
+    assert (
+        last_line(fedprofile("device", "import", "phone", "history.csv", "--json"))["repeated"] == 3
+    )
+    once = ("device", "record", "phone", "--item", "i0", "--id", "a", "--json")
+    assert last_line(fedprofile(*once))["recorded"] == 1
+    assert last_line(fedprofile(*once))["repeated"] == 1
+
+    found = fedprofile("device", "recommend", "phone", "--top-k", "2", "--explain")
+    assert found.code == 0
+    assert "because" in found.out
+    ranking = last_line(fedprofile("device", "recommend", "phone", "--json", "--explain"))
+    assert {one["item"] for one in ranking["items"]} == {"i4", "i5"}
+    assert all(one["events"] for one in ranking["items"])
+    (tmp_path / "some.txt").write_text("i5\n\nnothing\n")
+    chosen = fedprofile("device", "recommend", "phone", "--candidates", "some.txt", "--json")
+    assert [one["item"] for one in last_line(chosen)["items"]] == ["i5"]
+    assert last_line(chosen)["unknown_candidates"] == 1
+
+    shown = fedprofile(
+        "device", "profile", "phone", "--declare", "[b]=x", "--declare", "language=fr"
+    )
+    assert shown.code == 0
+    assert "[b]" in shown.out
+    assert last_line(fedprofile("device", "profile", "phone", "--json"))["declared"] == {
+        "[b]": "x",
+        "language": "fr",
+    }
+    for command in ("pause", "resume"):
+        assert fedprofile("device", command, "phone").code == 0
+    assert fedprofile("device", "consent", "phone", "on").code == 0
+    status = last_line(fedprofile("device", "status", "phone", "--json"))
+    assert (status["name"], status["events"], status["consent"]) == ("fön", 4, True)
+    assert "fön" in fedprofile("device", "status", "phone").out
+
+    assert fedprofile("device", "export", "phone", "mine.json").code == 0
+    mine = json.loads((tmp_path / "mine.json").read_text(encoding="utf-8"))
+    assert [event["item"] for event in mine["events"]] == ["i1", "i2", "i3", "i0"]
+    assert (tmp_path / "mine.json").stat().st_mode & 0o077 == 0
+    assert fedprofile("device", "export", "phone", "mine.json").code == 2
+
+    assert fedprofile("device", "forget", "phone", "--item", "i0").code == 0
+    before = fedprofile("device", "forget", "phone", "--before", "2024-02-01", "--json")
+    assert last_line(before) == {"erased": 1, "left": 2}
+    assert fedprofile("device", "forget", "phone", "--all").code == 0
+    assert last_line(fedprofile("device", "status", "phone", "--json"))["events"] == 0
+    assert fedprofile("device", "model", "phone", run).code == 0
+
+
+def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path):
+    fedprofile("device", "init", "phone", "--model", run)
+    program = "from fedprofile.common.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "device", "run", "phone"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    try:
+        assert "Serving" in process.stderr.readline()
+        assert last_line(fedprofile("device", "status", "phone", "--json"))["service"]
+        assert fedprofile("device", "record", "phone", "--item", "i1").code == 0
+        assert last_line(fedprofile("device", "recommend", "phone", "--json"))["items"]
+        assert "another process" in fedprofile("device", "run", "phone").err
+        process.kill()  # what was acknowledged is there for the next one
+        process.wait(10)
+        status = last_line(fedprofile("device", "status", "phone", "--json"))
+        assert (status["service"], status["events"]) == (False, 1)
+    finally:
+        process.kill()
+        process.wait(10)
+    again = subprocess.Popen(
+        [sys.executable, "-c", program, "device", "run", "phone"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert "Serving" in again.stderr.readline()
+    time.sleep(0.1)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "nothing"), "no device; make one with"),
+        (("init", "phone"), "exists and isn't empty"),
+        (("init", "other", "--model", "phone"), "no model of a run"),
+        (("record", "phone", "--item", " "), "no item"),
+        (("record", "phone", "--item", "a", "--time", "soon"), "no time in 'soon'"),
+        (("record", "phone", "--item", "a", "--value", "-1"), "must be positive"),
+        (("record", "phone", "--item", "a", "--time", "2999-01-01"), "between 1970 and tomorrow"),
+        (("import", "phone", "nothing.csv"), "can't read it"),
+        (("profile", "phone"), "no model yet"),
+        (("profile", "phone", "--declare", "x"), "write NAME=VALUE"),
+        (("recommend", "phone"), "no model yet"),
+        (("recommend", "phone", "--top-k", "3", "--threshold", "1"), "exclude each other"),
+        (("recommend", "phone", "--top-k", "0"), "not in the range"),
+        (("recommend", "phone", "--candidates", "nothing.txt"), "can't read it"),
+        (("consent", "phone", "perhaps"), "is not one of"),
+        (("forget", "phone"), "exactly one of --item"),
+        (("forget", "phone", "--all", "--item", "a"), "exactly one of --item"),
+        (("model", "phone", "phone"), "no model of a run"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_that_says_why(fedprofile, arguments, message):
+    assert fedprofile("device", "init", "phone").code == 0
+    found = fedprofile("device", *arguments)
+    assert found.code == 2
+    assert found.err.startswith("error: ")
+    assert message in found.err
+    assert "Traceback" not in found.err
+
+
+def test_a_light_install_names_what_is_missing(fedprofile, monkeypatch):
+    for command, package, extra in (
+        (("simulate",), "torch", "train"),
+        (("data", "describe", "synthetic"), "polars", "train"),
+        (("device", "status", "x"), "sqlcipher3", "score"),
+    ):
+        with monkeypatch.context() as patch:
+            for name in [
+                n for n in sys.modules if n.startswith(("fedprofile.client", "fedprofile.sim"))
+            ]:
+                patch.delitem(sys.modules, name)
+            patch.setitem(sys.modules, package, None)
+            found = fedprofile(*command)
+        assert found.code == 2
+        assert f"needs {package}" in found.err
+        assert f"pip install 'fedprofile[{extra}]'" in found.err
