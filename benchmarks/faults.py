@@ -9,7 +9,7 @@ for each kind of kill how often it was done and what of this failed:
     profile     the device has all of its acknowledged events
     chain       both ledgers verify, entry by entry
 
-The moments are what can be seen from outside: a line in a ledger, a file in the outbox, or a while after one.
+The moments are what can be seen from outside: a line in a ledger, a file in the outbox, or a while later.
 """
 
 from __future__ import annotations
@@ -175,25 +175,25 @@ def main() -> None:
     }
     tally: Counter[tuple[str, str]] = Counter()
     failed: Counter[tuple[str, str, str]] = Counter()
-    with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
-        with Loopback(Path(scratch), options.devices, settings) as loopback:
-            loopback.start_server()
-            for number in range(options.devices):
-                loopback.start_device(number)
-            faults = Faults(loopback)
-            wait_for(lambda: faults.commits() > 0, timeout=_PATIENCE, what="the first round")
-            for number, kill in enumerate(kills, start=1):
-                found = faults.cycle(kill)
-                tally[kill.part, kill.moment] += found.pop("hit")
-                failed.update(
-                    (kill.part, kill.moment, name) for name, ok in found.items() if not ok
-                )
-                bad = [name for name, ok in found.items() if not ok]
-                print(f"{number}/{len(kills)} {kill} {bad or 'holds'}", file=sys.stderr, flush=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch,
+        Loopback(Path(scratch), options.devices, settings) as loopback,
+    ):
+        loopback.start_server()
+        for number in range(options.devices):
+            loopback.start_device(number)
+        faults = Faults(loopback)
+        wait_for(lambda: faults.commits() > 0, timeout=_PATIENCE, what="the first round")
+        for number, kill in enumerate(kills, start=1):
+            found = faults.cycle(kill)
+            tally[kill.part, kill.moment] += found.pop("hit")
+            bad = [name for name, ok in found.items() if not ok]
+            failed.update((kill.part, kill.moment, name) for name in bad)
+            print(f"{number}/{len(kills)} {kill} {bad or 'holds'}", file=sys.stderr, flush=True)
     print(f"{'killed':10} {'when':10} {'times':>5}  what failed")
     for (part, moment), times in sorted(tally.items()):
-        bad = {name: n for (p, m, name), n in failed.items() if (p, m) == (part, moment)}
-        print(f"{part:10} {moment:10} {times:5}  {bad or 'nothing'}")
+        broken = {name: n for (p, m, name), n in failed.items() if (p, m) == (part, moment)}
+        print(f"{part:10} {moment:10} {times:5}  {broken or 'nothing'}")
     print(json.dumps({"kills": sum(tally.values()), "failures": sum(failed.values())}))
     sys.exit(1 if failed else 0)
 

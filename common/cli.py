@@ -60,7 +60,17 @@ _EXTRAS = {
     **dict.fromkeys(("google", "grpc", "grpc_health", "sqlcipher3"), "score"),
     **dict.fromkeys(("dp_accounting", "scipy"), "audit"),
     **dict.fromkeys(
-        ("fastexcel", "flwr", "jinja2", "matplotlib", "opacus", "polars", "sklearn", "torch"),
+        (
+            "fastexcel",
+            "flwr",
+            "jinja2",
+            "matplotlib",
+            "opacus",
+            "polars",
+            "prometheus_client",
+            "sklearn",
+            "torch",
+        ),
         "train",
     ),
 }
