@@ -27,8 +27,8 @@ from pathlib import Path
 
 from fedprofile.client.device import Device
 from fedprofile.common import accounting
-from fedprofile.common.ledger_entries import Commit, Entry, Reserve, events_of, read_ledger
-from fedprofile.simulations.loopback import Loopback, wait_for
+from fedprofile.common.ledger_entries import Commit, Entry, Reserve, events_of
+from fedprofile.simulations.loopback import Loopback, entries_of, wait_for
 
 _PATIENCE = 120.0
 _EVENTS = 12  # that each device has from the start
@@ -82,7 +82,7 @@ class Faults:
 
     def entries(self) -> list[Entry]:
         """Of the server's ledger."""
-        return list(read_ledger(self._ledger)) if self._ledger.exists() else []
+        return list(entries_of(self._ledger))
 
     def spent(self) -> float:
         """ε of the server's ledger."""
@@ -99,8 +99,7 @@ class Faults:
 
     def charges(self) -> list[int | None]:
         """Releases of the server that device 0 was charged for."""
-        path = self._device.ledger
-        found = read_ledger(path) if path.exists() else ()
+        found = entries_of(self._device.ledger)
         return [entry.answers for entry in found if isinstance(entry, Reserve)]
 
     def cycle(self, kill: Kill) -> dict[str, bool]:
@@ -155,10 +154,7 @@ class Faults:
             return device.status().events
 
     def _whole(self) -> bool:
-        read_ledger(self._ledger)
-        if self._device.ledger.exists():
-            read_ledger(self._device.ledger)
-        return True
+        return bool(entries_of(self._ledger) and entries_of(self._device.ledger))
 
 
 def main() -> None:

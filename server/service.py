@@ -48,6 +48,7 @@ from .supervisor import TRY_AGAIN, follow_parent
 _LINK_TIMEOUT = 60.0  # for the SuperLink to come up
 _DELIVERY_TIMEOUT = 60.0
 _POLL = 0.5
+_FIRST_LINE = 1 << 20  # bytes; the first entry of a ledger is shorter
 
 
 class Stopped(Exception):
@@ -152,6 +153,8 @@ class Service:
     def _open_ledger(self, plan: BudgetPlan) -> Ledger:
         version = metadata.version("fedprofile")
         path, anchor = self._folder.ledger, self._folder.anchor
+        if path.exists() and b"\n" not in path.read_bytes()[:_FIRST_LINE]:
+            path.unlink()  # killed while it was begun: nothing can have been charged
         if path.exists():
             return Ledger.open(path, signing_key=self._key, anchor=anchor, code_version=version)
         federation = self._config.federation

@@ -12,8 +12,8 @@ from ..client.answers import RecommendRequest
 from ..client.device import Device
 from ..common import accounting
 from ..common.console import remark
-from ..common.ledger_entries import Commit, Reserve, events_of, read_ledger
-from .loopback import Loopback, resident_mb, wait_for
+from ..common.ledger_entries import Commit, Reserve, events_of
+from .loopback import Loopback, entries_of, resident_mb, wait_for
 
 _DEVICES, _ROUNDS, _TOP = 5, 3, 3
 _PATIENCE = 300.0
@@ -34,14 +34,14 @@ def demonstrate(folder: Path) -> None:
             loopback.start_device(number)
 
         def rounds() -> int:
-            entries = read_ledger(ledger) if ledger.exists() else []
+            entries = entries_of(ledger)
             training = {e.sequence for e in entries if isinstance(e, Reserve) and e.round}
             return sum(isinstance(e, Commit) and e.release in training for e in entries)
 
         wait_for(lambda: rounds() >= 1, timeout=_PATIENCE, what="the first round is done")
         remark("Round 1 is done. Killing the ServerApp in the middle of round 2 ...")
         wait_for(
-            lambda: isinstance(read_ledger(ledger)[-1], Reserve),
+            lambda: isinstance(entries_of(ledger)[-1], Reserve),
             timeout=_PATIENCE,
             what="round 2 has begun",
         )
@@ -69,7 +69,7 @@ def _tell(loopback: Loopback, standing: dict[str, object], memory: list[int]) ->
     remark(f"  resident devices: {', '.join(f'{mb} MB' for mb in memory)}")
     for number in range(_DEVICES):
         folder = loopback.device(number)
-        entries = read_ledger(folder.ledger)
+        entries = entries_of(folder.ledger)
         spent = accounting.epsilon(events_of(entries), delta=folder.config.policy.lifetime_delta)
         with Device(folder) as device:
             found = device.recommend(RecommendRequest(top_k=_TOP))

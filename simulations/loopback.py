@@ -30,6 +30,7 @@ from ..client.interactions import Interaction
 from ..client.model_delivery import join_server
 from ..client.node_keys import ensure_node_key
 from ..common.errors import ServerError
+from ..common.ledger_entries import Entry, read_ledger
 from ..common.sections import validated
 from ..server.enrolment import Enrolment
 from ..server.server_config import ServerConfig
@@ -228,6 +229,15 @@ def wait_for(happens: Callable[[], bool], *, timeout: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise ServerError(f"after {timeout:g} s still not: {what}")
         time.sleep(_POLL)
+
+
+def entries_of(ledger: Path) -> tuple[Entry, ...]:
+    """What a ledger holds, also one that is just being begun."""
+    try:
+        begun = b"\n" in ledger.read_bytes()
+    except FileNotFoundError:
+        return ()
+    return tuple(read_ledger(ledger)) if begun else ()
 
 
 def free_port() -> int:

@@ -6,25 +6,22 @@ The short form: one kill of each kind in one federation. ``python -m benchmarks.
 import pytest
 
 from fedprofile.common.accounting import epsilon
-from fedprofile.common.ledger_entries import Commit, Reserve, read_ledger
-from fedprofile.simulations.loopback import Loopback, wait_for
+from fedprofile.common.ledger_entries import Commit, Reserve
+from fedprofile.simulations.loopback import Loopback, entries_of, wait_for
 
 pytestmark = pytest.mark.slow
 
 
-def reserved(path, run=None):
-    """Numbers of the releases that a ledger has reserved, as their server counts them."""
-    if not path.exists():
-        return []
-    return [entry for entry in read_ledger(path) if isinstance(entry, Reserve)]
+def reserved(path):
+    return [entry for entry in entries_of(path) if isinstance(entry, Reserve)]
 
 
 def committed(path):
-    return [entry for entry in read_ledger(path) if isinstance(entry, Commit)]
+    return [entry for entry in entries_of(path) if isinstance(entry, Commit)]
 
 
 def spent(path):
-    entries = read_ledger(path)
+    entries = entries_of(path)
     events = [entry.mechanism.event() for entry in entries if isinstance(entry, Reserve)]
     return epsilon(events, delta=entries[0].delta)
 
@@ -39,7 +36,7 @@ def test_whatever_is_killed_the_federation_ends_and_each_release_is_paid_once(tm
         # Round 1: the training process dies after it has paid; the device says that it failed.
         wait_for(lambda: reserved(device.ledger), timeout=120, what="a charge on the device")
         assert loopback.kill_part("device-0", "client.fit")
-        wait_for(lambda: ledger.exists() and committed(ledger), timeout=90, what="round 1")
+        wait_for(lambda: committed(ledger), timeout=90, what="round 1")
         assert committed(ledger)[0].rejected == {"declined-failed": 1}
 
         # Round 2: the ServerApp dies with the round reserved; the round is repeated and paid again.
