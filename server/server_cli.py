@@ -95,7 +95,9 @@ def init(
     if isinstance(content.setdefault("statistics", {}), dict):
         content["statistics"].setdefault("as_of", today)
     where = "" if config is None else f"{config}: "
-    settings = validated(ServerConfig, content, where=where, documented="docs/deploy.md")
+    settings = validated(
+        ServerConfig, content, where=where, documented="docs/server-configuration.md"
+    )
     folder = create_server(path, settings, items=items)
     remark(
         f"Server: {path}, devices connect to {settings.federation.host}:{settings.federation.port}"
@@ -213,7 +215,7 @@ def _settle(folder: ServerFolder, *, rounds: int | None, epsilon: float | None) 
     content = folder.config.model_dump(mode="json", exclude_none=True)
     _lay_over(content, "training", {"rounds": rounds})
     _lay_over(content, "privacy", {"epsilon": epsilon})
-    wanted = validated(ServerConfig, content, where="", documented="docs/deploy.md")
+    wanted = validated(ServerConfig, content, where="", documented="docs/server-configuration.md")
     if wanted == folder.config:
         return
     if folder.ledger.exists():

@@ -101,4 +101,6 @@ def load_server_config(path: Path) -> ServerConfig:
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is out of range.
     """
-    return validated(ServerConfig, read_toml(path), where=f"{path}: ", documented="docs/deploy.md")
+    return validated(
+        ServerConfig, read_toml(path), where=f"{path}: ", documented="docs/server-configuration.md"
+    )
