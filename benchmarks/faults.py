@@ -39,7 +39,7 @@ class Kill:
     """What dies, and when.
 
     Attributes:
-        part: ``superlink``, ``service``, ``node`` or ``fit``.
+        part: ``server``, ``superlink``, ``service``, ``node`` or ``fit``.
         moment: name of the moment.
         delay: seconds after it.
     """
@@ -50,6 +50,7 @@ class Kill:
 
 
 MOMENTS = {
+    "server": ("reserved", "replied", "committed"),  # both and what watches them
     "service": ("reserved", "replied", "committed"),
     "superlink": ("reserved", "training", "replied", "committed"),
     "node": ("reserved", "training", "charged", "replied"),
@@ -137,6 +138,10 @@ class Faults:
         if part == "node":
             self._loopback.kill("device-0")
             self._loopback.start_device(0)
+            return True
+        if part == "server":
+            self._loopback.kill("server")
+            self._loopback.start_server()
             return True
         owner = "device-0" if part == "fit" else "server"
         return self._loopback.kill_part(owner, f"{'client' if part == 'fit' else 'server'}.{part}")
