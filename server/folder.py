@@ -19,6 +19,7 @@ The folder has mode 0700: its keys speak for the federation.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..common.errors import ServerError
 from ..common.files import sync_folder, write_atomically
 from .server_config import ServerConfig, load_server_config
 
+_LONGEST_SOCKET = 100  # bytes; the system's limit is 104 or 108
 _OTHERS = 0o077  # permission bits of everybody but the owner
 
 
@@ -77,7 +79,7 @@ class ServerFolder:
             raise ServerError(
                 f"{path}: others may look into this folder (mode {mode & 0o777:03o}); chmod 700 it"
             )
-        _ = folder.config
+        _ = folder.config, folder.socket
         return folder
 
     @cached_property
@@ -166,8 +168,18 @@ class ServerFolder:
 
     @property
     def socket(self) -> Path:
-        """Unix socket of Flower's Control and Runtime APIs."""
-        return self.run / "link.sock"
+        """Unix socket of Flower's Control and Runtime APIs.
+
+        Raises:
+            ServerError: its name is too long for a socket.
+        """
+        path = self.run / "link.sock"
+        if len(os.fsencode(path)) > _LONGEST_SOCKET:
+            raise ServerError(
+                f"{path}: too long for a Unix socket ({_LONGEST_SOCKET} bytes); "
+                "move the server to a folder with a shorter name"
+            )
+        return path
 
     @property
     def state(self) -> Path:

@@ -32,3 +32,28 @@ def keep_journal(path: Path) -> None:
 def note(event: str, **fields: Any) -> None:
     """Write down that ``event`` happened."""
     _logger.info(event, extra={_FIELDS: fields})
+
+
+class JournalReader:
+    """What is noted from now on, by whichever process.
+
+    Args:
+        path: of the journal; it may come into being later.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def news(self) -> list[dict[str, Any]]:
+        """Whole lines since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                content = file.read()
+        except FileNotFoundError:
+            self._read = 0  # rotated away
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]

@@ -19,8 +19,8 @@ compares. -->
 `server.toml` in the folder of a server holds what its operator decides. `fedprofile server init` writes it
 with all keys, from `--config FILE` where that is given. Change `[federation]` with an editor and start the
 server again; what decides the result (`items`, `statistics`, `model`, `training`, `privacy`, and the
-population's name and size) is fixed once something has been released. `statistics.as_of` must be set; `init`
-takes the day. Devices keep the address that was in their bundle.
+population's name and size) is fixed once something has been released. `statistics.as_of` must be set;
+`init` takes the day. Devices keep the address that was in their bundle.
 """
 
 

@@ -16,7 +16,7 @@ from ..common.console import remark
 from ..common.errors import ServerError
 from ..common.flower_switches import quieten_flower
 from .folder import ServerFolder
-from .journal import keep_journal, note
+from .journal import JournalReader, keep_journal, note
 from .pki import ensure_certificate
 
 TRY_AGAIN = 75
@@ -103,9 +103,11 @@ def supervise(folder: ServerFolder, stop: threading.Event) -> None:
         ensure_certificate(folder)
         quieten_flower(folder.flower)
         link, service = _Process("superlink", folder), _Process("service", folder)
+        journal = JournalReader(folder.log)
         note("started", pid=os.getpid())
         try:
             while not stop.wait(_POLL):
+                _tell(journal)
                 code = link.tend()
                 if code is not None:
                     _ended(link, code)
@@ -118,6 +120,24 @@ def supervise(folder: ServerFolder, stop: threading.Event) -> None:
             service.end()
             link.end()
             note("ended")
+            _tell(journal)
+
+
+def _tell(journal: JournalReader) -> None:
+    """What an operator who looks on wants to know."""
+    for entry in journal.news():
+        if entry["event"] == "round":
+            epsilon = entry["epsilon"]
+            remark(
+                f"Round {entry['round']}: {entry['sampled']} sampled, {entry['trained']} counted, "
+                f"{entry['seconds']:.1f} s" + ("" if epsilon is None else f", ε {epsilon:.3f}")
+            )
+        elif entry["event"] == "waiting":
+            remark(f"Waiting for devices: {entry['online']} of {entry['quorum']} are online")
+        elif entry["event"] == "delivered":
+            remark(f"Handed the model to {entry['devices']} of {entry['enrolled']} devices")
+        elif entry["event"] == "died":
+            remark(f"{entry['process']} ended with code {entry['code']}; it is started again")
 
 
 def _ended(process: _Process, code: int) -> None:
@@ -127,7 +147,6 @@ def _ended(process: _Process, code: int) -> None:
         ServerError: too often.
     """
     note("died", process=process.name, code=code, failures=process.failures)
-    remark(f"{process.name} ended with code {code}; it is started again")
     if 0 < code < TRY_AGAIN and process.failures >= _TRIES:
         raise ServerError(f"{process.name} fails: {process.last_words().removeprefix('error: ')}")
 
