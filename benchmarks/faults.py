@@ -67,10 +67,8 @@ def plan(cycles: int, seed: int) -> list[Kill]:
         for moment in moments
         for delay in DELAYS
     ]
-    rng = random.Random(seed)
-    found = [every[number % len(every)] for number in range(cycles)]
-    rng.shuffle(found)
-    return found
+    random.Random(seed).shuffle(every)
+    return [every[number % len(every)] for number in range(cycles)]
 
 
 class Faults:

@@ -85,9 +85,11 @@ def status_of(folder, path, body=b""):
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
     )
     try:
-        return opener.open(request, timeout=10).status
+        with opener.open(request, timeout=10) as answer:
+            return answer.status
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 @pytest.fixture
@@ -96,19 +98,29 @@ def link(running):
         yield found
 
 
-def connect(folder, key):
-    return Fleet(f"127.0.0.1:{folder.config.federation.port}", ca=folder.ca, key=key)
+@pytest.fixture
+def connect():
+    """Makes connections of nodes, and closes them."""
+    made = []
+
+    def make(folder, key, *, ca=None, port=None):
+        address = f"127.0.0.1:{port or folder.config.federation.port}"
+        made.append(Fleet(address, ca=ca or folder.ca, key=key))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
 
 
 @pytest.fixture
-def node(running, link):
+def node(running, link, connect):
     """A node that is online."""
     key = ec.generate_private_key(ec.SECP384R1())
     link.register(public_pem(key).decode())
     found = connect(running, key)
     found.activate()
-    yield found
-    found.close()
+    return found
 
 
 def instruction(node, seed=1):
@@ -209,7 +221,7 @@ def test_who_is_offline_is_not_asked(grid, node):
 
 
 def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
-    running, link, grid, node, monkeypatch
+    running, link, grid, node, connect, monkeypatch
 ):
     key = ec.generate_private_key(ec.SECP384R1())
     link.register(public_pem(key).decode())
@@ -232,7 +244,6 @@ def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
     assert refused.value.reason == "malformed"
     good = replies[asked[1].metadata.dst_node_id]
     assert read_update(good, binding=BINDING, shapes=SHAPES).devices == 1
-    honest.close()
 
 
 def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
@@ -259,7 +270,7 @@ def test_a_stop_ends_a_wait(link, node):
     grid.finish()
 
 
-def test_who_is_not_enrolled_is_not_let_in(running):
+def test_who_is_not_enrolled_is_not_let_in(running, connect):
     stranger = connect(running, ec.generate_private_key(ec.SECP384R1()))
     with pytest.raises(NotAdmitted):
         stranger.activate()
@@ -267,7 +278,7 @@ def test_who_is_not_enrolled_is_not_let_in(running):
         stranger.pull()
 
 
-def test_who_is_revoked_is_out_at_once(running, public_key):
+def test_who_is_revoked_is_out_at_once(running, connect):
     enrolment = Enrolment(running.devices, population_size=3)
     key: NodeKey = ec.generate_private_key(ec.SECP384R1())
     enrolment.enrol("a", public_pem(key), source="a.pub")
@@ -297,7 +308,7 @@ def test_a_clock_that_is_off_is_called_so(running, node, monkeypatch):
     assert node.pull() is None
 
 
-def test_a_node_that_was_killed_comes_back_under_its_number(running, link):
+def test_a_node_that_was_killed_comes_back_under_its_number(running, link, connect):
     key = ec.generate_private_key(ec.SECP384R1())
     link.register(public_pem(key).decode())
     killed = connect(running, key)
@@ -306,28 +317,19 @@ def test_a_node_that_was_killed_comes_back_under_its_number(running, link):
     again.activate(known_as=killed.number)
     assert again.number == killed.number
     assert again.pull() is None
-    again.close()
 
 
-def test_another_authority_is_not_trusted(running, made_server, tmp_path):
+def test_another_authority_is_not_trusted(running, made_server, connect, tmp_path):
     from fedprofile.server.setup import create_server
 
     other = create_server(tmp_path / "other", made_server.config, items=None)
-    wrong = Fleet(
-        f"127.0.0.1:{running.config.federation.port}",
-        ca=other.ca,
-        key=ec.generate_private_key(ec.SECP384R1()),
-    )
+    wrong = connect(running, ec.generate_private_key(ec.SECP384R1()), ca=other.ca)
     with pytest.raises(Unreachable, match="certificate"):
         wrong.activate()
 
 
-def test_a_server_that_is_away_is_unreachable(made_server):
-    away = Fleet(
-        "127.0.0.1:1",
-        ca=made_server.ca,
-        key=ec.generate_private_key(ec.SECP384R1()),
-    )
+def test_a_server_that_is_away_is_unreachable(made_server, connect):
+    away = connect(made_server, ec.generate_private_key(ec.SECP384R1()), port=1)
     with pytest.raises(Unreachable):
         away.activate()
 
