@@ -40,14 +40,14 @@ from .answers import (
 from .api_limits import LONGEST_LIST, MOST_CANDIDATES, check_size
 from .device_folder import DeviceFolder
 from .erasing import Eraser
-from .interactions import Interaction, check_interaction
+from .interactions import Interaction, check_interaction, check_text, composed
 from .model_bundle import ModelBundle, current_bundle, current_name
 from .profile_keeper import ProfileKeeper
 from .scoring import Ranking, above_threshold, top_k, why
 from .store import Store, store_files, stores_aside
 from .store_key import find_key
 
-_DAY = 86_400
+_DAY, _SOON = 86_400, 60  # seconds between two looks at retention, and before a second attempt
 _CONSENT, _PAUSED = "consent", "paused"
 _WAIT = 10.0  # seconds for another call to end
 
@@ -136,23 +136,22 @@ class Device:
             bundle, profile = keeper.bundle, keeper.profile()
             candidates, unknown = None, 0
             if request.candidates is not None:
-                found = [bundle.index.get(name) for name in request.candidates.items]
+                names = map(composed, request.candidates.items)
+                found = [bundle.index.get(name) for name in names]
                 known = [index for index in found if index is not None]
                 candidates, unknown = np.array(known, dtype=np.int32), len(found) - len(known)
             options: dict[str, Any] = {
                 "candidates": candidates,
                 "include_seen": request.include_seen,
             }
-            if request.top_k is not None and request.threshold is None:
-                ranking = top_k(profile, bundle.served, request.top_k, **options)
-            elif (
-                request.top_k is None
-                and request.threshold is not None
-                and math.isfinite(request.threshold)
-            ):
-                ranking = above_threshold(profile, bundle.served, request.threshold, **options)
+            length, threshold = request.top_k, request.threshold
+            if length is not None and threshold is None:
+                ranking = top_k(profile, bundle.served, length, **options)
+            elif length is None and threshold is not None and math.isfinite(threshold):
+                ranking = above_threshold(profile, bundle.served, threshold, **options)
             else:
                 raise ConfigError("recommend: give either top_k or a finite threshold")
+            ranking = ranking.first(LONGEST_LIST)
             items = self._explained(keeper, ranking, explain=request.explain)
             return RecommendResponse(bundle.name, items, unknown)
 
@@ -192,13 +191,15 @@ class Device:
         """State basic data, such as a language; an empty ``value`` takes the statement back.
 
         Raises:
-            ConfigError: the name is empty, or either is longer than 256 characters.
+            DataError: the name is empty, or either is too long or no text.
         """
-        if not name.strip() or max(len(name), len(value)) > 256:
-            raise ConfigError(f"declared data {name!r}: name and value have 1 to 256 characters")
+        name = check_text(name, "name", "declared data")
+        value = check_text(value, "value", "declared data")
+        if not name:
+            raise DataError("declared data: no name; say what is stated")
         with self._opened() as store:
             with store.transaction():
-                records.declare(store, name.strip(), value.strip())
+                records.declare(store, name, value)
             if self._keeper is not None:
                 self._keeper.keep(None)
 
@@ -245,7 +246,7 @@ class Device:
             return self._start_anew()
         with self._opened() as store:
             if request.item is not None:
-                item = request.item.strip()
+                item = composed(request.item)
                 erased = self._eraser(store).erase(lambda: records.delete_item(store, item))
             else:
                 before = int(request.before or 0)
@@ -309,8 +310,8 @@ class Device:
             if store.changed() and self._keeper is not None:
                 self._keeper.keep(None)
             if self._clock() - self._tidied >= _DAY:
-                self._tidied = self._clock()
-                self._eraser(store).tidy(self.folder.config.store)
+                done = self._eraser(store).tidy(self.folder.config.store)
+                self._tidied = self._clock() - (0 if done else _DAY - _SOON)
             yield store
         except StoreError:
             # Opened anew by the next call, whatever it was; one that is damaged is set aside by now.

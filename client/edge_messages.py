@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ..common.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class _Field(NamedTuple):
+    """A field of a dataclass: what it is called, and how a message holds it.
+
+    ``kind`` is that of a nested dataclass, or of the dataclasses in a list.
+    """
+
+    name: str
+    shape: Literal["one", "list", "map"]
+    kind: Any
+    optional: bool
 
 
 def to_message(value: Any, message: Any) -> Any:
@@ -19,65 +31,67 @@ def to_message(value: Any, message: Any) -> Any:
         ConfigError: a number is out of range, or a text isn't text.
     """
     kind: Any = type(value)
-    for name in _names(kind):
-        _fill(message, name, getattr(value, name))
+    for field in _fields(kind):
+        content = getattr(value, field.name)
+        if content is None:
+            continue
+        try:
+            if field.shape == "list":
+                _extend(getattr(message, field.name), content, field.kind)
+            elif field.shape == "map":
+                getattr(message, field.name).update(content)
+            elif field.kind is None:
+                setattr(message, field.name, content)
+            else:
+                inner = getattr(message, field.name)
+                inner.SetInParent()  # it is there, even if it is empty
+                to_message(content, inner)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{field.name}: {error}") from error
     return message
 
 
-def _fill(message: Any, name: str, content: Any) -> None:
-    if content is None:
-        return
-    try:
-        if is_dataclass(content):
-            inner = getattr(message, name)
-            inner.SetInParent()  # it is there, even if it is empty
-            to_message(content, inner)
-        elif isinstance(content, Mapping):
-            getattr(message, name).update(content)
-        elif not isinstance(content, tuple):
-            setattr(message, name, content)
-        elif content and is_dataclass(content[0]):
-            for one in content:
-                to_message(one, getattr(message, name).add())
-        else:
-            getattr(message, name).extend(content)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{name}: {error}") from error
+def _extend(repeated: Any, content: tuple[Any, ...], kind: Any) -> None:
+    if kind is None:
+        repeated.extend(content)
+    else:
+        for one in content:
+            to_message(one, repeated.add())
 
 
 def from_message(kind: type[T], message: Any) -> T:
     """The dataclass ``kind`` with the fields of ``message``; what is unset is None."""
     made: Any = kind
-    return cast(T, made(**{n: _read(hint, message, n) for n, hint in _hints(made).items()}))
+    return cast(T, made(**{field.name: _read(field, message) for field in _fields(made)}))
 
 
-def _read(hint: Any, message: Any, name: str) -> Any:
-    choices: tuple[Any, ...] = get_args(hint)
-    content = getattr(message, name)
-    if type(None) in choices:
-        if not message.HasField(name):
-            return None
-        inner: Any = next(choice for choice in choices if choice is not type(None))
-        return from_message(inner, content) if _nested(inner) else content
-    if not choices:
-        return content
-    if message.DESCRIPTOR.fields_by_name[name].message_type is None:
-        return tuple(content)
-    inner = choices[0]
-    if _nested(inner):
-        return tuple(from_message(inner, one) for one in content)
-    return dict(content)
-
-
-def _nested(hint: Any) -> bool:
-    return is_dataclass(hint)
+def _read(field: _Field, message: Any) -> Any:
+    if field.optional and not message.HasField(field.name):
+        return None
+    content = getattr(message, field.name)
+    if field.shape == "map":
+        return dict(content)
+    if field.shape == "list":
+        if field.kind is None or not content:
+            return tuple(content)
+        return tuple([from_message(field.kind, one) for one in content])
+    return content if field.kind is None else from_message(field.kind, content)
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+def _fields(kind: Any) -> tuple[_Field, ...]:
+    """How a message holds ``kind``, read off its annotations once."""
+    return tuple(_field(name, hint) for name, hint in get_type_hints(kind).items())
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _field(name: str, hint: Any) -> _Field:
+    choices = get_args(hint)
+    optional = type(None) in choices
+    if optional:
+        hint = next(choice for choice in choices if choice is not type(None))
+    if get_origin(hint) is tuple:
+        inner = choices[0]
+        return _Field(name, "list", inner if is_dataclass(inner) else None, False)
+    if get_origin(hint) is Mapping:
+        return _Field(name, "map", None, False)
+    return _Field(name, "one", hint if is_dataclass(hint) else None, optional)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ..common.errors import StoreFull
+from ..common.errors import StoreDamaged, StoreError, StoreFull
 from ..common.files import write_atomically
 from . import records
 from .device_config import StoreConfig
@@ -64,7 +64,7 @@ class Eraser:
         except StoreFull as error:
             raise StoreFull(
                 f"{self._store.path}: {count} events are erased from the profile, but the disk is "
-                "too full to overwrite their bytes; make room, and the device does it within a day"
+                "too full to overwrite their bytes; make room, and the device does it soon"
             ) from error
         return count
 
@@ -78,11 +78,19 @@ class Eraser:
         finally:
             self._keep_ballast()
 
-    def tidy(self, limits: StoreConfig) -> None:
-        """Finish what was cut off, and erase what is kept no longer."""
+    def tidy(self, limits: StoreConfig) -> bool:
+        """Finish what was cut off, and erase what is kept no longer.
+
+        Returns:
+            False where the disk is full or another process reads: it has to be done later, and
+            recording and ranking go on meanwhile.
+
+        Raises:
+            StoreDamaged: a page doesn't hold.
+        """
         self._keep_ballast()
         count, oldest, _ = records.count_events(self._store)
-        with contextlib.suppress(StoreFull):  # another day; who reads or erases can go on
+        try:
             if records.setting(self._store, _PENDING).on:
                 self._overwrite()
             if limits.retention_days is not None and oldest is not None:
@@ -92,6 +100,11 @@ class Eraser:
             most = limits.retention_events
             if most is not None and count > most:
                 self.erase(lambda: records.delete_all_but_newest(self._store, most))
+        except StoreDamaged:
+            raise
+        except StoreError:
+            return False
+        return True
 
     def _overwrite(self) -> None:
         self._store.scrub()

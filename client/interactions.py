@@ -65,10 +65,12 @@ def check_interaction(raw: Interaction, *, now: int, where: str) -> Interaction:
             value isn't positive and finite.
     """
     texts = {
-        "id": _text(raw.id, "id", where),
-        "item": _text(raw.item, "item", where),
-        "event": event_name(_text(raw.event, "event", where)),
-        "session": None if raw.session is None else _text(raw.session, "session", where) or None,
+        "id": check_text(raw.id, "id", where),
+        "item": check_text(raw.item, "item", where),
+        "event": event_name(check_text(raw.event, "event", where)),
+        "session": None
+        if raw.session is None
+        else check_text(raw.session, "session", where) or None,
     }
     if not texts["item"] or not texts["id"]:
         raise DataError(f"{where}: no {'id' if texts['item'] else 'item'}; every event needs one")
@@ -82,8 +84,23 @@ def check_interaction(raw: Interaction, *, now: int, where: str) -> Interaction:
     return Interaction(time=int(raw.time), value=raw.value, **texts)  # type: ignore[arg-type]
 
 
-def _text(value: str, name: str, where: str) -> str:
-    text = unicodedata.normalize("NFC", value).strip()
+def composed(text: str) -> str:
+    """``text`` as it is stored and compared: trimmed, in Unicode's composed form."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def check_text(value: str, name: str, where: str) -> str:
+    """``value`` composed, if it can be stored.
+
+    Args:
+        value: an id or the like; may be empty.
+        name: what it is.
+        where: what a message begins with.
+
+    Raises:
+        DataError: it is too long, or isn't text.
+    """
+    text = composed(value)
     if len(text) > LONGEST_TEXT:
         raise DataError(f"{where}: {name} of {len(text)} characters; at most {LONGEST_TEXT}")
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):

@@ -22,6 +22,9 @@ from ..common.histories import Histories
 from ..common.items import ItemTable
 from .profile import HABITS, Event, Profile, repeat_rate
 
+_LEFT_OUT = np.float32(-np.inf)
+"""Score of what isn't to be recommended."""
+
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
@@ -113,11 +116,10 @@ def top_k(
     if k < 1:
         raise ConfigError(f"top-k: k = {k}; ask for at least one item")
     items, scores = _choices(profile, table, candidates, include_seen)
-    if k < len(items):
-        # Everything that ties with the k-th stays in until the index decides.
-        best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
-        items, scores = items[best], scores[best]
-    return _ranking(items, scores, table, k)
+    # Everything that ties with the k-th stays in until the index decides.
+    last = len(scores) - k
+    least = np.partition(scores, last)[last] if last > 0 else _LEFT_OUT
+    return _ranking(items, scores, table, least=least).first(k)
 
 
 def above_threshold(
@@ -130,8 +132,7 @@ def above_threshold(
 ) -> Ranking:
     """All candidates that score at least ``threshold``; otherwise as :func:`top_k`."""
     items, scores = _choices(profile, table, candidates, include_seen)
-    best = scores >= threshold
-    return _ranking(items[best], scores[best], table, len(items))
+    return _ranking(items, scores, table, least=threshold)
 
 
 def _choices(
@@ -139,28 +140,38 @@ def _choices(
     table: ItemTable,
     candidates: NDArray[np.int32] | None,
     include_seen: bool,
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    if candidates is None:
-        items, scores = np.arange(table.n_items, dtype=np.int32), score(profile, table)
-    else:
-        items = np.unique(candidates).astype(np.int32)
-        scores = score(profile, table, items)
+) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
+    """Candidates, each once (None: all items), and their scores, with what is left out marked so."""
+    items = None if candidates is None else np.unique(candidates).astype(np.int32)
+    scores = score(profile, table, items)
     if not include_seen:
-        fresh = np.ones(table.n_items, dtype=bool)  # np.isin takes as long as the scores do
-        fresh[profile.items] = False
-        unseen = fresh[items]
-        return items[unseen], scores[unseen]
+        if items is None:
+            scores[profile.items] = _LEFT_OUT
+        else:
+            scores[np.isin(items, profile.items)] = _LEFT_OUT
+        return items, scores
     frequencies = np.zeros(table.n_items, dtype=np.float32)
     frequencies[profile.items] = profile.frequencies
+    if items is not None:
+        frequencies = frequencies[items]
     rates = np.array([profile.repeat_rate])
-    return items, _mixture(scores[None], frequencies[None, items], rates)[0]
+    return items, _mixture(scores[None], frequencies[None], rates)[0]
 
 
 def _ranking(
-    items: NDArray[np.int32], scores: NDArray[np.float32], table: ItemTable, k: int
+    items: NDArray[np.int32] | None,
+    scores: NDArray[np.float32],
+    table: ItemTable,
+    *,
+    least: float | np.float32,
 ) -> Ranking:
-    order = np.lexsort((items, -scores))[:k]
-    return Ranking(items[order], scores[order], tuple(table.ids[item] for item in items[order]))
+    """Those that score at least ``least`` and aren't left out, best first."""
+    chosen = np.flatnonzero((scores >= least) & (scores > _LEFT_OUT))
+    scores = scores[chosen]
+    best = chosen.astype(np.int32) if items is None else items[chosen]
+    order = np.lexsort((best, -scores))
+    best = best[order]
+    return Ranking(best, scores[order], tuple(table.ids[item] for item in best.tolist()))
 
 
 def score_matrix(vectors: NDArray[np.float32], table: ItemTable) -> NDArray[np.float32]:

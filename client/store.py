@@ -82,6 +82,8 @@ class Store:
             StoreError: it is in use, can't be read, or a newer program wrote it.
         """
         if not path.exists():
+            for stray in store_files(path):  # the log of a store that somebody took away
+                stray.rename(cls._aside(stray))
             # Made whole under another name: whatever stands under this one was complete once.
             made = path.with_name(f".{path.name}.new")
             for old in store_files(made):
@@ -176,8 +178,8 @@ class Store:
     def _cut_log(self) -> None:
         if self.query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
             raise StoreError(
-                f"{self.path}: another process reads the store, so that its log still holds what "
-                "was erased; stop it, and any fedprofile device command finishes erasing"
+                f"{self.path}: erased from the profile, but another process reads the store, so that its "
+                "log still holds the bytes; once it has ended, the device overwrites them"
             )
 
     def _check_log(self, log: Path, written: LogFrames | None) -> None:

@@ -27,7 +27,7 @@ EVENT_TYPES = ("purchase", "view")
 PAGE, SALT, TAIL = 4096, 16, 80  # bytes; SQLCipher 4: IV (16) and HMAC (64) end each page
 
 
-def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, **model):
+def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, ids=None, **model):
     """A model as a run leaves it, with random weights; returns its configuration and weights."""
     rng = np.random.default_rng(seed)
     config = ModelConfig(
@@ -43,7 +43,7 @@ def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, **
     }
     table = ItemTable(
         rng.standard_normal((n_items, K)).astype(np.float32),
-        tuple(f"商品{item}" for item in range(n_items)),
+        tuple(ids or (f"商品{item}" for item in range(n_items))),
         tuple((("tea", "red"), ("茶",), ())[item % 3] for item in range(n_items)),
         BLOCKS,
     )

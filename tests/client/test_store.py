@@ -177,6 +177,15 @@ def test_a_cut_file_is_found(path):
             Store.open(path, KEY)
 
 
+def test_the_log_of_a_store_that_is_gone_does_not_get_into_the_next(killed):
+    path = killed()
+    path.unlink()
+    store = Store.open(path, KEY)
+    assert names(store) == []
+    store.close()
+    assert len(stores_aside(path)) == 2
+
+
 def test_damage_while_it_is_open_is_found_when_it_is_read(path):
     store = fill(path, count=5_000)
     store.scrub()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import polars as pl
 import pytest
 
 HISTORY = "item_id,timestamp\ni1,2024-01-05 10:00\ni2,2024-02-05 10:00\ni3,2024-03-05 10:00\n"
@@ -77,6 +78,27 @@ def test_from_a_run_to_recommendations_and_back_to_nothing(fedprofile, run, tmp_
     assert fedprofile("device", "forget", "phone", "--all").code == 0
     assert last_line(fedprofile("device", "status", "phone", "--json"))["events"] == 0
     assert fedprofile("device", "model", "phone", run).code == 0
+
+
+def test_a_device_ranks_as_the_run_did(fedprofile, small, log, tmp_path):
+    data = log(items=14, days=7)
+    found = fedprofile(
+        *("simulate", "--config", small(), "--data", data, "--split", "none", "--out", "run"),
+        *("--recommendations", "lists.parquet", "--top-k", "5"),
+    )
+    assert found.code == 0, found.err
+    lists = pl.read_parquet("lists.parquet")
+    events = pl.read_csv(data)
+    for user in ("u0", "u5", "u11"):
+        mine = events.filter(pl.col("user_id") == user).drop("user_id")
+        mine.write_csv(f"{user}.csv")
+        assert fedprofile("device", "init", user, "--model", "run").code == 0
+        answer = last_line(fedprofile("device", "import", user, f"{user}.csv", "--json"))
+        assert answer == {"recorded": 7, "repeated": 0, "unlearned": 0}
+        ranking = last_line(fedprofile("device", "recommend", user, "--top-k", "5", "--json"))
+        theirs = lists.filter(pl.col("user_id") == user).sort("rank")["item_id"].to_list()
+        assert [one["item"] for one in ranking["items"]] == theirs
+        assert len(theirs) == 5
 
 
 def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path):
