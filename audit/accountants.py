@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ..common.errors import ConfigError
-from ..common.mechanism import Mechanism
+from ..common.mechanism import Adjacency, Mechanism
 
 PLD, PRV, RDP, UNAMPLIFIED = "pld", "prv", "rdp", "unamplified"
 _WORKERS = ((RDP, UNAMPLIFIED, PLD), (PRV,))  # side by side; in this order within a worker
@@ -66,10 +66,16 @@ class Accountants:
             worker.kill()
             worker.communicate()
 
-    def ask(self, releases: Mapping[Mechanism, int], *, delta: float) -> dict[str, Answer]:
+    def ask(
+        self,
+        releases: Mapping[Mechanism, int],
+        *,
+        delta: float,
+        adjacency: Adjacency = "add-or-remove-one",
+    ) -> dict[str, Answer]:
         """Accountant → ε at ``delta`` of ``releases``, each with how often it was made."""
         described = [[mechanism.describe(), count] for mechanism, count in releases.items()]
-        request = json.dumps({"releases": described, "delta": delta})
+        request = json.dumps({"releases": described, "delta": delta, "adjacency": adjacency})
         answers = {}
         for worker in self._workers:
             assert worker.stdin is not None
@@ -101,7 +107,7 @@ def answer(request: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[s
     """What the accountants ``names`` say to a request: fields of :class:`Answer` by name."""
     from ..common import accounting
 
-    delta = request["delta"]
+    delta, adjacency = request["delta"], request["adjacency"]
     releases: Counter[Mechanism] = Counter()
     for description, count in request["releases"]:
         releases[Mechanism.from_description(description)] += count
@@ -109,7 +115,7 @@ def answer(request: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[s
     for mechanism, count in releases.items():
         events[mechanism.event()] += count
     accountants: dict[str, Callable[[], float]] = {
-        PLD: lambda: accounting.epsilon(events, delta=delta),
+        PLD: lambda: accounting.epsilon(events, delta=delta, adjacency=adjacency),
         PRV: lambda: accounting.epsilon_prv(events, delta=delta),
         RDP: lambda: accounting.epsilon_rdp(events, delta=delta),
         UNAMPLIFIED: lambda: accounting.epsilon_without_amplification(releases, delta=delta),
@@ -120,6 +126,9 @@ def answer(request: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[s
     for name in names:
         if name in (PLD, PRV) and private and bound > _MOST:
             answers[name] = {"epsilon": None, "why": f"ε is above {_MOST:,.0f}"}
+            continue
+        if adjacency == "replace-one" and name != PLD:
+            answers[name] = {"epsilon": None, "why": "it knows users who are added or removed only"}
             continue
         try:
             answers[name] = {"epsilon": accountants[name]() if events else 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from .chain_checks import check_chain
 from .findings import Finding, judge
 
 _MOST = 1_000.0
-"""ε by RDP above which no finer figure is asked for: it would take memory without bound."""
+"""ε above which none is worked out: it would take memory without bound."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class _Device:
     Attributes:
         finding: by itself.
         unit: of its ledger.
-        epsilon: what it spent over its lifetime; None where that can't be told.
+        epsilon: what it spent over its lifetime; inf beyond 1,000, None where that can't be told.
         here: releases of the server's runs.
         others: releases of other runs.
     """
@@ -62,7 +63,7 @@ def check_devices(server: Chain, folder: Path) -> list[Finding]:
         of_unit = [device for device in held if device.unit == unit]
         here, others = sum(d.here for d in of_unit), sum(d.others for d in of_unit)
         known = [d.epsilon for d in of_unit if d.epsilon is not None]
-        most = f"{max(known):.4g}" if len(known) == len(of_unit) else "unknown"
+        most = _told(max(known) if len(known) == len(of_unit) else None)
         what = (
             f"{len(of_unit):,} ledgers, {_releases(here, others, unit)}; {unit}-level ε of a device"
         )
@@ -85,11 +86,11 @@ def _examine(server: Chain, path: Path) -> _Device:
     here = [entry for entry in releases if entry.run in runs]
     others = len(releases) - len(here)
     spent = _spent(device)
-    told = "unknown" if spent is None else f"{spent:.4g}"
     finding = judge(
         name,
         [*_broken(server, device, here), *_overspent(device, spent)],
-        otherwise=f"{_releases(len(here), others, theirs.unit)}; its {theirs.unit}-level ε is {told}",
+        otherwise=f"{_releases(len(here), others, theirs.unit)}; its {theirs.unit}-level ε is "
+        + _told(spent),
     )
     return _Device(finding, theirs.unit, spent, len(here), others)
 
@@ -100,16 +101,24 @@ def _releases(here: int, others: int, unit: str) -> str:
     return what + (f"; {others:,} are of other runs: verify those too" if others else "")
 
 
+def _told(epsilon: float | None) -> str:
+    if epsilon is None:
+        return "unknown"
+    return f"{epsilon:.4g}" if math.isfinite(epsilon) else f"above {_MOST:,.0f}"
+
+
 def _spent(device: Chain) -> float | None:
     """ε over the device's lifetime."""
     from ..common import accounting  # slow to load
 
     events, delta = events_of(device.entries), device.opening.delta
+    adjacency = device.opening.adjacency
     if not events:
         return 0.0
     try:
-        bound = accounting.epsilon_rdp(events, delta=delta)
-        return bound if bound > _MOST else accounting.epsilon(events, delta=delta, coarse=True)
+        if not accounting.fits(events, delta=delta, target_epsilon=_MOST, adjacency=adjacency):
+            return math.inf
+        return accounting.epsilon(events, delta=delta, coarse=True, adjacency=adjacency)
     except ConfigError:  # next to no noise
         return None
 
@@ -121,11 +130,13 @@ def _overspent(device: Chain, spent: float | None) -> Iterator[tuple[int | None,
     if target is None:
         return
     fits = spent is not None and accounting.fits(
-        events_of(device.entries), delta=device.opening.delta, target_epsilon=target
+        events_of(device.entries),
+        delta=device.opening.delta,
+        target_epsilon=target,
+        adjacency=device.opening.adjacency,
     )
     if not fits:
-        told = "unknown" if spent is None else f"{spent:.6g}"
-        yield None, f"its ε is {told}, and its owner allowed {target:g} over its lifetime"
+        yield None, f"its ε is {_told(spent)}, and its owner allowed {target:g} over its lifetime"
 
 
 def _broken(

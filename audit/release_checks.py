@@ -97,6 +97,8 @@ def _contradictions(chain: Chain) -> Iterator[Fault]:
                     line,
                     f"{entry.replies_counted:,} replies and {rejected:,} rejected from {size:,} users",
                 )
+            # What was drawn of a device's own events isn't written down.
             everyone = mechanism.sampler == "poisson" and mechanism.sampling_probability == 1
+            everyone = everyone and chain.opening.unit == "user"
             if everyone and size != population:
                 yield line, f"a cohort of {size:,} where all {population:,} were to be in it"

@@ -85,7 +85,10 @@ def verify(
         findings += [check_pairing(chain), check_arithmetic(chain)]
         sampler = check_sampler(chain)
         # 3. What did they cost?
-        answers = accountants.ask(releases_of(chain), delta=chain.opening.delta)
+        opening = chain.opening
+        answers = accountants.ask(
+            releases_of(chain), delta=opening.delta, adjacency=opening.adjacency
+        )
     cost = cost_of(chain, answers, believed=sampler.outcome != "fails")
     findings += [sampler, *check_accountants(answers), check_budget(cost)]
     # 4. Do others tell the same?

@@ -7,7 +7,8 @@ the sum of their clipped contributions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from ..common.messages import PopularityTask, TrainTask
 from ..common.updates import ClippedUpdate
 from .examples import build_examples
 from .lifetime import BudgetOf, Charge, no_budget, promised
+from .local_privacy import PrivateTrainer
 from .local_training import LocalTraining, Trainer
 from .popularity import popularity_contribution
 
@@ -38,6 +40,7 @@ class DeviceHost:
         trainer: trains devices in batches; hosts of one process may share it.
         budget_of: device → its lifetime budget. One whose budget is spent doesn't answer, nor does one
             that has answered the same release before.
+        private_trainer: trains in place of ``trainer``, with event-level privacy; None: there is none.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class DeviceHost:
         model: ModelConfig,
         trainer: Trainer,
         budget_of: BudgetOf = no_budget,
+        private_trainer: PrivateTrainer | None = None,
     ) -> None:
         self._histories = histories
         self._keys = keys
@@ -57,15 +61,19 @@ class DeviceHost:
         self._model = model
         self._trainer = trainer
         self._budget_of = budget_of
+        self._private_trainer = private_trainer
         self.devices = range(first, first + histories.n_devices)
 
     def contribute(self, task: PopularityTask) -> ClippedUpdate:
         """The devices' part in item popularity.
 
         Raises:
-            MessageError: a device isn't hosted here, or the task is about another item table.
+            MessageError: a device isn't hosted here, the task is about another item table, or devices
+                hide single events, which this release doesn't.
             BudgetError: no device is left whose budget allows it.
         """
+        if self._private_trainer is not None:
+            raise MessageError("statistics would go out without event-level noise; ask for none")
         with self._charged("statistics/popularity", task) as answering:
             return popularity_contribution(
                 self._histories.take(answering),
@@ -90,9 +98,12 @@ class DeviceHost:
             seed=task.seed,
         )
         with self._charged("training", task) as answering:
+            histories, keys = self._histories.take(answering), self._keys[answering]
+            if self._private_trainer is not None:
+                return self._private_trainer.clipped_sum(histories, keys, task)
             examples = build_examples(
-                self._histories.take(answering),
-                self._keys[answering],
+                histories,
+                keys,
                 vectors=self._table.vectors,
                 scales=self._model.scales,
                 window=self._model.window,
@@ -104,31 +115,52 @@ class DeviceHost:
     @contextmanager
     def _charged(self, name: str, task: PopularityTask | TrainTask) -> Iterator[NDArray[np.int64]]:
         """Places of the asked devices that may answer: charged before, committed after."""
-        mechanism = promised(clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
-        charges: dict[int, Charge] = {}
-        answering, refusal = [], None
+        charges: list[tuple[BudgetOf, int, Charge]] = []
+        answering: list[int] = []
+        refusal: BudgetError | None = None
         for place in self._asked(task).tolist():
             device = self.devices.start + place
-            budget = self._budget_of(device)
-            if budget is not None:
-                with budget:
-                    try:
-                        charge = budget.charge(task=name, binding=task.binding, mechanism=mechanism)
-                    except BudgetError as error:
-                        refusal = error
-                        continue
-                if charge.answered:
-                    continue
-                charges[device] = charge
-            answering.append(place)
+            try:
+                paid = self._charges(name, task, device)
+            except BudgetError as error:
+                refusal = error
+                continue
+            if not any(charge.answered for *_, charge in paid):
+                charges += paid
+                answering.append(place)
         if not answering:
             raise refusal or MessageError("answered before: what was sent then is the answer")
         yield np.array(answering, dtype=np.int64)
-        for device, charge in charges.items():
-            budget = self._budget_of(device)
+        for budget_of, device, charge in charges:
+            budget = budget_of(device)
             assert budget is not None, "it had one a moment ago"
             with budget:
                 budget.commit(charge)
+
+    def _charges(
+        self, name: str, task: PopularityTask | TrainTask, device: int
+    ) -> list[tuple[BudgetOf, int, Charge]]:
+        """What an answer costs a device, paid in each unit that it keeps a ledger for, or in none."""
+        promise = promised(clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
+        costs = [(self._budget_of, promise, 1)]
+        if self._private_trainer is not None and isinstance(task, TrainTask):
+            local = self._private_trainer
+            costs.append((local.budget_of, local.privacy.mechanism, task.steps))
+        with ExitStack() as ledgers:
+            bills = []
+            for budget_of, mechanism, times in costs:
+                budget = budget_of(device)
+                if budget is not None:
+                    ledgers.enter_context(budget)
+                    bill: dict[str, Any] = {
+                        "task": name,
+                        "binding": task.binding,
+                        "mechanism": mechanism,
+                        "times": times,
+                    }
+                    budget.check(**bill)
+                    bills.append((budget_of, budget, bill))
+            return [(of, device, budget.charge(**bill)) for of, budget, bill in bills]
 
     def _asked(self, task: PopularityTask | TrainTask) -> NDArray[np.int64]:
         """Places of the task's devices on this host."""

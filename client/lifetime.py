@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..common import accounting
 from ..common.errors import BudgetError, ConfigError, LedgerError, MessageError
@@ -141,33 +141,38 @@ class LifetimeBudget:
             MessageError: this release was paid for as one of another mechanism.
             LedgerError: the ledger is closed or can't be written.
         """
-        name = {
-            "run": binding.run,
-            "task": task,
-            "round": binding.round or None,
-            "model_before": binding.model or None,
-            "answers": binding.release,
-        }
-        known = [
-            entry
-            for entry in self._ledger.entries
-            if isinstance(entry, Reserve)
-            and all(getattr(entry, key) == value for key, value in name.items())
-        ]
-        if any(entry.mechanism != mechanism for entry in known) or len(known) > times:
-            raise MessageError(
-                f"{task} of run '{binding.run}': release {binding.release} was answered as another "
-                "mechanism; the server must not change what it promised"
-            )
+        name = _name(task, binding)
+        known = self._known(task, binding, mechanism, times)
         pending = {entry.sequence for entry in self._ledger.pending()}
         if any(entry.sequence not in pending for entry in known):
             return Charge(tuple(entry.sequence for entry in known), answered=True)
-        missing = times - len(known)
-        self._check(mechanism, missing, f"{task} of run '{binding.run}'")
+        self.check(task=task, binding=binding, mechanism=mechanism, times=times)
         releases = [entry.sequence for entry in known]
-        for _ in range(missing):
-            releases.append(self._ledger.reserve(mechanism=mechanism, **name))  # type: ignore[arg-type]
+        for _ in range(times - len(known)):
+            releases.append(self._ledger.reserve(mechanism=mechanism, **name))
         return Charge(tuple(releases), answered=False)
+
+    def check(self, *, task: str, binding: Binding, mechanism: Mechanism, times: int = 1) -> None:
+        """Refuse what :meth:`charge` would refuse, and charge nothing.
+
+        For who must pay in two ledgers, or in none. Arguments and errors as :meth:`charge`.
+        """
+        missing = times - len(self._known(task, binding, mechanism, times))
+        if self._limit is None or not missing:
+            return
+        opening, events = self._ledger.opening, self._ledger.events()
+        events[mechanism.event()] += missing
+        delta, adjacency = opening.delta, opening.adjacency
+        if not accounting.fits(
+            events, delta=delta, target_epsilon=self._limit, adjacency=adjacency
+        ):
+            reached = accounting.epsilon(events, delta=delta, coarse=True, adjacency=adjacency)
+            raise BudgetError(
+                f"{task} of run '{binding.run}' would bring this device's {opening.unit}-level ε to "
+                f"{reached:.6g} over its lifetime, above the {self._limit:.6g} that {self._path.name} "
+                "allows; take part no more, or ask for more noise",
+                epsilon_reached=reached,
+            )
 
     def commit(self, charge: Charge) -> None:
         """Record that the answer was made, once it can be sent again.
@@ -194,19 +199,27 @@ class LifetimeBudget:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _check(self, mechanism: Mechanism, times: int, what: str) -> None:
-        if self._limit is None or not times:
-            return
-        events, delta = self._ledger.events(), self._ledger.opening.delta
-        events[mechanism.event()] += times
-        if not accounting.fits(events, delta=delta, target_epsilon=self._limit):
-            reached = accounting.epsilon(events, delta=delta, coarse=True)
-            raise BudgetError(
-                f"{what} would bring this device's ε to {reached:.6g} over its lifetime, above the "
-                f"{self._limit:.6g} that {self._path.name} allows; take part no more, or ask for "
-                "more noise",
-                epsilon_reached=reached,
+    def _known(
+        self, task: str, binding: Binding, mechanism: Mechanism, times: int
+    ) -> list[Reserve]:
+        """What was charged for this very answer before.
+
+        Raises:
+            MessageError: it was charged as another mechanism.
+        """
+        name = _name(task, binding)
+        known = [
+            entry
+            for entry in self._ledger.entries
+            if isinstance(entry, Reserve)
+            and all(getattr(entry, key) == value for key, value in name.items())
+        ]
+        if any(entry.mechanism != mechanism for entry in known) or len(known) > times:
+            raise MessageError(
+                f"{task} of run '{binding.run}': release {binding.release} was answered as another "
+                "mechanism; the server must not change what it promised"
             )
+        return known
 
 
 BudgetOf = Callable[[int], LifetimeBudget | None]
@@ -226,6 +239,17 @@ def promised(*, clip_norm: float, noise_multiplier: float) -> Mechanism:
         population_size=1,
         sampler="self-selected",
     )
+
+
+def _name(task: str, binding: Binding) -> dict[str, Any]:
+    """By what an answer is told from others in the ledger."""
+    return {
+        "run": binding.run,
+        "task": task,
+        "round": binding.round or None,
+        "model_before": binding.model or None,
+        "answers": binding.release,
+    }
 
 
 def _begun(path: Path) -> bool:

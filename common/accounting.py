@@ -18,6 +18,7 @@ from dp_accounting import (
     ComposedDpEvent,
     DpEvent,
     GaussianDpEvent,
+    NeighboringRelation,
     NonPrivateDpEvent,
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
@@ -35,7 +36,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtri_exp
 
 from .errors import BudgetError, ConfigError
-from .mechanism import Mechanism
+from .mechanism import Adjacency, Mechanism
 
 _GRID = 1e-4  # dp_accounting's default step between privacy losses
 _COARSE_GRID = 1e-3  # ten times as fast; a multiple of the fine one, so its ε is never below
@@ -50,11 +51,21 @@ _MOST_NOISE_MULTIPLIER = 2.0**30
 Events = Sequence[DpEvent] | Mapping[DpEvent, int]
 """Releases one by one in any order, or each with how often it was made."""
 
-# (δ, ε) → the largest sets of releases found to fit.
-_FITTING: dict[tuple[float, float], list[dict[DpEvent, int]]] = {}
+_RELATIONS: dict[Adjacency, NeighboringRelation] = {
+    "add-or-remove-one": NeighboringRelation.ADD_OR_REMOVE_ONE,
+    "replace-one": NeighboringRelation.REPLACE_ONE,
+}
+_Budget = tuple[float, float, Adjacency]  # δ, ε
+_FITTING: dict[_Budget, list[dict[DpEvent, int]]] = {}  # the largest sets of releases found to fit
 
 
-def epsilon(events: Events, *, delta: float, coarse: bool = False) -> float:
+def epsilon(
+    events: Events,
+    *,
+    delta: float,
+    coarse: bool = False,
+    adjacency: Adjacency = "add-or-remove-one",
+) -> float:
     """ε of all ``events`` together, by PLD; inf where one is non-private, 0 where there are none.
 
     Equal events are composed at once, whatever their order, and the grid is dp_accounting's own
@@ -65,11 +76,13 @@ def epsilon(events: Events, *, delta: float, coarse: bool = False) -> float:
         events: what was released.
         delta: δ.
         coarse: take that grid of 1e-3: ten times as fast, and its ε is never below.
+        adjacency: of the populations that are compared.
 
     Raises:
         ConfigError: ``delta`` is outside (0, 1).
     """
-    return _epsilon_pld(_counted(events), _checked(delta), _COARSE_GRID if coarse else _GRID)
+    grid = _COARSE_GRID if coarse else _GRID
+    return _epsilon_pld(_counted(events), _checked(delta), grid, adjacency)
 
 
 def epsilon_after_each(events: Sequence[DpEvent], *, delta: float) -> list[float]:
@@ -107,7 +120,13 @@ def privacy_profile(events: Events, *, epsilons: NDArray[np.float64]) -> NDArray
     return np.asarray(composed.get_delta_for_epsilon(list(epsilons)), dtype=np.float64)
 
 
-def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
+def fits(
+    events: Events,
+    *,
+    delta: float,
+    target_epsilon: float,
+    adjacency: Adjacency = "add-or-remove-one",
+) -> bool:
     """Whether all ``events`` together cost at most ``target_epsilon``, by :func:`epsilon`.
 
     Asks the coarse grid first, whose ε is never below; the fine one decides close to the target.
@@ -119,10 +138,10 @@ def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
         ConfigError: ``delta`` is outside (0, 1).
     """
     counted = _counted(events)
-    _checked(delta)
+    budget = (_checked(delta), target_epsilon, adjacency)
     if any(isinstance(event, NonPrivateDpEvent) for event, _ in counted):
         return False
-    if _known_to_fit(counted, delta, target_epsilon):
+    if _known_to_fit(counted, budget):
         return True
     if any(_delta_alone(event, target_epsilon) > delta for event, _ in counted):
         return False
@@ -130,12 +149,12 @@ def fits(events: Events, *, delta: float, target_epsilon: float) -> bool:
     if delta >= _COARSE_DELTA:
         reached = 0.0
         for most in _growing(max((count for _, count in counted), default=0)):
-            reached = _epsilon_coarse([(e, min(n, most)) for e, n in counted], delta)
+            reached = _epsilon_coarse([(e, min(n, most)) for e, n in counted], delta, adjacency)
             if reached > 1.05 * target_epsilon + 0.05:
                 return False
         fitting = reached <= target_epsilon * (1 - _ROUNDING)
-    if fitting or _epsilon_pld(counted, delta, _GRID) <= target_epsilon:
-        _remember_fit(counted, delta, target_epsilon)
+    if fitting or _epsilon_pld(counted, delta, _GRID, adjacency) <= target_epsilon:
+        _remember_fit(counted, budget)
         return True
     return False
 
@@ -223,6 +242,7 @@ def calibrate_noise_multiplier(
     sampling_probability: float,
     rounds: int,
     prior_events: Events = (),
+    adjacency: Adjacency = "add-or-remove-one",
 ) -> float:
     """Least σ with which ``rounds`` Poisson-sampled releases after ``prior_events`` cost ≤ ε.
 
@@ -259,7 +279,7 @@ def calibrate_noise_multiplier(
         return _counted(prior_events, {mechanism.event(): rounds})
 
     def enough(noise_multiplier: float, grid: float) -> bool:
-        return _epsilon_pld(counted(noise_multiplier), delta, grid) <= target
+        return _epsilon_pld(counted(noise_multiplier), delta, grid, adjacency) <= target
 
     # Near the answer from the start: far below it a loss distribution outgrows memory. By the
     # central limit μ = q·√(R·(e^(1/σ²) − 1)) (Bu, Dong, Long & Su 2020, theorem 5).
@@ -282,7 +302,7 @@ def calibrate_noise_multiplier(
                 "privacy off"
             )
     log_noise_multiplier = calibrate_dp_mechanism(  # of the logarithm: its tolerance is absolute
-        make_fresh_accountant=lambda: PLDAccountant(value_discretization_interval=_COARSE_GRID),
+        make_fresh_accountant=lambda: PLDAccountant(_RELATIONS[adjacency], _COARSE_GRID),
         make_event_from_param=lambda x: _composed(counted(math.exp(x))),
         target_epsilon=target,
         target_delta=delta,
@@ -301,7 +321,7 @@ def calibrate_noise_multiplier(
     # With a tiny δ the coarse grid may have promised too much.
     for _ in range(_RAISES):
         if enough(noise_multiplier, _GRID):
-            _remember_fit(counted(noise_multiplier), delta, target_epsilon)
+            _remember_fit(counted(noise_multiplier), (delta, target_epsilon, adjacency))
             return noise_multiplier
         noise_multiplier *= 1 + _TOLERANCE
     raise _unresolved(delta)
@@ -381,11 +401,13 @@ def _growing(most: int) -> list[int]:
     return [*steps, most]
 
 
-def _epsilon_coarse(counted: Sequence[tuple[DpEvent, int]], delta: float) -> float:
+def _epsilon_coarse(
+    counted: Sequence[tuple[DpEvent, int]], delta: float, adjacency: Adjacency
+) -> float:
     """On the coarse grid, with what one event loses worked out once: a run may ask every round."""
     composed = identity(value_discretization_interval=_COARSE_GRID)
     for event, count in counted:
-        composed = composed.compose(_loss_distribution(event).self_compose(count))
+        composed = composed.compose(_loss_distribution(event, adjacency).self_compose(count))
     return float(composed.get_epsilon_for_delta(delta))
 
 
@@ -400,14 +422,19 @@ def _check_noise(event: DpEvent) -> None:
 
 
 @lru_cache(maxsize=64)
-def _loss_distribution(event: DpEvent) -> PrivacyLossDistribution:
+def _loss_distribution(
+    event: DpEvent, adjacency: Adjacency = "add-or-remove-one"
+) -> PrivacyLossDistribution:
     release = _gaussian(event)
     if release is None:
         raise ConfigError(f"no loss distribution for {event}; use Gaussian releases")
     _check_noise(event)
     noise_multiplier, q = release
     return from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=_COARSE_GRID, sampling_prob=q
+        noise_multiplier,
+        value_discretization_interval=_COARSE_GRID,
+        sampling_prob=q,
+        neighboring_relation=_RELATIONS[adjacency],
     )
 
 
@@ -425,21 +452,21 @@ def _composed(counted: _Counted) -> DpEvent:
     return ComposedDpEvent([SelfComposedDpEvent(event, count) for event, count in counted])
 
 
-def _known_to_fit(counted: _Counted, delta: float, target_epsilon: float) -> bool:
-    held = _FITTING.get((delta, target_epsilon), [])
+def _known_to_fit(counted: _Counted, budget: _Budget) -> bool:
+    held = _FITTING.get(budget, [])
     return any(all(count <= more.get(event, 0) for event, count in counted) for more in held)
 
 
-def _remember_fit(counted: _Counted, delta: float, target_epsilon: float) -> None:
-    held = _FITTING.setdefault((delta, target_epsilon), [])
+def _remember_fit(counted: _Counted, budget: _Budget) -> None:
+    held = _FITTING.setdefault(budget, [])
     most = dict(counted)
     held[:] = [h for h in held if any(count > most.get(event, 0) for event, count in h.items())]
     held.append(most)
 
 
 @lru_cache(maxsize=256)
-def _epsilon_pld(counted: _Counted, delta: float, grid: float) -> float:
+def _epsilon_pld(counted: _Counted, delta: float, grid: float, adjacency: Adjacency) -> float:
     for event, _ in counted:
         _check_noise(event)
-    accountant = PLDAccountant(value_discretization_interval=grid)
+    accountant = PLDAccountant(_RELATIONS[adjacency], grid)
     return float(accountant.compose(_composed(counted)).get_epsilon(delta))

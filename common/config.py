@@ -150,6 +150,45 @@ class TrainingConfig(Section):
     )
 
 
+class LocalPrivacyConfig(Section):
+    """Event-level DP-SGD on each device, against the server itself; counted apart, never added."""
+
+    enabled: bool = Field(
+        False, description="needs statistics_share = 0: statistics have no event-level noise"
+    )
+    epsilon: float = Field(
+        8.0,
+        gt=0,
+        description="event-level budget of a device over its lifetime; spent, it declines",
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ of the event-level guarantee")
+    noise_multiplier: float | None = Field(
+        None, gt=0, description="unset: calibrated so that all planned visits fit into epsilon"
+    )
+    visits: int | None = Field(
+        None,
+        ge=1,
+        description="rounds that a device is planned to answer; unset: two standard deviations above "
+        "the expected number",
+    )
+    clip_norm: float = Field(1.0, gt=0, description="bound on the norm of one example's gradient")
+    max_examples: int = Field(
+        16, ge=1, description="n, public: slots that a device learns from, one period of time each"
+    )
+    period_days: float = Field(
+        28.0, gt=0, description="length of a period: all events in it are one example"
+    )
+    batch_size: float = Field(
+        8.0, gt=0, description="expected slots in a step, each drawn at the rate batch_size / n"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> LocalPrivacyConfig:
+        if self.batch_size > self.max_examples:
+            raise ValueError(f"batch_size must be at most max_examples ({self.max_examples})")
+        return self
+
+
 class PrivacyConfig(Section):
     """User-level central DP."""
 
@@ -166,6 +205,16 @@ class PrivacyConfig(Section):
         lt=1,
         description="share of μ² (Gaussian DP) for one-shot statistics; all where rounds = 0",
     )
+    local: LocalPrivacyConfig = LocalPrivacyConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> PrivacyConfig:
+        if self.local.enabled and (self.statistics_share or not self.enabled):
+            raise ValueError(
+                "privacy.local hides events in updates, and popularity would leave devices beside them "
+                "in clear; set privacy.statistics_share = 0 and keep privacy.enabled = true"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -259,6 +308,17 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     ledger: LedgerConfig = LedgerConfig()
     engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.privacy.local.enabled and not self.training.rounds:
+            raise ValueError("privacy.local needs training.rounds of 1 or more: it hides updates")
+        if self.privacy.local.enabled and self.model.item_ids:
+            raise ValueError(
+                "privacy.local can't train model.item_ids: the ID table also scores items (tied "
+                "weights), which gradients of single examples miss; set model.item_ids = false"
+            )
+        return self
 
     def deciding(self) -> dict[str, Any]:
         """What decides the result: all but ``engine`` and where files of the ledgers are."""

@@ -135,7 +135,7 @@ class Ledger:
                 kind="open",
                 version=2,
                 unit=unit,
-                adjacency="add-or-remove-one",
+                adjacency="add-or-remove-one" if unit == "user" else "replace-one",
                 population=population,
                 population_size=population_size,
                 delta=delta,
@@ -254,7 +254,8 @@ class Ledger:
 
     def epsilon_spent(self) -> float:
         """ε at the ledger's δ of :meth:`events`, committed or not; inf without privacy."""
-        return accounting.epsilon(self._events, delta=self.opening.delta)
+        opening = self.opening
+        return accounting.epsilon(self._events, delta=opening.delta, adjacency=opening.adjacency)
 
     def reserve(
         self,
@@ -293,8 +294,9 @@ class Ledger:
         if opening.target_epsilon is not None:
             events, delta = self._events + Counter([mechanism.event()]), opening.delta
             target = opening.target_epsilon
-            if not accounting.fits(events, delta=delta, target_epsilon=target):
-                reached = accounting.epsilon(events, delta=delta)
+            adjacency = opening.adjacency
+            if not accounting.fits(events, delta=delta, target_epsilon=target, adjacency=adjacency):
+                reached = accounting.epsilon(events, delta=delta, adjacency=adjacency)
                 what = task if round is None else f"{task}, round {round},"
                 raise BudgetError(
                     f"{what} would bring ε to {reached:.6g}, above the target of {target:.6g}; "
@@ -473,6 +475,8 @@ def find_earlier(
                 f"{file}: is of population '{opening.population}' of {opening.population_size:,}, not "
                 f"of '{population}' of {population_size:,}; budgets add up within one population only"
             )
+        if opening.unit != "user":
+            raise LedgerError(f"{file}: is of {opening.unit}s; figures of other units don't add up")
         if not signed_by(chain.entries[-1], opening.public_key):
             raise LedgerError(f"{file}: the last line isn't signed with the ledger's key")
         mechanisms = Counter(e.mechanism for e in chain.entries if isinstance(e, Reserve))

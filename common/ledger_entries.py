@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from .errors import BadEntry, ConfigError, LedgerError
-from .mechanism import Mechanism
+from .mechanism import Adjacency, Mechanism
 from .randomness import Kind
 from .signing import SigningKey, signature_holds
 
@@ -112,7 +112,7 @@ class Open(_Entry):
     kind: Literal["open"]
     version: Literal[2]
     unit: Unit
-    adjacency: Literal["add-or-remove-one"]
+    adjacency: Adjacency
     population: Annotated[str, Field(min_length=1)]
     population_size: PositiveInt
     delta: Annotated[float, Field(gt=0, lt=1)]

@@ -18,6 +18,13 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+Adjacency = Literal["add-or-remove-one", "replace-one"]
+"""What neighbouring populations differ in.
+
+``add-or-remove-one``: one has somebody more. ``replace-one``: the content of one is another, or there is
+none, in a population whose size says nothing: a change that moves a clipped sum by up to 2C.
+"""
+
 Sampler = Literal["poisson", "fixed-size", "self-selected"]
 """How the cohort of a release comes about.
 

@@ -77,6 +77,8 @@ class ServerConfig(Section):
             raise ValueError(
                 "statistics.as_of must be set: devices don't share a clock to read it off"
             )
+        if self.privacy.local.enabled:
+            raise ValueError("privacy.local is for simulations: devices of a server don't offer it")
         return self
 
     def run(self) -> RunConfig:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..client.host import DeviceHost
 from ..client.lifetime import BudgetOf, no_budget
+from ..client.local_privacy import PrivateTrainer
 from ..client.local_training import Trainer
 from ..common.histories import Histories
 from ..common.messages import TrainTask
@@ -168,12 +169,16 @@ class AuditedPopulation(Population):
         return self.members.hosts(devices_per_host) + 1
 
     def host_finder(
-        self, devices_per_host: int, trainer: Trainer, budget_of: BudgetOf = no_budget
+        self,
+        devices_per_host: int,
+        trainer: Trainer,
+        budget_of: BudgetOf = no_budget,
+        private_trainer: PrivateTrainer | None = None,
     ) -> Callable[[Any], DeviceHost]:
         """Node context → host; the last node is that of the canaries."""
         members = self.members
         last = members.hosts(devices_per_host)
-        find = members.host_finder(devices_per_host, trainer, budget_of)
+        find = members.host_finder(devices_per_host, trainer, budget_of, private_trainer)
         canaries = CanaryHost(self.canaries, first=members.size, population=self, trainer=trainer)
 
         def host(context: Any) -> DeviceHost:

@@ -137,6 +137,16 @@ def guarantee(privacy: Mapping[str, Any]) -> str | None:
     )
 
 
+def event_level(local: Mapping[str, Any]) -> str:
+    """What devices hid from the server itself, in one sentence; ``local`` is ``privacy.local``."""
+    return (
+        "Apart from that, on each device, against the server itself: event-level "
+        f"(ε ≤ {epsilon(local['epsilon'])}, δ = {scientific(local['delta'])}) over its lifetime, for "
+        f"whatever its owner did in any one period of {local['period_days']:g} days. The figures are of "
+        "different units and never add up."
+    )
+
+
 def warnings(run: Mapping[str, Any], privacy: Mapping[str, Any]) -> Iterator[Statement]:
     """What must be seen before anything else, the worst first."""
     if not protected(privacy):

@@ -17,6 +17,7 @@ from rich.table import Table
 from ..common.config import RunConfig, load_config
 from ..common.console import remark
 from ..common.errors import ConfigError
+from .claims import event_level
 from .claims import warnings as warnings_of
 from .formatting import epsilon as epsilon_text
 from .formatting import scientific
@@ -192,6 +193,8 @@ def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
             f"{privacy['population_size']:,} users, Poisson cohorts, {privacy['randomness']} noise",
             soft_wrap=True,
         )
+    if privacy["local"]:
+        out.print(event_level(privacy["local"]), soft_wrap=True)
     for warning in warnings_of(metrics["run"], privacy):
         style = {"bad": "bold red", "warn": "yellow"}.get(warning.level)
         remark(f"{warning.title}. {warning.text}", style=style)

@@ -1,4 +1,4 @@
-"""Devices of a simulation that keep ledgers of their own, as every deployed device does."""
+"""Ledgers of simulated devices, kept as a deployed device keeps its own."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ class DeviceLedgers:
     It is plain values, so that processes of an engine can be handed a copy.
 
     Attributes:
-        paths: number of each such device and its ledger, by number.
+        paths: where each device would keep its ledger, by its number.
         terms: of all these ledgers.
+        devices: those that keep one.
     """
 
-    paths: tuple[tuple[int, Path], ...]
+    paths: tuple[Path, ...]
     terms: Terms
+    devices: frozenset[int]
 
     def __call__(self, device: int) -> LifetimeBudget | None:
         """The device's lifetime budget; None where it keeps no ledger."""
-        path = dict(self.paths).get(device)
-        return None if path is None else LifetimeBudget.open(path, terms=self.terms)
+        if device not in self.devices:
+            return None
+        return LifetimeBudget.open(self.paths[device], terms=self.terms)
 
 
 def open_device_ledgers(
@@ -45,7 +48,7 @@ def open_device_ledgers(
     delta: float,
     randomness: NoiseSource,
 ) -> DeviceLedgers:
-    """Choose the devices that keep ledgers, and begin those that are missing.
+    """Choose the devices that keep user-level ledgers, and begin those that are missing.
 
     Devices that have one already come first: a run that goes on finds its own again, and with
     ``ledger.device_folder`` several runs share the devices' lifetimes.
@@ -59,10 +62,9 @@ def open_device_ledgers(
         raise ConfigError(
             f"ledger.devices: {wanted:,} of {size:,} devices; ask for {size:,} or fewer"
         )
-    place = Path(config.ledger.device_folder or folder.devices).resolve()
-    names = [place / f"{key:016x}.jsonl" for key in population.keys.tolist()]
+    paths = ledger_paths(folder, config, population, ending=".jsonl")
     order = np.argsort(randomness.uniforms(size)).tolist() if wanted else []
-    chosen = sorted(order, key=lambda device: not names[device].exists())[:wanted]
+    chosen = sorted(order, key=lambda device: not paths[device].exists())[:wanted]
     terms = Terms(
         population=population_name(config),
         target_epsilon=config.ledger.device_epsilon,
@@ -71,9 +73,14 @@ def open_device_ledgers(
         code_version=version(),
         config_digest=config.digest(),
     )
-    ledgers = DeviceLedgers(tuple((device, names[device]) for device in sorted(chosen)), terms)
     for device in chosen:
-        budget = ledgers(device)
-        assert budget is not None, "it was chosen to keep one"
-        budget.close()
-    return ledgers
+        LifetimeBudget.open(paths[device], terms=terms).close()
+    return DeviceLedgers(paths, terms, frozenset(chosen))
+
+
+def ledger_paths(
+    folder: RunFolder, config: RunConfig, population: Population, *, ending: str
+) -> tuple[Path, ...]:
+    """Where each device would keep its ledger: named by a hash of its owner's id."""
+    place = Path(config.ledger.device_folder or folder.devices).resolve()
+    return tuple(place / f"{key:016x}{ending}" for key in population.keys.tolist())

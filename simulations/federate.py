@@ -19,7 +19,7 @@ from ..server.budget import BudgetPlan
 from ..server.popularity import ItemPriors
 from ..server.strategy import RoundRecord
 from .grid import InProcessGrid
-from .population import Population
+from .population import Population, PrivateTrainerOf
 from .ray_engine import run_on_ray
 from .splits import Split, midnight
 
@@ -38,12 +38,14 @@ def run_federation(
     on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
     grid: Callable[..., InProcessGrid] = InProcessGrid,
     budget_of: BudgetOf = no_budget,
+    events: PrivateTrainerOf | None = None,
 ) -> FederationResult:
     """Run to the last round the budget allows; the arguments are those of :class:`Federation`.
 
     Args:
         grid: makes the grid of the local engine, called as :class:`InProcessGrid` is.
         budget_of: device → its own ledger, where it keeps one.
+        events: the event-level layer of the devices, if any.
 
     Raises:
         FedprofileError: what the federation raises.
@@ -62,9 +64,12 @@ def run_federation(
     )
     size = config.engine.devices_per_host
     if config.engine.kind == "ray":
-        run_on_ray(federation, population, devices_per_host=size, budget_of=budget_of)
+        run_on_ray(
+            federation, population, devices_per_host=size, budget_of=budget_of, events=events
+        )
     else:
-        client_app = build_client_app(population.host_finder(size, trainer, budget_of))
+        private = None if events is None else events(population)
+        client_app = build_client_app(population.host_finder(size, trainer, budget_of, private))
         local = grid(client_app, nodes=population.hosts(size))
         build_server_app(federation)(local, local.server_context)
     assert federation.result is not None, "a federation that raises nothing has a result"

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..client.host import DeviceHost
 from ..client.lifetime import BudgetOf, no_budget
+from ..client.local_privacy import PrivateTrainer
 from ..client.local_training import Trainer
 from ..common.config import ModelConfig
-from ..common.encoder import build_encoder
+from ..common.encoder import Encoder, build_encoder
 from ..common.histories import Histories
 from ..common.items import ItemTable
 
@@ -70,21 +71,30 @@ class Population:
         """Number of hosts."""
         return -(-self.size // devices_per_host)
 
-    def trainer(self, *, threads: int, compiled: bool) -> Trainer:
-        """A trainer for this population's encoder."""
-        encoder = build_encoder(
+    def untrained_encoder(self) -> Encoder:
+        """The architecture that this population trains."""
+        return build_encoder(
             self.model,
             blocks=self.table.blocks,
             n_items=self.table.n_items,
             n_types=self.n_types,
             seed=0,
         )
-        return Trainer(encoder, self.table.vectors, threads=threads, compiled=compiled)
+
+    def trainer(self, *, threads: int, compiled: bool) -> Trainer:
+        """A trainer for this population's encoder."""
+        return Trainer(
+            self.untrained_encoder(), self.table.vectors, threads=threads, compiled=compiled
+        )
 
     def host_finder(
-        self, devices_per_host: int, trainer: Trainer, budget_of: BudgetOf = no_budget
+        self,
+        devices_per_host: int,
+        trainer: Trainer,
+        budget_of: BudgetOf = no_budget,
+        private_trainer: PrivateTrainer | None = None,
     ) -> Callable[[Context], DeviceHost]:
-        """Node context → host, for hosts of this process that share one trainer."""
+        """Node context → host, for hosts of this process that share their trainers."""
 
         @cache
         def host(partition: int) -> DeviceHost:
@@ -98,6 +108,7 @@ class Population:
                 model=self.model,
                 trainer=trainer,
                 budget_of=budget_of,
+                private_trainer=private_trainer,
             )
 
         return lambda context: host(int(str(context.node_config["partition-id"])))
@@ -133,6 +144,10 @@ class Population:
             ),
             n_types=int(np.load(folder / "n_types.npy")),
         )
+
+
+PrivateTrainerOf = Callable[[Population], PrivateTrainer]
+"""Makes the private trainer of a population, in whatever process its hosts are."""
 
 
 def device_keys(user_ids: Sequence[str]) -> NDArray[np.uint64]:

@@ -21,7 +21,7 @@ from ..client.lifetime import BudgetOf, no_budget
 from ..common.errors import ConfigError
 from ..common.flower_switches import quieten_flower
 from ..server.app import Federation
-from .population import Population
+from .population import Population, PrivateTrainerOf
 
 # Ray looks outside hosts up unless told not to.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -37,6 +37,7 @@ def run_on_ray(
     *,
     devices_per_host: int,
     budget_of: BudgetOf = no_budget,
+    events: PrivateTrainerOf | None = None,
 ) -> None:
     """Run ``federation`` with Ray actors for clients, on this machine alone.
 
@@ -73,7 +74,9 @@ def run_on_ray(
             _run_simulation,
             num_supernodes=population.hosts(devices_per_host),
             exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-            client_app=build_client_app(partial(_find_host, folder, devices_per_host, budget_of)),
+            client_app=build_client_app(
+                partial(_find_host, folder, devices_per_host, budget_of, events)
+            ),
             server_app=_server_app(federation, stopped),
             backend_config={
                 "init_args": {"include_dashboard": False},
@@ -113,21 +116,26 @@ def _server_app(federation: Federation, stopped: Event) -> ServerApp:
 
 
 def _find_host(
-    folder: Path, devices_per_host: int, budget_of: BudgetOf, context: Context
+    folder: Path,
+    devices_per_host: int,
+    budget_of: BudgetOf,
+    events: PrivateTrainerOf | None,
+    context: Context,
 ) -> DeviceHost:
-    return _finder(folder, devices_per_host, budget_of)(context)
+    return _finder(folder, devices_per_host, budget_of, events)(context)
 
 
 @lru_cache(maxsize=1)
 def _finder(
-    folder: Path, devices_per_host: int, budget_of: BudgetOf
+    folder: Path, devices_per_host: int, budget_of: BudgetOf, events: PrivateTrainerOf | None
 ) -> Callable[[Context], DeviceHost]:
     """Per actor: one population, one trainer on the actor's core."""
     _silence_flower()
     torch.set_num_threads(1)
     population = Population.load(folder)
     trainer = population.trainer(threads=1, compiled=False)
-    return population.host_finder(devices_per_host, trainer, budget_of)
+    private = None if events is None else events(population)
+    return population.host_finder(devices_per_host, trainer, budget_of, private)
 
 
 def _silence_flower() -> None:

@@ -14,7 +14,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..common.files import write_atomically
 from . import formatting
 from .charts import Dot, Level, budget_curve, cohort_bars, dot_plot, norm_curves, training_curve
-from .claims import compared, guarantee, limits, ndcg, own_model, protected, verdict, warnings
+from .claims import (
+    compared,
+    event_level,
+    guarantee,
+    limits,
+    ndcg,
+    own_model,
+    protected,
+    verdict,
+    warnings,
+)
 from .formatting import known
 
 VIEWS = {"new": "New items", "all": "All items"}
@@ -63,6 +73,7 @@ def render_report(metrics: dict[str, Any]) -> str:
     filters = ("number", "signed", "count", "scientific", "epsilon", "share", "day", "duration")
     environment.filters.update({name: getattr(formatting, name) for name in filters})
     environment.filters["compared"] = compared
+    environment.filters["event_level"] = event_level
     run, privacy, curve = metrics["run"], metrics["privacy"], metrics["curve"]
     own = own_model(metrics["models"])
     ranked = sorted(metrics["models"], key=_place)

@@ -48,6 +48,7 @@ def run_metrics(
     validation: Mapping[int, float | None],
     models: Sequence[ModelResult],
     ledger: Ledger,
+    local: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document; NaN and infinite numbers are None in it.
 
@@ -62,6 +63,7 @@ def run_metrics(
         validation: round → mean NDCG@k on validation.
         models: the comparison, the run's own model first.
         ledger: of the run.
+        local: what the event-level layer came to, None where there was none.
     """
     releases = _releases(ledger)
     spent = {r["round"]: r["epsilon_after"] for r in releases if r["round"] is not None}
@@ -83,7 +85,7 @@ def run_metrics(
             "dataset": config.data.path,
         },
         "data": _data(log, split, config),
-        "privacy": _privacy(config, ledger, releases),
+        "privacy": {**_privacy(config, ledger, releases), "local": local},
         "curve": [
             {
                 **{key: value for key, value in record.items() if key != "round"},

@@ -31,6 +31,7 @@ from ..server.strategy import RoundRecord
 from .comparison import ModelResult, compare, mean_ndcg
 from .dataset import InteractionLog
 from .device_ledgers import open_device_ledgers
+from .event_layer import EventLayer, event_metrics, open_event_layer
 from .federate import randomness, run_federation, statistics_time
 from .loading import load_log
 from .models import ID_TABLE, EncoderScorer
@@ -104,9 +105,15 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
         population_size=prepared.population.size,
         earlier=prepared.earlier,
     )
+    layer = open_event_layer(
+        folder,
+        config,
+        population=population,
+        sampling_probability=prepared.plan.training.sampling_probability,
+    )
     with _resumable(folder), ledger:
         # 4. Run the federation: popularity, then private rounds.
-        result, validation = _federate(config, prepared, folder, ledger)
+        result, validation = _federate(config, prepared, folder, ledger, layer)
         # 5. Measure it beside baselines on the same split.
         scorer = _scorer(config, prepared, result.weights, result.priors)
         models = [] if config.evaluation.split == "none" else _compare(config, prepared, scorer)
@@ -122,6 +129,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
             validation=validation,
             models=models,
             ledger=ledger,
+            local=None if layer is None else event_metrics(layer, config),
         )
     _write(folder, prepared, result, metrics)
     # 7. Lists for every user, on request.
@@ -215,7 +223,11 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
 
 
 def _federate(
-    config: RunConfig, prepared: Prepared, folder: RunFolder, ledger: Ledger
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    ledger: Ledger,
+    layer: EventLayer | None,
 ) -> tuple[FederationResult, dict[int, float | None]]:
     rounds = config.training.rounds
     validation: dict[int, float | None] = {}
@@ -251,6 +263,7 @@ def _federate(
                 delta=prepared.plan.delta,
                 randomness=randomness(config, label="device ledgers"),
             ),
+            events=layer,
         )
     if ledger.stopped is None:
         ledger.stop(reason=result.stopped or "completed")

@@ -179,7 +179,7 @@ def quick_accountants(monkeypatch):
         def __exit__(self, *exception):
             pass
 
-        def ask(self, releases, *, delta):
+        def ask(self, releases, *, delta, adjacency):
             return {
                 PLD: Answer(1.0),
                 PRV: Answer(1.01),
@@ -198,9 +198,12 @@ def inline_accountants(monkeypatch):
         def __init__(self):
             self._workers = []
 
-        def ask(self, releases, *, delta):
+        def ask(self, releases, *, delta, adjacency):
             described = [[m.describe(), count] for m, count in releases.items()]
-            found = answer({"releases": described, "delta": delta}, (RDP, UNAMPLIFIED, PLD))
+            found = answer(
+                {"releases": described, "delta": delta, "adjacency": adjacency},
+                (RDP, UNAMPLIFIED, PLD),
+            )
             return {PRV: Answer(None), **{name: Answer(**told) for name, told in found.items()}}
 
     monkeypatch.setattr("fedprofile.audit.verify.Accountants", Inline)

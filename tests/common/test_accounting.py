@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, LaplaceDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
@@ -318,8 +319,8 @@ def test_calibration_never_answers_with_what_the_fine_grid_denies(monkeypatch):
     """As where, with a tiny δ, the coarse grid finds less than the fine one does."""
     pld = accounting._epsilon_pld
 
-    def optimistic(counted, delta, grid):
-        return pld(counted, delta, grid) * (1 + share if grid == accounting._GRID else 1)
+    def optimistic(counted, delta, grid, adjacency):
+        return pld(counted, delta, grid, adjacency) * (1 + share if grid == accounting._GRID else 1)
 
     monkeypatch.setattr(accounting, "_epsilon_pld", optimistic)
     asked = {"target_epsilon": 1.0, "delta": 1e-5, "sampling_probability": 0.5, "rounds": 3}
@@ -330,3 +331,48 @@ def test_calibration_never_answers_with_what_the_fine_grid_denies(monkeypatch):
     share = 0.5
     with pytest.raises(ConfigError, match=r"raise privacy\.delta"):
         calibrate_noise_multiplier(**asked)
+
+
+# --- neighbours that differ in the content of one ------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.8, 2.0])
+def test_a_replaced_one_moves_a_gaussian_twice_as_far(sigma):
+    replaced = epsilon([GaussianDpEvent(sigma)] * 3, delta=1e-5, adjacency="replace-one")
+    assert replaced == pytest.approx(
+        epsilon([GaussianDpEvent(sigma / 2)] * 3, delta=1e-5), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("q", "sigma", "target"), [(0.5, 1.0, 1.5), (0.1, 0.7, 1.0), (0.3, 3.0, 0.2)]
+)
+def test_a_replaced_one_in_a_poisson_sample_is_told_from_another_by_this_integral(q, sigma, target):
+    """δ(ε) = ∫ max(0, p − e^ε·p′) of p = (1 − q)·N(0) + q·N(1) and p′ = (1 − q)·N(0) + q·N(−1)."""
+
+    def density(x, mean):
+        return (1 - q) * norm.pdf(x, 0, sigma) + q * norm.pdf(x, mean, sigma)
+
+    x = np.linspace(-12 * sigma, 12 * sigma, 400_001)
+    beyond = np.maximum(0, density(x, 1) - math.exp(target) * density(x, -1))
+    delta = float(np.trapezoid(beyond, x))
+    event = PoissonSampledDpEvent(q, GaussianDpEvent(sigma))
+    assert epsilon([event], delta=delta, adjacency="replace-one") == pytest.approx(target, abs=2e-3)
+    assert epsilon([event], delta=delta) < target
+
+
+def test_what_fits_one_kind_of_neighbours_may_not_fit_the_other():
+    events = {PoissonSampledDpEvent(0.25, GaussianDpEvent(1.0)): 20}
+    assert fits(events, delta=1e-5, target_epsilon=9.0)
+    assert not fits(events, delta=1e-5, target_epsilon=9.0, adjacency="replace-one")
+    assert fits(events, delta=1e-5, target_epsilon=12.0, adjacency="replace-one")
+
+
+def test_calibration_for_a_replaced_one_is_tight():
+    rest = {"delta": 1e-5, "adjacency": "replace-one"}
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=4.0, sampling_probability=0.25, rounds=10, **rest
+    )
+    for factor, within in ((1.0, True), (0.999, False)):
+        event = PoissonSampledDpEvent(0.25, GaussianDpEvent(sigma * factor))
+        assert (epsilon({event: 10}, **rest) <= 4.0) is within

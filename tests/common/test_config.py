@@ -128,3 +128,27 @@ def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "run.toml").write_bytes(b"seed = 1 # \xff")
     with pytest.raises(ConfigError, match="TOML"):
         load_config(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("[privacy.local]\nenabled = true\n", "set privacy.statistics_share = 0"),
+        (
+            "[privacy]\nstatistics_share = 0\nenabled = false\n[privacy.local]\nenabled = true\n",
+            "keep privacy.enabled = true",
+        ),
+        (
+            "[model]\nitem_ids = true\n[privacy]\nstatistics_share = 0\n[privacy.local]\nenabled = true\n",
+            "set model.item_ids = false",
+        ),
+        (
+            "[training]\nrounds = 0\n[privacy]\nstatistics_share = 0\n[privacy.local]\nenabled = true\n",
+            "training.rounds of 1 or more",
+        ),
+        ("[privacy.local]\nbatch_size = 17\n", r"at most max_examples \(16\)"),
+    ],
+)
+def test_the_event_level_layer_says_what_it_can_not_be_combined_with(tmp_path, text, advice):
+    with pytest.raises(ConfigError, match=advice):
+        load_config(write(tmp_path, text))

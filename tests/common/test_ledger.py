@@ -648,3 +648,22 @@ def test_an_earlier_ledger_that_was_forged_is_refused(finished):
     forge(finished, opening, second)
     with pytest.raises(LedgerError, match="isn't signed"):
         find_earlier([finished], population="shop", population_size=6_000)
+
+
+def test_figures_of_other_units_do_not_add_up(tmp_path):
+    path = tmp_path / "events.jsonl"
+    with Ledger.create(
+        path,
+        signing_key=SigningKey.generate(),
+        population="town",
+        population_size=8,
+        delta=1e-5,
+        target_epsilon=None,
+        randomness="csprng",
+        code_version="test",
+        config_digest="",
+        unit="event",
+    ) as ledger:
+        assert (ledger.opening.unit, ledger.opening.adjacency) == ("event", "replace-one")
+    with pytest.raises(LedgerError, match="other units don't add up"):
+        find_earlier([path], population="town", population_size=8)

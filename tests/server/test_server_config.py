@@ -57,3 +57,9 @@ def test_the_document_is_up_to_date():
     assert document.read_text(encoding="utf-8") == server_configuration_markdown(), (
         "run: python -m fedprofile.server.server_config_docs > docs/server-configuration.md"
     )
+
+
+def test_what_devices_do_not_offer_is_refused():
+    local = {"statistics_share": 0.0, "local": {"enabled": True}}
+    with pytest.raises(ConfigError, match="for simulations"):
+        make(privacy=local)
