@@ -61,7 +61,7 @@ _BEAT = 0.7 * HEARTBEAT
 _TICK = 0.2  # seconds between looks at a process that trains
 _LONGEST_FIT = 1800.0
 _PAUSES = (1.0, 60.0)  # seconds between tries to connect, first and longest
-_SHUT_OUT = 5.0  # between tries of a device that is not let in, at first
+_SHUT_OUT = 5.0  # where more than the network is in the way, at first
 
 
 class Owner(Protocol):
@@ -113,7 +113,7 @@ class Node:
                 self._session(stop)
             except Unreachable as error:
                 _log.warning("%s", error)
-            except NotAdmitted as error:
+            except (FedprofileError, OSError) as error:  # shut out, a full disk, a store in use
                 _log.error("%s", error)
                 pause = max(pause, _SHUT_OUT)
             if time.monotonic() - began > _PAUSES[1]:

@@ -266,7 +266,8 @@ def _connected(kind: type[C], socket: Path, *interceptors: ProtobufClientInterce
     client = kind("http://superlink", interceptors=interceptors)
     client._client.close()
     transport = httpx.HTTPTransport(uds=str(socket))
-    client._client = httpx.Client(transport=transport, timeout=_TIMEOUT)
+    # A proxy in the environment isn't asked: the socket is on this host.
+    client._client = httpx.Client(transport=transport, timeout=_TIMEOUT, trust_env=False)
     return client
 
 

@@ -27,6 +27,7 @@ from fedprofile.common.errors import (
     MessageError,
     NotAdmitted,
     RunOver,
+    StoreError,
     TaskRefused,
     Unreachable,
 )
@@ -428,3 +429,28 @@ def test_a_model_that_is_not_the_servers_or_old_changes_nothing(device, bundle, 
         keep_release(device, bundle, replace(signed, model=junk))
     assert current_name(device) == before
     assert keep_release(device, bundle, good) != before
+
+
+def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeypatch):
+    """What goes wrong in one session is tried again in the next, until the owner ends it."""
+    node = Node(device, Owner(), conditions=Conditions)
+    stop, sessions = threading.Event(), []
+    troubles = [
+        OSError(28, "No space left on device"),
+        StoreError("busy"),
+        Unreachable("away"),
+        NotAdmitted("revoked"),
+    ]
+
+    def session(self, stop):
+        sessions.append(1)
+        if not troubles:
+            stop.set()
+            return
+        raise troubles.pop(0)
+
+    monkeypatch.setattr(Node, "_session", session)
+    monkeypatch.setattr(node_module, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(node_module, "_SHUT_OUT", 0.001)
+    node.run(stop)
+    assert len(sessions) == 5

@@ -192,6 +192,13 @@ def test_the_private_door_is_for_its_owner(running):
     assert running.socket.is_socket()
 
 
+def test_a_proxy_in_the_environment_is_not_asked(running, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with Link(running.socket) as found:
+        assert found.answers()
+
+
 def test_a_message_goes_out_and_the_reply_comes_back_as_it_was(grid, node):
     sent = {}
 
