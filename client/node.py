@@ -7,6 +7,7 @@ process (:mod:`.fit`) that may die without harm. What was declined is answered w
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import logging
 import os
 import random
@@ -164,7 +165,8 @@ class Node:
         if message is None:
             return False
         kind = message.metadata.message_type
-        name = message.metadata.message_id[:32]
+        # Hashed, for it becomes the name of a file, and the server chose it.
+        name = hashlib.sha256(message.metadata.message_id.encode()).hexdigest()[:32]
         try:
             if kind in (TRAIN, POPULARITY):
                 task = self._read(message)

@@ -260,7 +260,7 @@ def test_a_task_of_another_federation_or_kind_is_an_error(node, bundle, key):
         for kind in ("query.hosting", "evaluate", "query.release", "train")
     ]
     for number, message in enumerate(messages):
-        message.metadata.__dict__["_message_id"] = f"{number:064d}"
+        message.metadata.__dict__["_message_id"] = f"../../{number}/\0…"
     found = reasons(work(node, FakeFleet(*messages)))
     assert found == ["MessageError"] * 5 + ["signature"]
 
