@@ -47,6 +47,7 @@ from .supervisor import TRY_AGAIN, follow_parent
 
 _LINK_TIMEOUT = 60.0  # for the SuperLink to come up
 _DELIVERY_TIMEOUT = 60.0
+_GATHERING = 30.0
 _POLL = 0.5
 _FIRST_LINE = 1 << 20  # bytes; the first entry of a ledger is shorter
 
@@ -96,7 +97,7 @@ class Service:
                 if ledger.stopped is None:
                     self._train(plan, table, ledger, link, grid)
                 # 3. Hand out the model, also one that was finished before.
-                self._refresh(link)
+                self._gather(link)
                 self._deliver(grid)
             except BaseException as error:
                 grid.finish(details=type(error).__name__)
@@ -191,6 +192,13 @@ class Service:
                 told = True
             self._stop.wait(_POLL)
         self._last_start = time.monotonic()
+
+    def _gather(self, link: Link) -> None:
+        """Give devices a moment to come online, where the server has only just started."""
+        deadline = time.monotonic() + _GATHERING
+        while self._refresh(link) < self._config.federation.quorum:
+            if self._stop.wait(_POLL) or time.monotonic() > deadline:
+                return
 
     def _refresh(self, link: Link) -> int:
         """Bring the SuperLink's nodes in line with who is enrolled; returns how many are online."""
