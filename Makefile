@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 TYPES := build/types/fedprofile
 PACKAGES := common client server audit simulations
 
-.PHONY: help install simulate test lint types unit clean
+.PHONY: help install simulate demo-edge test lint types unit clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make simulate   train a shared encoder over simulated devices, with user-level DP"
+	@echo "make demo-edge  a server and five devices on this machine, over TLS, with a kill on the way"
 	@echo "make test       lint, types and tests"
 	@echo "make install    virtual environment in $(VENV), command $(BIN)/fedprofile"
 
@@ -24,6 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 simulate: install
 	$(BIN)/fedprofile simulate
+
+demo-edge: install
+	$(BIN)/python -m fedprofile.simulations.demo_edge
 
 test: lint types unit
 

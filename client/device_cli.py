@@ -43,6 +43,7 @@ _INIT = """Make a device: a folder with its configuration, an encrypted store an
 Examples:
   fedprofile device init phone
   fedprofile device init phone --name "kitchen tablet" --model runs/shop
+  fedprofile device init phone --server-bundle bundle.zip     a server's device
   fedprofile device init phone --keyring
 
 Exit codes: 0 success; 2 the folder is in use, or the model can't be used.
@@ -56,6 +57,8 @@ Examples:
 Exit codes: 0 success; 2 no usable model; the one in use stays.
 """
 _RUN = """Serve the device's applications until stopped: gRPC on the Unix socket in its folder.
+
+A device that is enrolled takes part in its server's rounds meanwhile, as far as its owner allows.
 
 \b
 Examples:
@@ -107,6 +110,9 @@ def init(
     model: Annotated[
         Path | None, typer.Option(metavar="RUN", help="model to install: a run folder")
     ] = None,
+    server_bundle: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="bundle.zip of the server to join")
+    ] = None,
     keyring: Annotated[
         bool, typer.Option("--keyring", help="keep the store's key in the OS keyring")
     ] = False,
@@ -119,6 +125,10 @@ def init(
         name=name or platform.node()[:64] or "device", store=StoreConfig(keyring=entry)
     )
     folder = DeviceFolder.create(path, config)
+    if server_bundle is not None:
+        from .model_delivery import join_server  # Flower, which no other command loads without need
+
+        join_server(folder, server_bundle)
     if model is not None:
         install_bundle(folder, model)
     with Device(folder) as device:
@@ -144,13 +154,14 @@ def model(
 def run(path: Annotated[Path, DEVICE]) -> None:
     """See the help text above."""
     from .api import ProfileServer  # gRPC, which no other command loads without need
+    from .participation import taking_part
 
     folder = DeviceFolder.open(path)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     device = Device(folder)
-    with ProfileServer(device):
+    with ProfileServer(device), taking_part(folder, device):
         remark(f"Serving {folder.socket}")
         while not stopped.wait(_HOUR):
             device.status()  # retention holds on a device that nobody uses, too

@@ -66,6 +66,9 @@ class PolicyConfig(Section):
         0.3, ge=0, le=1, description="share of the battery's charge, where there is one"
     )
     rounds_per_day: int = Field(24, ge=0, description="rounds of training a day at most")
+    niceness: int = Field(
+        10, ge=0, le=19, description="how far training gives way to everything else"
+    )
     minimum_noise_multiplier: float = Field(
         0.5, ge=0, description="refuse rounds with less noise than this"
     )

@@ -121,6 +121,11 @@ class DeviceFolder:
         return self.path / "server"
 
     @property
+    def server_facts(self) -> Path:
+        """What is public of the server; there once its bundle is installed."""
+        return self.server / "server.json"
+
+    @property
     def models(self) -> Path:
         """Model bundles."""
         return self.path / "models"

@@ -17,18 +17,6 @@ from ..common.histories import Histories
 from ..common.items import ItemTable
 
 _CHUNK = 256
-PRIOR_BLOCK, ID_BLOCK = "popularity", "item_ids"
-
-
-def serving_table(
-    table: ItemTable, *, prior: NDArray[np.float32], ids: NDArray[np.float32] | None
-) -> ItemTable:
-    """The table to rank with: public vectors, trained vectors if any, and log popularity.
-
-    A score stays one inner product: U has a coordinate for each trained column and a 1 for popularity.
-    """
-    served = table if ids is None else table.with_block(ID_BLOCK, ids)
-    return served.with_block(PRIOR_BLOCK, prior[:, None])
 
 
 def profile_vectors(

@@ -19,6 +19,7 @@ _COMMANDS = {
     "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
     "replay": ("simulations.replay_cli:app", "What it is worth that profiles follow every event."),
     "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
+    "server": ("common.cli:server", "Run a federation over enrolled devices, with TLS."),
     "device": ("common.cli:device", "Record, profile and rank on a device, offline."),
     "audit": ("common.cli:audit", "Check what was spent, whether it was so, and what is left."),
 }
@@ -34,10 +35,18 @@ _AUDITS = {
         "Measure what a run gives away, by made-up users.",
     ),
 }
+_SERVER = {
+    "init": ("server.server_cli:init_app", "Make a server: keys, items, bundle for devices."),
+    "enroll": ("server.server_cli:enroll_app", "Admit a device by its public key."),
+    "revoke": ("server.server_cli:revoke_app", "Shut a device out."),
+    "run": ("server.server_cli:run_app", "Run the federation, whatever dies."),
+    "status": ("server.server_cli:status_app", "Round, cohort, rejections, ε spent and left."),
+}
 _DEVICE = {
     "init": ("client.device_cli:init_app", "Make a device: folder, key, encrypted store."),
     "model": ("client.device_cli:model_app", "Install a model to profile and rank with."),
-    "run": ("client.device_cli:run_app", "Serve the device's applications."),
+    "enroll": ("client.enrol_cli:enroll_app", "Join a server, and make the key it knows you by."),
+    "run": ("client.device_cli:run_app", "Serve the device's applications, take part in training."),
     "status": ("client.device_cli:status_app", "What it holds, and what its owner allows."),
     "record": ("client.profile_cli:record_app", "Record one interaction."),
     "import": ("client.profile_cli:import_app", "Record the interactions of a file."),
@@ -53,7 +62,9 @@ _DEVICE = {
 _EXTRAS = {
     **dict.fromkeys(("google", "grpc", "grpc_health", "sqlcipher3"), "score"),
     **dict.fromkeys(("dp_accounting", "jinja2", "matplotlib", "scipy"), "audit"),
-    **dict.fromkeys(("fastexcel", "flwr", "opacus", "polars", "sklearn", "torch"), "train"),
+    **dict.fromkeys(
+        ("fastexcel", "flwr", "opacus", "polars", "prometheus_client", "sklearn", "torch"), "train"
+    ),
 }
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -89,9 +100,22 @@ def audit() -> None:
     """
 
 
+@click.command(cls=LazyGroup, table=_SERVER, context_settings=_SETTINGS)
+def server() -> None:
+    """Run a federation over enrolled devices.
+
+    \b
+    Examples:
+      fedprofile server init shop --host federation.example.org --items items.csv
+      fedprofile server enroll shop --name till-3 --public-key node.pub
+      fedprofile server run shop
+      fedprofile server status shop
+    """
+
+
 @click.command(cls=LazyGroup, table=_DEVICE, context_settings=_SETTINGS)
 def device() -> None:
-    """Record, profile and rank on a device, offline.
+    """Record, profile and rank on a device, offline; take part in training, if you agree.
 
     \b
     Examples:

@@ -5,13 +5,18 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 ├── DataError                      a file, column or row
 ├── RunFolderError                 a run folder that exists, is missing or belongs to another run
 ├── DeviceError                    a device's folder, key, model or service
+│   ├── Unreachable                the server can't be reached just now
+│   ├── NotAdmitted                the server doesn't let the device in
+│   ├── RunOver                    the server has given up the run that a message belongs to
 │   └── StoreError                 a device's store that can't be opened or written
 │       ├── StoreDamaged           it was damaged and is set aside
 │       └── StoreFull              the disk is full; what was stored before can be read
+├── ServerError                    a server's folder, keys, enrolment or processes
 ├── LedgerError                    a ledger, its anchor or its key that can't be read or used
 │   └── BadEntry                   a line of a ledger that doesn't hold, with its number
 ├── MessageError                   a message outside the wire format
-│   └── ReplyRejected              a reply refused before aggregation, with its reason
+│   ├── ReplyRejected              a reply refused before aggregation, with its reason
+│   └── TaskRefused                a task that a device declines, with its reason
 └── BudgetError                    exit code 3: a release would exceed the privacy budget
 """
 
@@ -45,6 +50,18 @@ class DeviceError(FedprofileError):
     """A device's folder, key, model or service is missing or can't be used."""
 
 
+class Unreachable(DeviceError):
+    """The server can't be reached just now; trying again later may help."""
+
+
+class NotAdmitted(DeviceError):
+    """The server doesn't let this device in: not enrolled, revoked, or a clock is off."""
+
+
+class RunOver(DeviceError):
+    """The server has given up the run that a message belongs to; nobody waits for an answer."""
+
+
 class StoreError(DeviceError):
     """A device's store can't be opened or written."""
 
@@ -55,6 +72,10 @@ class StoreDamaged(StoreError):
 
 class StoreFull(StoreError):
     """The disk is full; nothing was changed, and what was stored before can be read."""
+
+
+class ServerError(FedprofileError):
+    """A server's folder, keys, enrolment or processes are missing or can't be used."""
 
 
 class LedgerError(FedprofileError):
@@ -84,6 +105,38 @@ class ReplyRejected(MessageError):
 
     Attributes:
         reason: one short word from a fixed set, used to count rejections.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+REFUSALS = frozenset(
+    {
+        "consent",  # the owner hasn't agreed, or no longer
+        "paused",
+        "power",  # runs on battery
+        "battery",  # is low
+        "idle",  # is being used
+        "metered",  # every byte costs
+        "quota",  # enough rounds for today
+        "noise",  # less than the owner wants
+        "clip",  # a larger bound than the owner wants
+        "signature",  # not asked by the server the device was given
+        "model",  # the weights aren't those that were signed
+        "stale",  # an older round than the last one
+        "failed",  # training ended without an update
+    }
+)
+"""Why a device declines a task: all that it says, and one word of it."""
+
+
+class TaskRefused(MessageError):
+    """A device declines a task.
+
+    Attributes:
+        reason: one of :data:`REFUSALS`; all that the server is told.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""The wire format: tasks to device hosts, and the only three things that come back.
+"""The wire format: tasks and releases to device hosts, and the only three things that come back.
 
 A reply is the range of devices a node hosts, a :class:`ClippedUpdate`, or a refusal that says no more
 than its kind. There is no other encoder, so nothing else of a device can get onto the wire. Arrays
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
-from .errors import BudgetError, MessageError, ReplyRejected
+from .errors import REFUSALS, BudgetError, MessageError, ReplyRejected, TaskRefused
+from .signing import signature_holds
 from .updates import ClippedUpdate
 
-HOSTING, POPULARITY, TRAIN = "query.hosting", "query.popularity", "train"
+HOSTING, POPULARITY, TRAIN, RELEASE = "query.hosting", "query.popularity", "train", "query.release"
 _FORMAT = "fedprofile.little-endian"  # Flower's ``stype`` of our arrays
 _TYPES = {"devices": "<i8"}  # all others are <f4
 
@@ -98,6 +99,10 @@ class TrainTask:
     seed: int
 
 
+Sign = Callable[[bytes], str]
+"""Signs what a task asks for, with the server's key."""
+
+
 def hosting_query(node: int) -> Message:
     """Ask a node which devices it hosts."""
     return Message(RecordDict(), dst_node_id=node, message_type=HOSTING)
@@ -126,20 +131,80 @@ def read_hosting(reply: Message) -> range:
 
 
 def refusal(instruction: Message, error: Exception) -> Message:
-    """The reply of a device that fails: the kind of the error alone, for its text may hold data."""
+    """The reply of a device that fails: the kind of the error alone, for its text may hold data.
+
+    Of a task that the device declines, the kind is the word for why.
+    """
     code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    return Message(Error(code=code, reason=type(error).__name__), reply_to=instruction)
+    reason = error.reason if isinstance(error, TaskRefused) else type(error).__name__
+    return Message(Error(code=code, reason=reason), reply_to=instruction)
 
 
-def popularity_message(node: int, task: PopularityTask) -> Message:
+def popularity_message(node: int, task: PopularityTask, *, sign: Sign | None = None) -> Message:
     """The task as a query to a node."""
-    return _task_message(node, POPULARITY, task, arrays={"devices": task.devices})
+    return _task_message(node, POPULARITY, task, arrays={"devices": task.devices}, sign=sign)
 
 
-def train_message(node: int, task: TrainTask) -> Message:
+def train_message(node: int, task: TrainTask, *, sign: Sign | None = None) -> Message:
     """The task as a training instruction to a node."""
     arrays: dict[str, NDArray[Any]] = {"devices": task.devices, "prior": task.prior}
-    return _task_message(node, TRAIN, task, arrays=arrays, weights=task.weights)
+    return _task_message(node, TRAIN, task, arrays=arrays, weights=task.weights, sign=sign)
+
+
+def check_signature(message: Message, *, public_key: str) -> None:
+    """Refuse a task that the holder of ``public_key`` (hex) didn't ask for.
+
+    Signed are the settings: run, round, release, hashes of weights and items, clip and noise.
+
+    Raises:
+        TaskRefused: reason ``signature``.
+    """
+    record = message.content.get("task") if message.has_content() else None
+    settings, signature = (
+        (record.get("settings"), record.get("signature"))
+        if isinstance(record, ConfigRecord)
+        else (None, None)
+    )
+    if not isinstance(settings, str) or not isinstance(signature, str):
+        raise TaskRefused("signature", "the task isn't signed")
+    if not signature_holds(settings.encode(), signature=signature, public_key=public_key):
+        raise TaskRefused("signature", "the task isn't signed with the server's key")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released model on its way to devices.
+
+    Attributes:
+        manifest: signed, as text; see :mod:`.releases`.
+        model: the model file.
+        popularity: log popularity of the items, little-endian float32.
+    """
+
+    manifest: str
+    model: bytes
+    popularity: bytes
+
+
+def release_message(node: int, release: Release) -> Message:
+    """A released model for a node to keep."""
+    record = ConfigRecord(dict(vars(release)))
+    return Message(RecordDict({"release": record}), dst_node_id=node, message_type=RELEASE)
+
+
+def read_release(message: Message) -> Release:
+    """Inverse of :func:`release_message`; nothing in it is checked.
+
+    Raises:
+        MessageError: the message is outside the format.
+    """
+    record = message.content.get("release") if message.has_content() else None
+    if isinstance(record, ConfigRecord):
+        manifest, *files = (record.get(name) for name in ("manifest", "model", "popularity"))
+        model, popularity = files
+        if isinstance(manifest, str) and isinstance(model, bytes) and isinstance(popularity, bytes):
+            return Release(manifest, model, popularity)
+    raise MessageError("release outside the wire format: needs manifest, model and popularity")
 
 
 def read_popularity_task(message: Message) -> PopularityTask:
@@ -193,7 +258,8 @@ def read_update(
 
     Raises:
         ReplyRejected: with the reason ``error``, ``declined``, ``malformed``, ``stale``,
-            ``shape``, ``non-finite`` or ``norm``.
+            ``shape``, ``non-finite`` or ``norm``, or ``declined-`` and one of
+            :data:`.errors.REFUSALS`.
     """
     records = _records(reply)
     receipt, record = records.get("receipt"), records.get("update")
@@ -226,14 +292,16 @@ def _task_message(
     *,
     arrays: Mapping[str, NDArray[Any]],
     weights: Mapping[str, NDArray[np.float32]] | None = None,
+    sign: Sign | None,
 ) -> Message:
     bulky = {*arrays, "weights"}
     settings = {key: value for key, value in vars(task).items() if key not in bulky}
     settings["binding"] = asdict(task.binding)
-    content: dict[str, Any] = {
-        "task": ConfigRecord({"settings": json.dumps(settings)}),
-        "arrays": _array_record(arrays),
-    }
+    text = json.dumps(settings)
+    record = ConfigRecord({"settings": text})
+    if sign is not None:
+        record["signature"] = sign(text.encode())
+    content: dict[str, Any] = {"task": record, "arrays": _array_record(arrays)}
     if weights is not None:
         content["weights"] = _array_record(weights)
     group = str(task.binding.round)
@@ -258,6 +326,8 @@ def _read_arrays(message: Message, name: str) -> dict[str, NDArray[Any]]:
 
 def _records(reply: Message) -> RecordDict:
     if reply.has_error():
+        if reply.error.reason in REFUSALS:
+            raise ReplyRejected(f"declined-{reply.error.reason}", "the device's own policy")
         # A device whose own budget is spent does nothing wrong.
         reason = "declined" if reply.error.reason == BudgetError.__name__ else "error"
         raise ReplyRejected(reason, f"code {reply.error.code}, {reply.error.reason!r:.200}")

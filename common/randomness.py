@@ -15,7 +15,6 @@ import os
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from .errors import ConfigError
 from .mechanism import Randomness
@@ -100,6 +99,8 @@ class NoiseSource:
         """
         if not 0 <= stddev < np.inf:
             raise ConfigError(f"stddev of noise must be 0 or above and finite, got {stddev}")
+        from scipy.special import ndtri  # slow to load, and a ledger names a kind of source only
+
         noise = np.zeros(shape, dtype=np.float64)
         if stddev > 0:
             flat = noise.reshape(-1)

@@ -24,6 +24,7 @@ from ..common.ledger_entries import Reserve
 from ..common.messages import (
     Binding,
     PopularityTask,
+    Sign,
     hosting_query,
     popularity_message,
     read_hosting,
@@ -77,6 +78,10 @@ class Federation:
         checkpoints: folder of the checkpoints.
         now: moment of the statistics, seconds since 1970 UTC, public.
         on_round: called after each round with its record, the weights so far and the priors.
+        hosts: finds node → its devices; unset: the nodes are asked, until they host everybody.
+        before_round: called before a round costs anything; it may wait.
+        sign: signs the tasks, for devices that ask for it.
+        reply_timeout: seconds that a round waits for replies.
 
     Attributes:
         result: set when the run has ended.
@@ -95,6 +100,10 @@ class Federation:
         checkpoints: Path,
         now: int,
         on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
+        hosts: Callable[[Grid], Mapping[int, range]] | None = None,
+        before_round: Callable[[], None] = lambda: None,
+        sign: Sign | None = None,
+        reply_timeout: float = _REPLY_TIMEOUT,
     ) -> None:
         self.result: FederationResult | None = None
         self._run = run
@@ -107,6 +116,10 @@ class Federation:
         self._checkpoints = checkpoints
         self._now = now
         self._on_round = on_round
+        self._hosts = hosts or partial(find_hosts, population_size=plan.training.population_size)
+        self._before_round = before_round
+        self._sign = sign
+        self._reply_timeout = reply_timeout
 
     def run(self, grid: Grid) -> None:
         """Run to the end, or to the last round the budget allows; sets ``result``.
@@ -117,7 +130,7 @@ class Federation:
             RunFolderError: the checkpoint belongs to another configuration or ledger.
         """
         # 1. Find the hosts, and which devices each of them speaks for.
-        hosts = find_hosts(grid, population_size=self._plan.training.population_size)
+        hosts = self._hosts(grid)
         # 2. Go on where a checkpoint stands, or release popularity first.
         checkpoint = Checkpoint.latest(
             self._checkpoints,
@@ -141,8 +154,10 @@ class Federation:
             checkpoint=checkpoint,
             folder=self._checkpoints,
             on_round=lambda record, weights: self._on_round(record, weights, priors),
+            before_round=self._before_round,
+            sign=self._sign,
         )
-        strategy.start(grid, timeout=_REPLY_TIMEOUT)
+        strategy.start(grid, timeout=self._reply_timeout)
         # 4. Release the average of the last rounds: post-processing, free of ε.
         last = strategy.checkpoint
         weights = last.weights
@@ -166,6 +181,7 @@ class Federation:
         if mechanism is None:
             return start
         # 1. Reserve.
+        self._before_round()
         release = self._ledger.reserve(
             task="statistics/popularity", mechanism=mechanism, run=self._run
         )
@@ -182,8 +198,10 @@ class Federation:
             half_lives_days=self._config.statistics.half_lives_days,
             now=self._now,
         )
-        messages = [popularity_message(n, task(devices=d)) for n, d in by_host.items()]
-        replies = grid.send_and_receive(messages, timeout=_REPLY_TIMEOUT)
+        messages = [
+            popularity_message(n, task(devices=d), sign=self._sign) for n, d in by_host.items()
+        ]
+        replies = grid.send_and_receive(messages, timeout=self._reply_timeout)
         # 3. Validate, add up, add noise.
         tally = add_up(
             replies,

@@ -27,7 +27,7 @@ from ..common.config import TrainingConfig
 from ..common.errors import BudgetError
 from ..common.ledger import Ledger
 from ..common.mechanism import Mechanism
-from ..common.messages import Binding, TrainTask, train_message
+from ..common.messages import Binding, Sign, TrainTask, train_message
 from ..common.randomness import NoiseSource
 from ..common.user_level_optimizer import UserLevelDPOptimizer
 from ..common.weights import hash_of_weights
@@ -84,6 +84,8 @@ class PrivateAveraging(Strategy):
         checkpoint: where the run stands.
         folder: where checkpoints go.
         on_round: called after each round with its record and the weights so far.
+        before_round: called before a round costs anything; it may wait.
+        sign: signs the tasks, for devices that ask for it.
 
     Attributes:
         checkpoint: where the run stands now.
@@ -103,6 +105,8 @@ class PrivateAveraging(Strategy):
         checkpoint: Checkpoint,
         folder: Path,
         on_round: Callable[[RoundRecord, dict[str, Tensor]], None],
+        before_round: Callable[[], None] = lambda: None,
+        sign: Sign | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.stopped: str | None = None
@@ -115,6 +119,8 @@ class PrivateAveraging(Strategy):
         self._prior = prior
         self._folder = folder
         self._on_round = on_round
+        self._before_round = before_round
+        self._sign = sign
         # By name: noise is drawn in this order, and a file of weights keeps none.
         self._parameters = {
             n: nn.Parameter(w.clone()) for n, w in sorted(checkpoint.weights.items())
@@ -148,6 +154,7 @@ class PrivateAveraging(Strategy):
         Raises:
             BudgetError: the round would exceed the privacy budget; nothing has been sent.
         """
+        self._before_round()
         started = time.monotonic()
         weights = self._weights()
         model = hash_of_weights(weights)
@@ -188,6 +195,7 @@ class PrivateAveraging(Strategy):
                     noise_multiplier=self._mechanism.noise_multiplier,
                     seed=seed,
                 ),
+                sign=self._sign,
             )
             for node, devices in by_host.items()
         ]

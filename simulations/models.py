@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..client.examples import build_examples
-from ..client.inference import encoder_inputs, profile_vectors, serving_table
+from ..client.inference import encoder_inputs, profile_vectors
 from ..client.local_training import LocalTraining, Trainer
 from ..client.scoring import mix_repeats, score_matrix
+from ..client.serving import serving_table
 from ..client.stacked import StackedWeights
 from ..common.config import ModelConfig, TrainingConfig
 from ..common.decay import decayed_sums

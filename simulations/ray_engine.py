@@ -19,18 +19,12 @@ from ..client.app import build_client_app
 from ..client.host import DeviceHost
 from ..client.lifetime import BudgetOf, no_budget
 from ..common.errors import ConfigError
+from ..common.flower_switches import quieten_flower
 from ..server.app import Federation
 from .population import Population, PrivateTrainerOf
 
-# Flower and Ray look outside hosts up unless told not to.
-_QUIET = {
-    "FLWR_LOG_LEVEL": "ERROR",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+# Ray looks outside hosts up unless told not to.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _POLL = 0.2  # seconds
 # Ray's ports ask nobody for a password. A Ray without clusters listens on loopback only, which is
 # what this switch does on any system, whatever its name says.
@@ -55,6 +49,7 @@ def run_on_ray(
         ConfigError: Ray isn't installed.
         FedprofileError: what the federation itself raises.
     """
+    quieten_flower()
     os.environ.update(_QUIET)
     if "RAY_ADDRESS" not in os.environ:
         os.environ.update(_LOOPBACK)

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..client.inference import serving_table
 from ..client.local_training import Trainer
+from ..client.serving import serving_table
 from ..common.config import RunConfig
 from ..common.console import remark, stage
 from ..common.encoder import Encoder, build_encoder

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..client.inference import PRIOR_BLOCK
+from ..client.serving import PRIOR_BLOCK
 from ..common.config import RunConfig, load_config
 from ..common.encoder import build_encoder
 from ..common.errors import RunFolderError

@@ -12,6 +12,7 @@ from fedprofile.client import edge_v1_pb2
 from fedprofile.client.device_config import DeviceConfig
 from fedprofile.common import cli
 from fedprofile.common.config import DataConfig, RunConfig
+from fedprofile.common.errors import REFUSALS
 from fedprofile.simulations.cli import app
 from fedprofile.simulations.loading import load_log
 from fedprofile.simulations.presets import PRESETS
@@ -117,3 +118,9 @@ def test_the_example_of_the_readme_is_a_log(tmp_path):
     assert found.quality.rows_removed == 0
     assert found.user_ids == ("anna", "佐藤")
     assert found.catalogue["text"].null_count() == 0
+
+
+def test_every_refusal_is_documented():
+    text = read("docs/deploy.md")
+    for word in REFUSALS:
+        assert f"`{word}`" in text, word

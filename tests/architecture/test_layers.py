@@ -25,8 +25,15 @@ MAY_IMPORT = {
 FLOWER = {
     "common/messages.py",  # the wire format
     "client/app.py",
+    "client/fit.py",  # runs the ClientApp
+    "client/fleet.py",  # a node's calls
+    "client/node.py",
+    "client/outbox.py",
     "server/app.py",
+    "server/link.py",  # the operator's calls, and the grid of a deployment
+    "server/service.py",
     "server/strategy.py",
+    "server/superlink.py",  # serves Flower's
     "server/validation.py",  # reads replies
     "simulations/grid.py",
     "simulations/population.py",  # finds a host by a node's context

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from fedprofile.client.device import Device
 from fedprofile.client.device_config import DeviceConfig
 from fedprofile.client.device_folder import DeviceFolder
-from fedprofile.client.inference import serving_table
 from fedprofile.client.model_bundle import install_bundle
+from fedprofile.client.serving import serving_table
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.items import ItemTable

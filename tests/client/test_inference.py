@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from fedprofile.client.examples import build_examples
-from fedprofile.client.inference import PRIOR_BLOCK, profile_vectors, serving_table
+from fedprofile.client.inference import profile_vectors
+from fedprofile.client.serving import PRIOR_BLOCK, serving_table
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import EncoderInputs, build_encoder
 from fedprofile.common.histories import Histories

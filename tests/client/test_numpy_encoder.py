@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprofile.client.inference import profile_vectors, serving_table
+from fedprofile.client.inference import profile_vectors
 from fedprofile.client.numpy_encoder import NumpyEncoder, gelu
 from fedprofile.client.profile import build
 from fedprofile.client.scoring import top_k
+from fedprofile.client.serving import serving_table
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.errors import DataError

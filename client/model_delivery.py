@@ -1,0 +1,86 @@
+"""Models that come from the server: checked against the server's key, then put to use."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ..common.errors import DataError, MessageError, TaskRefused
+from ..common.files import write_atomically
+from ..common.items import ItemTable
+from ..common.messages import Release
+from ..common.releases import Manifest
+from ..common.server_bundle import ServerBundle
+from .device_folder import DeviceFolder
+from .model_bundle import ITEMS, MODEL, install_bundle
+from .serving import serving_table
+
+_ID_TABLE = "item_ids.weight"
+
+
+def join_server(folder: DeviceFolder, archive: Path) -> ServerBundle:
+    """Take a server's bundle, and rank with the untrained encoder until a trained one comes.
+
+    Raises:
+        ConfigError: it is no server bundle.
+        DataError: its item table or encoder can't be used.
+    """
+    bundle = ServerBundle.install(archive, folder.server)
+    n_items = bundle.items.n_items
+    flat = np.full(n_items, -np.log(n_items), dtype=np.float32)
+    _install(folder, bundle, bundle.model.read_bytes(), flat)
+    return bundle
+
+
+def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -> str:
+    """Put a released model to use; the one before is kept.
+
+    Returns:
+        Its name on this device.
+
+    Raises:
+        TaskRefused: ``signature``: the server didn't sign it; ``model``: it isn't what was signed;
+            ``stale``: it is older than the one that came last.
+        DataError: the model can't be used.
+    """
+    facts = bundle.facts
+    try:
+        manifest = Manifest.read(release.manifest, public_key=facts.signing_key)
+    except MessageError as error:
+        raise TaskRefused("signature", str(error)) from error
+    if manifest.federation != facts.federation or manifest.items != facts.items:
+        raise TaskRefused("model", "the release is of another federation or item table")
+    if not manifest.describes(release.model, release.popularity):
+        raise TaskRefused("model", "the model isn't the one that was signed")
+    kept = folder.models / "manifest.json"
+    if kept.exists():
+        last = Manifest.read(kept.read_text(encoding="utf-8"), public_key=facts.signing_key)
+        if (manifest.release, manifest.round) < (last.release, last.round):
+            raise TaskRefused("stale", f"the release is of round {manifest.round}, not a newer one")
+    popularity = np.frombuffer(release.popularity, dtype="<f4").astype(np.float32)
+    name = _install(folder, bundle, release.model, popularity)
+    write_atomically(kept, release.manifest.encode(), mode=0o600)
+    return name
+
+
+def _install(
+    folder: DeviceFolder, bundle: ServerBundle, model: bytes, popularity: NDArray[np.float32]
+) -> str:
+    with tempfile.TemporaryDirectory(dir=folder.models, prefix=".release-") as scratch:
+        source = Path(scratch)
+        (source / MODEL).write_bytes(model)
+        _served(source / MODEL, bundle.items, popularity).save(source / ITEMS)
+        return install_bundle(folder, source).name
+
+
+def _served(model: Path, table: ItemTable, popularity: NDArray[np.float32]) -> ItemTable:
+    try:
+        ids = load_file(model).get(_ID_TABLE)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{model.name}: not a model ({error})") from error
+    return serving_table(table, prior=popularity, ids=ids)

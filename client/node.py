@@ -1,0 +1,322 @@
+"""The resident part of a device: asks its server for work, checks it, and has it done.
+
+One thread and no torch. What it answers with is on disk before it is sent; training happens in a short
+process (:mod:`.fit`) that may die without harm. What was declined is answered with a word that says why.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Event
+from typing import Protocol
+
+from flwr.app import Message
+
+from ..common.errors import (
+    DataError,
+    DeviceError,
+    FedprofileError,
+    MessageError,
+    NotAdmitted,
+    RunOver,
+    TaskRefused,
+    Unreachable,
+)
+from ..common.messages import (
+    POPULARITY,
+    RELEASE,
+    TRAIN,
+    Binding,
+    PopularityTask,
+    TrainTask,
+    check_signature,
+    hosting_reply,
+    read_popularity_task,
+    read_release,
+    read_train_task,
+    refusal,
+)
+from ..common.server_bundle import ServerBundle
+from ..common.weights import hash_of_weights
+from .conditions import Conditions, read_conditions
+from .device_folder import DeviceFolder
+from .diary import Diary
+from .fleet import HEARTBEAT, Fleet, encode
+from .model_delivery import keep_release
+from .node_keys import load_node_key
+from .outbox import Outbox, name_of
+from .policy import check_conditions, check_promise
+
+_log = logging.getLogger(__name__)
+_BEAT = 0.7 * HEARTBEAT
+_TICK = 0.2  # seconds between looks at a process that trains
+_LONGEST_FIT = 1800.0
+_PAUSES = (1.0, 60.0)  # seconds between tries to connect, first and longest
+_SHUT_OUT = 5.0  # where more than the network is in the way, at first
+
+
+class Owner(Protocol):
+    """What the owner has decided; asked anew each time."""
+
+    def consents(self) -> bool:
+        """Whether the device may take part at all."""
+        ...
+
+    def paused(self) -> bool:
+        """Whether it shall not for now."""
+        ...
+
+
+class Node:
+    """A device in its federation.
+
+    Args:
+        folder: of the device.
+        owner: what its owner decided.
+        conditions: reads power, use and network.
+        poll: seconds between questions for work, on average.
+    """
+
+    def __init__(
+        self,
+        folder: DeviceFolder,
+        owner: Owner,
+        *,
+        conditions: Callable[[], Conditions] = read_conditions,
+        poll: float = 1.0,
+    ) -> None:
+        self._folder = folder
+        self._owner = owner
+        self._conditions = conditions
+        self._poll = poll
+        self._bundle = ServerBundle.load(folder.server)
+        self._key = load_node_key(folder)
+        self._outbox = Outbox(folder.outbox)
+        self._diary = folder.outbox / "diary.json"
+        self._fit: _Fit | None = None
+
+    def run(self, stop: Event) -> None:
+        """Take part until ``stop`` is set; connections that break are made again."""
+        pause = _PAUSES[0]
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                self._session(stop)
+            except Unreachable as error:
+                _log.warning("%s", error)
+            except (FedprofileError, OSError) as error:  # shut out, a full disk, a store in use
+                _log.error("%s", error)
+                pause = max(pause, _SHUT_OUT)
+            if time.monotonic() - began > _PAUSES[1]:
+                pause = _PAUSES[0]
+            # Jitter: devices that lost the same server don't come back as one.
+            stop.wait(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, _PAUSES[1])
+        if self._fit is not None:
+            self._fit.kill()
+
+    def _session(self, stop: Event) -> None:
+        """One connection, until it breaks.
+
+        Raises:
+            Unreachable: it broke.
+            NotAdmitted: the server doesn't let this device in, or no longer.
+        """
+        fleet = Fleet(self._bundle.facts.address, ca=self._bundle.ca, key=self._key)
+        try:
+            diary = Diary.read(self._diary)
+            fleet.activate(known_as=diary.node)
+            if fleet.number != diary.node:
+                replace(diary, node=fleet.number).write(self._diary)
+            _log.info("connected to %s", self._bundle.facts.address)
+            beaten = time.monotonic()
+            while not stop.is_set():
+                if time.monotonic() - beaten > _BEAT:
+                    if not fleet.beat():
+                        raise NotAdmitted(f"{self._bundle.facts.address}: doesn't know this node")
+                    beaten = time.monotonic()
+                self._tend_fit()
+                self._hand_over(fleet)
+                if self._fit is not None:
+                    stop.wait(_TICK)
+                    continue
+                if not self._receive(fleet):
+                    stop.wait(self._poll * random.uniform(0.5, 1.5))
+        finally:
+            fleet.close()
+
+    def _receive(self, fleet: Fleet) -> bool:
+        """Take the next message, if any, and answer it or have it answered."""
+        try:
+            message = fleet.pull()
+        except (MessageError, RunOver) as error:
+            _log.warning("a message is left out: %s", error)
+            return True
+        if message is None:
+            return False
+        kind = message.metadata.message_type
+        # Hashed, for it becomes the name of a file, and the server chose it.
+        name = hashlib.sha256(message.metadata.message_id.encode()).hexdigest()[:32]
+        try:
+            if kind in (TRAIN, POPULARITY):
+                task = self._read(message)
+                name = name_of(task.binding)
+                self._begin(name, task.binding, message, task)
+            elif kind == RELEASE:
+                reply = self._keep(message)
+                self._outbox.store(name, reply)
+            else:
+                raise MessageError(f"'{kind}' is nothing this device does")
+        except FedprofileError as error:
+            _log.warning("%s: %s", kind, error)
+            self._outbox.store(name, refusal(message, error))
+        return True
+
+    def _read(self, message: Message) -> TrainTask | PopularityTask:
+        """The task of a message, if it is the server's and about what this device holds.
+
+        Raises:
+            TaskRefused: it isn't signed, or the weights aren't those that were signed.
+            MessageError: it can't be read, or is about another federation or item table.
+        """
+        facts = self._bundle.facts
+        check_signature(message, public_key=facts.signing_key)
+        training = message.metadata.message_type == TRAIN
+        task = read_train_task(message) if training else read_popularity_task(message)
+        if task.binding.run != facts.federation or task.binding.items != facts.items:
+            raise MessageError("the task is about another federation or item table")
+        if isinstance(task, TrainTask) and hash_of_weights(task.weights) != task.binding.model:
+            raise TaskRefused("model", "the weights aren't those that were signed")
+        return task
+
+    def _begin(
+        self, name: str, binding: Binding, message: Message, task: TrainTask | PopularityTask
+    ) -> None:
+        """Answer as before where this was answered before; else check, and begin.
+
+        Raises:
+            TaskRefused: the owner doesn't want it.
+        """
+        made = self._outbox.answer(name, message)
+        if made is not None:
+            self._outbox.store(name, made)
+            return
+        policy = self._folder.config.policy
+        self._check_owner()
+        check_conditions(policy, self._conditions())
+        check_promise(policy, clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
+        today = dt.datetime.now(dt.UTC).date()
+        Diary.read(self._diary).begun(
+            binding.run, binding.release, today=today, rounds_per_day=policy.rounds_per_day
+        ).write(self._diary)
+        self._fit = _Fit(self._folder, name, message)
+
+    def _check_owner(self) -> None:
+        if not self._owner.consents():
+            raise TaskRefused("consent", "the owner hasn't agreed")
+        if self._owner.paused():
+            raise TaskRefused("paused", "the owner has paused it")
+
+    def _tend_fit(self) -> None:
+        """See to the process that trains: end it where the owner no longer wants it."""
+        fit = self._fit
+        if fit is None:
+            return
+        try:
+            self._check_owner()
+            if fit.running():
+                if fit.seconds < _LONGEST_FIT:
+                    return
+                raise TaskRefused("failed", f"training took longer than {_LONGEST_FIT:.0f} s")
+            if self._outbox.answer(fit.name, fit.instruction) is None:
+                raise TaskRefused("failed", f"training ended with code {fit.code}")
+            group = fit.instruction.metadata.group_id
+            _log.info("round %s: trained for %.1f s", group, fit.seconds)
+        except TaskRefused as error:
+            fit.kill()
+            # It may have answered in its last moment; what is on disk stands.
+            if self._outbox.answer(fit.name, fit.instruction) is None:
+                _log.warning("%s", error)
+                self._outbox.store(fit.name, refusal(fit.instruction, error))
+        self._fit = None
+
+    def _hand_over(self, fleet: Fleet) -> None:
+        """Send what waits; a reply that the server no longer wants is done with too.
+
+        Raises:
+            Unreachable: it waits on.
+        """
+        for path, reply in self._outbox.waiting():
+            if reply.has_content() and not self._owner.consents():
+                # Agreed when it was made, and no longer: it stays.
+                self._outbox.withdraw(path)
+                continue
+            try:
+                fleet.push(reply)
+            except RunOver as error:
+                _log.warning("nobody waits for a reply: %s", error)
+            self._outbox.sent(path)
+
+    def _keep(self, message: Message) -> Message:
+        """Keep a released model.
+
+        Raises:
+            MessageError: it isn't signed by the server, or older than the one in use.
+        """
+        try:
+            name = keep_release(self._folder, self._bundle, read_release(message))
+        except (DataError, DeviceError) as error:
+            raise MessageError(f"a released model can't be kept: {error}") from error
+        _log.info("model %s is in use", name)
+        return hosting_reply(message, first=0, count=1)
+
+
+class _Fit:
+    """A process that makes the answer to one instruction and leaves it in the outbox."""
+
+    def __init__(self, folder: DeviceFolder, name: str, instruction: Message) -> None:
+        self.name = name
+        self.instruction = instruction
+        self.code: int | None = None
+        self._began = time.monotonic()
+        task = folder.run / "task.bin"
+        log = folder.run / "fit.log"
+        task.write_bytes(encode(instruction))
+        try:
+            with task.open("rb") as source, log.open("wb") as sink:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", f"{__package__}.fit", str(folder.path)],
+                    stdin=source,
+                    stdout=sink,
+                    stderr=sink,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+        finally:
+            task.unlink()  # it has the open file; nothing of the round stays on disk
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def running(self) -> bool:
+        """Whether it still works."""
+        self.code = self._process.poll()
+        return self.code is None
+
+    def kill(self) -> None:
+        """End it."""
+        if self.running():
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()

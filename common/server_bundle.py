@@ -1,0 +1,135 @@
+"""What a device is given of its server: where it is, whom to trust, and what is public.
+
+One file to hand over, a ZIP archive of four: ``server.json``, ``ca.crt``, ``items.safetensors`` and
+``model.safetensors``, the untrained encoder, with which a device ranks until a trained one comes. A
+device keeps them unpacked. Nothing in it is secret; whoever changes it on the way decides which
+server the device trusts, so it is handed over as a key is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from .config import ModelConfig
+from .errors import ConfigError, DataError
+from .files import write_atomically
+from .items import ItemTable
+from .sections import Section, validated
+
+_FACTS, _CA, _ITEMS, _MODEL = "server.json", "ca.crt", "items.safetensors", "model.safetensors"
+_LARGEST = 2 * 2**30  # bytes, unpacked
+
+
+class ServerFacts(Section):
+    """What ``server.json`` holds."""
+
+    federation: str = Field(min_length=1, description="name of the federation")
+    address: str = Field(min_length=3, description="host:port of the Fleet API")
+    signing_key: str = Field(
+        pattern="^[0-9a-f]{64}$", description="public key that signs tasks and releases"
+    )
+    population_size: int = Field(ge=1, description="N, a public constant")
+    event_types: tuple[str, ...] = Field(min_length=1, description="names, in the encoder's order")
+    model: ModelConfig = Field(description="the shared encoder")
+    items: str = Field(description="content hash of the item table")
+
+
+@dataclass(frozen=True)
+class ServerBundle:
+    """A server as its devices know it, unpacked in a folder.
+
+    Attributes:
+        folder: where the files are.
+        facts: what is public of the server.
+    """
+
+    folder: Path
+    facts: ServerFacts
+
+    @classmethod
+    def load(cls, folder: Path) -> ServerBundle:
+        """The bundle unpacked in ``folder``.
+
+        Raises:
+            ConfigError: it isn't there, or its facts can't be used.
+        """
+        path = folder / _FACTS
+        try:
+            content: Any = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: no server bundle ({error.strerror}); give the device one by "
+                "fedprofile device init DIR --server-bundle FILE"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: no valid JSON; install the server bundle again") from error
+        facts = validated(ServerFacts, content, where=f"{path}: ", documented="docs/deploy.md")
+        return cls(folder, facts)
+
+    @classmethod
+    def install(cls, archive: Path, folder: Path) -> ServerBundle:
+        """Unpack ``archive`` into ``folder``; what was there stays where the archive is no good.
+
+        Raises:
+            ConfigError: it is no server bundle.
+            DataError: its item table is damaged.
+        """
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                sizes = {info.filename: info.file_size for info in opened.infolist()}
+                if set(sizes) != {_FACTS, _CA, _ITEMS, _MODEL} or sum(sizes.values()) > _LARGEST:
+                    raise ConfigError(f"{archive}: not a server bundle; ask for bundle.zip")
+                contents = {name: opened.read(name) for name in (_CA, _ITEMS, _MODEL, _FACTS)}
+        except OSError as error:
+            raise ConfigError(f"{archive}: can't read it ({error.strerror})") from error
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+            raise ConfigError(f"{archive}: not a server bundle ({error})") from error
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The facts last: a bundle is there when they are.
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+        bundle = cls.load(folder)
+        if bundle.items.content_hash != bundle.facts.items:
+            raise DataError(f"{archive}: its item table isn't the one it names; ask for it again")
+        return bundle
+
+    @property
+    def ca(self) -> Path:
+        """Certificate of the one authority to trust for this server."""
+        return self.folder / _CA
+
+    @property
+    def model(self) -> Path:
+        """The untrained encoder."""
+        return self.folder / _MODEL
+
+    @cached_property
+    def items(self) -> ItemTable:
+        """The public item table.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return ItemTable.load(self.folder / _ITEMS)
+
+
+def write_bundle(path: Path, *, facts: ServerFacts, ca: bytes, items: bytes, model: bytes) -> None:
+    """Write the archive; the same content gives the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (
+            (_FACTS, facts.model_dump_json(indent=1).encode()),
+            (_CA, ca),
+            (_ITEMS, items),
+            (_MODEL, model),
+        ):
+            archive.writestr(zipfile.ZipInfo(name), content)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,278 @@
+"""The operator's side of a running SuperLink: nodes, runs, and the grid that a ServerApp talks through.
+
+Flower starts a ServerApp by shipping a bundle of code to a SuperExec, which fetches, installs and runs it.
+Here the process that has the code already claims the run itself, over the SuperLink's Unix socket: one
+process fewer, and nothing that came over a network is ever run. The bundle that Flower wants to see names
+nothing but itself.
+
+Uses parts outside Flower's public API; ``tests/server/test_link.py`` is the contract.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import time
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Self, TypeVar
+
+import httpx
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import run_from_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from ..common.errors import ServerError
+
+_log = logging.getLogger(__name__)
+_TIMEOUT = 30.0  # seconds a call
+_POLL = 0.25
+_GRACE = 10.0  # seconds for replies on their way, once the server is to stop
+_NO_REPLY = {
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+}  # said by the SuperLink in place of a node that went, or of a message that did
+_SERVER_APP = "flwr-serverapp"
+_BUNDLE = """\
+[project]
+name = "fedprofile"
+version = "1.0.0"
+[tool.flwr.app]
+publisher = "fedprofile"
+[tool.flwr.app.components]
+serverapp = "fedprofile.server.service:installed"
+clientapp = "fedprofile.client.app:installed"
+"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that the SuperLink knows.
+
+    Attributes:
+        number: Flower's id of it.
+        public_key: PEM.
+        online: whether it was heard of lately.
+    """
+
+    number: int
+    public_key: str
+    online: bool
+
+
+class LinkLost(ServerError):
+    """The SuperLink doesn't answer, or has given up the run; trying again may help."""
+
+
+class Link:
+    """Calls to the SuperLink behind ``socket``; a context manager that closes the connection."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._control = _connected(ControlHttpClient, socket)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._control.close()
+
+    def answers(self) -> bool:
+        """Whether a SuperLink is there."""
+        try:
+            self._control.ListNodes(ListNodesRequest())
+        except httpx.HTTPError:
+            return False
+        return True
+
+    def wait(self, timeout: float) -> None:
+        """Until the SuperLink answers.
+
+        Raises:
+            LinkLost: it doesn't within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.answers():
+            if time.monotonic() > deadline:
+                raise LinkLost(f"{self._socket}: no SuperLink answers; start the server first")
+            time.sleep(_POLL)
+
+    def nodes(self) -> list[Node]:
+        """All registered nodes."""
+        found = self._control.ListNodes(ListNodesRequest()).nodes_info
+        return [
+            Node(node.node_id, node.public_key.decode(), node.status == "online")
+            for node in found
+            if node.status != "unregistered"
+        ]
+
+    def register(self, public_key: str) -> None:
+        """Let the node with that key in; one that is in already stays."""
+        with contextlib.suppress(httpx.HTTPStatusError):  # another process was faster
+            self._control.RegisterNode(RegisterNodeRequest(public_key=public_key.encode()))
+
+    def unregister(self, number: int) -> None:
+        """Shut a node out, at once; one that is out already stays out."""
+        with contextlib.suppress(httpx.HTTPStatusError):
+            self._control.UnregisterNode(UnregisterNodeRequest(node_id=number))
+
+    def begin(self, *, stop: Event) -> LinkGrid:
+        """End whatever runs, start a new run and claim it.
+
+        Args:
+            stop: when it is set, a wait for replies ends within a few seconds.
+        """
+        for number, run in self._control.ListRuns(ListRunsRequest()).run_dict.items():
+            if not run.status.status.startswith("finished"):
+                self._control.StopRun(StopRunRequest(run_id=number))
+        content = _bundle()
+        run = self._control.StartRun(StartRunRequest(fab=Fab(content=content))).run_id
+        with _connected(RuntimeHttpClient, self._socket) as runtime:
+            claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[_SERVER_APP]))
+        if not claimed.token or claimed.task.run_id != run:
+            raise LinkLost("another ServerApp has claimed the run; let one server run at a time")
+        return LinkGrid(self._socket, claimed.token, stop=stop)
+
+
+class LinkGrid(HttpGrid):
+    """Flower's grid over the Unix socket, for messages to the nodes of a run.
+
+    It asks only nodes that are online, polls at the pace of small models, and takes a reply that can't
+    be decoded for what it is: malformed, and its sender's alone.
+    """
+
+    def __init__(self, socket: Path, token: str, *, stop: Event) -> None:
+        super().__init__(token=token)
+        self._stop = stop
+        self._client = _connected(
+            RuntimeHttpClient,
+            socket,
+            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+            RuntimeTokenHttpInterceptor(token=token),
+        )
+        # A SuperLink that restarts is waited for; calls go on where it comes back.
+        self._client._retry_invoker = make_simple_http_retry_invoker()
+        self._heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(self._client))
+        self._heartbeat.start()
+        task = self._client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id = task.task_id
+        TaskIdentity.run_id = task.run.run_id
+        TaskIdentity.node_id = task.context.node_id
+        self.set_run(run_from_proto(task.run))
+
+    def finish(self, *, details: str = "") -> None:
+        """End the run: replies that come later are refused."""
+        if self._client is None:
+            return
+        status = "failed" if details else "completed"
+        self._client._retry_invoker = None  # a SuperLink that is away ends the run by itself
+        with contextlib.suppress(httpx.HTTPError):
+            self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
+        self._heartbeat.stop()
+        self.close()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Replies of the nodes that are online, until all are there or ``timeout`` seconds are over."""
+        online = set(self.get_node_ids())
+        asked = [message for message in messages if message.metadata.dst_node_id in online]
+        if not asked:
+            return []
+        for message in asked:
+            if timeout is not None:
+                message.metadata.ttl = timeout + _GRACE
+        waiting = dict(zip(self.push_messages(asked), asked, strict=True))
+        waiting.pop("", None)  # the node went meanwhile
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        stopping = False
+        while waiting and time.monotonic() < deadline:
+            if self._stop.is_set() and not stopping:
+                stopping, deadline = True, min(deadline, time.monotonic() + _GRACE)
+            for reply in self._arrived(waiting):
+                known = waiting.pop(reply.metadata.reply_to_message_id, None) is not None
+                if known and not (reply.has_error() and reply.error.code in _NO_REPLY):
+                    replies.append(reply)
+            if waiting:
+                time.sleep(_POLL)
+        return replies
+
+    def _arrived(self, waiting: dict[str, Message]) -> list[Message]:
+        """Replies that are there by now; what a hostile node sends must not cost another's reply."""
+        client = self._runtime_client
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=list(waiting)))
+        replies = []
+        for bare, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            answered, number = bare.metadata.reply_to_message_id, bare.metadata.message_id
+            pull = make_pull_object_fn_protobuf(client.PullObject, self.node, self.run.run_id)
+            done = ConfirmMessageReceivedRequest(
+                node=self.node, run_id=self.run.run_id, message_object_id=number
+            )
+            try:
+                parts = [part.object_id for part in iterate_object_tree(tree)]
+                reply = inflate_object_from_contents(number, pull_objects(parts, pull))
+                if not isinstance(reply, Message):
+                    raise TypeError("not a message")
+                replies.append(reply)
+            except (httpx.HTTPError, RunNotRunningException):
+                raise
+            except Exception as error:  # whatever the decoders meet in a crafted reply
+                _log.warning("a reply can't be decoded: %s", type(error).__name__)
+                if answered in waiting:
+                    replies.append(Message(RecordDict(), reply_to=waiting[answered]))
+            client.ConfirmMessageReceived(done)
+        return replies
+
+
+C = TypeVar("C", bound=ProtobufClient)
+
+
+def _connected(kind: type[C], socket: Path, *interceptors: ProtobufClientInterceptor) -> C:
+    client = kind("http://superlink", interceptors=interceptors)
+    client._client.close()
+    transport = httpx.HTTPTransport(uds=str(socket))
+    # A proxy in the environment isn't asked: the socket is on this host.
+    client._client = httpx.Client(transport=transport, timeout=_TIMEOUT, trust_env=False)
+    return client
+
+
+def _bundle() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("pyproject.toml"), _BUNDLE)
+    return buffer.getvalue()

@@ -1,0 +1,108 @@
+"""``server.toml``: what the operator of a federation decides, validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from ..common.config import (
+    ItemsConfig,
+    LedgerConfig,
+    ModelConfig,
+    PrivacyConfig,
+    RunConfig,
+    StatisticsConfig,
+    TrainingConfig,
+)
+from ..common.sections import Section, read_toml, validated
+
+
+class FederationConfig(Section):
+    """Who takes part, and where they meet."""
+
+    name: str = Field(
+        "federation", min_length=1, max_length=64, description="of the run and of its population"
+    )
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="name or address that devices connect to"
+    )
+    port: int = Field(9443, ge=1, le=65535, description="that devices connect to")
+    listen: str | None = Field(
+        None, min_length=1, description="address to listen on; unset: that of host"
+    )
+    population_size: int = Field(
+        1_000, ge=1, description="N, devices that may be enrolled; public, decides q, δ and divisor"
+    )
+    event_types: tuple[str, ...] = Field(
+        ("view", "like", "cart", "purchase"), min_length=1, description="that devices record"
+    )
+    quorum: int = Field(1, ge=1, description="devices that must be online for a round to begin")
+    round_timeout_seconds: float = Field(
+        600.0, gt=0, description="a round waits no longer for replies; later ones are refused"
+    )
+    round_interval_seconds: float = Field(
+        0.0, ge=0, description="from the start of a round to that of the next, at least"
+    )
+    release_every: int = Field(
+        10, ge=0, description="rounds between models handed out; 0: only the last one"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Prometheus on 127.0.0.1; 0: no metrics"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> FederationConfig:
+        if self.quorum > self.population_size:
+            raise ValueError("quorum can't be above population_size")
+        if len(set(self.event_types)) < len(self.event_types):
+            raise ValueError("event_types names one twice")
+        return self
+
+
+class ServerConfig(Section):
+    """Everything that defines a deployed federation."""
+
+    federation: FederationConfig = FederationConfig()
+    items: ItemsConfig = ItemsConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> ServerConfig:
+        if self.statistics.as_of is None:
+            raise ValueError(
+                "statistics.as_of must be set: devices don't share a clock to read it off"
+            )
+        if self.privacy.local.enabled:
+            raise ValueError("privacy.local is for simulations: devices of a server don't offer it")
+        return self
+
+    def run(self) -> RunConfig:
+        """What a simulation calls its configuration; its digest names what decides the result."""
+        return RunConfig(
+            items=self.items,
+            statistics=self.statistics,
+            model=self.model,
+            training=self.training,
+            privacy=self.privacy,
+            ledger=LedgerConfig(population=self.federation.name),
+        )
+
+    def to_toml(self) -> str:
+        """The complete configuration as TOML; unset values are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_server_config(path: Path) -> ServerConfig:
+    """Read ``server.toml``.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is out of range.
+    """
+    return validated(
+        ServerConfig, read_toml(path), where=f"{path}: ", documented="docs/server-configuration.md"
+    )

@@ -1,0 +1,277 @@
+"""The ServerApp of a deployment, as a process: resumes the federation, runs it, releases what comes out.
+
+It may be killed at any moment: the ledger has what was spent, the checkpoint what it led to, and the next
+start goes on from there with a Flower run of its own, so that replies to the old one are refused.
+
+``python -m fedprofile.server.service DIR`` runs it; ``fedprofile server run`` starts it again when it dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from datetime import UTC, date, datetime
+from importlib import metadata
+from pathlib import Path
+
+import httpx
+from flwr.app import Message
+from flwr.supercore.run import RunNotRunningException
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..common.encoder import build_encoder
+from ..common.errors import FedprofileError, ReplyRejected
+from ..common.items import ItemTable
+from ..common.ledger import Ledger
+from ..common.ledger_entries import Reserve
+from ..common.messages import Release, read_hosting, release_message
+from ..common.randomness import NoiseSource
+from ..common.signing import SigningKey
+from .admission import admit
+from .app import Federation
+from .budget import BudgetPlan, plan_budget
+from .enrolment import Enrolment
+from .folder import ServerFolder
+from .journal import keep_journal, note
+from .link import Link, LinkGrid, LinkLost
+from .metrics import Metrics
+from .popularity import ItemPriors
+from .releases import Releases
+from .strategy import RoundRecord
+from .supervisor import TRY_AGAIN, follow_parent
+
+_LINK_TIMEOUT = 60.0  # for the SuperLink to come up
+_DELIVERY_TIMEOUT = 60.0
+_GATHERING = 30.0
+_POLL = 0.5
+_FIRST_LINE = 1 << 20  # bytes; the first entry of a ledger is shorter
+
+
+class Stopped(Exception):
+    """The operator asked for it."""
+
+
+class Service:
+    """A federation over enrolled devices.
+
+    Args:
+        folder: of the server.
+        stop: set when the operator wants it to end; a round that runs gets a moment to finish.
+    """
+
+    def __init__(self, folder: ServerFolder, stop: threading.Event) -> None:
+        self._folder = folder
+        self._stop = stop
+        self._config = folder.config
+        federation = self._config.federation
+        self._enrolment = Enrolment(folder.devices, population_size=federation.population_size)
+        self._key = SigningKey.load(folder.signing_key)
+        self._releases = Releases(folder, self._key)
+        self._metrics = Metrics(federation.metrics_port)
+        self._hosts: dict[int, range] = {}
+        self._last_start = 0.0
+
+    def run(self) -> None:
+        """Run to the last round that the budget allows, release the model, hand it out.
+
+        Raises:
+            FedprofileError: the folder can't be used, or no release fits the budget.
+            Stopped: the operator asked for it.
+        """
+        config = self._config
+        # 1. What the federation is: configuration, items, budget. The same after every restart.
+        table = ItemTable.load(self._folder.items)
+        plan = plan_budget(
+            config.privacy, config.training, population_size=config.federation.population_size
+        )
+        with self._open_ledger(plan) as ledger, Link(self._folder.socket) as link:
+            # 2. A Flower run of its own; what an earlier one still awaits is refused from now on.
+            link.wait(_LINK_TIMEOUT)
+            grid = link.begin(stop=self._stop)
+            try:
+                if ledger.stopped is None:
+                    self._train(plan, table, ledger, link, grid)
+                # 3. Hand out the model, also one that was finished before.
+                self._gather(link)
+                self._deliver(grid)
+            except BaseException as error:
+                grid.finish(details=type(error).__name__)
+                raise
+            grid.finish()
+
+    def _train(
+        self, plan: BudgetPlan, table: ItemTable, ledger: Ledger, link: Link, grid: LinkGrid
+    ) -> None:
+        config = self._config
+        as_of = config.statistics.as_of
+        assert as_of is not None, "the configuration asks for it"
+        encoder = build_encoder(
+            config.model,
+            blocks=table.blocks,
+            n_items=table.n_items,
+            n_types=len(config.federation.event_types),
+            seed=0,
+        )
+        encoder.load_state_dict(load_file(self._folder.model))
+
+        def on_round(record: RoundRecord, weights: dict[str, Tensor], priors: ItemPriors) -> None:
+            epsilon = ledger.epsilon_spent()
+            self._metrics.after(record, epsilon=epsilon)
+            note("round", **vars(record), epsilon=epsilon if config.privacy.enabled else None)
+            self._publish(record.round, weights, priors, table, ledger)
+            every = config.federation.release_every
+            if every and record.round % every == 0:
+                self._deliver(grid)
+
+        federation = Federation(
+            run=config.federation.name,
+            config=config.run(),
+            plan=plan,
+            encoder=encoder,
+            table=table,
+            ledger=ledger,
+            randomness=NoiseSource.csprng(),
+            checkpoints=self._folder.checkpoints,
+            now=_midnight(as_of),
+            on_round=on_round,
+            hosts=lambda _: self._hosts,
+            before_round=lambda: self._ready(link),
+            sign=self._key.sign,
+            reply_timeout=config.federation.round_timeout_seconds,
+        )
+        federation.run(grid)
+        result = federation.result
+        assert result is not None, "a federation that raises nothing has a result"
+        self._publish(result.checkpoint.round, result.weights, result.priors, table, ledger)
+        ledger.stop(reason=result.stopped or "completed")
+        note("finished", reason=result.stopped or "completed", rounds=result.checkpoint.round)
+
+    def _open_ledger(self, plan: BudgetPlan) -> Ledger:
+        version = metadata.version("fedprofile")
+        path, anchor = self._folder.ledger, self._folder.anchor
+        if path.exists() and b"\n" not in path.read_bytes()[:_FIRST_LINE]:
+            path.unlink()  # killed while it was begun: nothing can have been charged
+        if path.exists():
+            return Ledger.open(path, signing_key=self._key, anchor=anchor, code_version=version)
+        federation = self._config.federation
+        return Ledger.create(
+            path,
+            signing_key=self._key,
+            anchor=anchor,
+            population=federation.name,
+            population_size=federation.population_size,
+            delta=plan.delta,
+            target_epsilon=plan.target_epsilon,
+            randomness="csprng",
+            code_version=version,
+            config_digest=self._config.run().digest(),
+        )
+
+    def _ready(self, link: Link) -> None:
+        """Before a round costs anything: enough devices, and not before its time.
+
+        Raises:
+            Stopped: the operator asked for it.
+        """
+        federation = self._config.federation
+        told = False
+        while True:
+            if self._stop.is_set():
+                raise Stopped
+            online = self._refresh(link)
+            early = self._last_start + federation.round_interval_seconds > time.monotonic()
+            if online >= federation.quorum and not early:
+                break
+            if not told and not early:
+                note("waiting", online=online, quorum=federation.quorum)
+                told = True
+            self._stop.wait(_POLL)
+        self._last_start = time.monotonic()
+
+    def _gather(self, link: Link) -> None:
+        """Give devices a moment to come online, where the server has only just started."""
+        deadline = time.monotonic() + _GATHERING
+        while self._refresh(link) < self._config.federation.quorum:
+            if self._stop.wait(_POLL) or time.monotonic() > deadline:
+                return
+
+    def _refresh(self, link: Link) -> int:
+        """Bring the SuperLink's nodes in line with who is enrolled; returns how many are online."""
+        admitted = admit(self._enrolment, link)
+        self._hosts.clear()
+        self._hosts.update({node.number: range(d.number, d.number + 1) for d, node in admitted})
+        online = sum(node.online for _, node in admitted)
+        self._metrics.online(online)
+        return online
+
+    def _publish(
+        self,
+        number: int,
+        weights: dict[str, Tensor],
+        priors: ItemPriors,
+        table: ItemTable,
+        ledger: Ledger,
+    ) -> None:
+        reserved = [entry.sequence for entry in ledger.entries if isinstance(entry, Reserve)]
+        manifest = self._releases.publish(
+            round=number,
+            release=reserved[-1] if reserved else 0,
+            weights={name: weight.numpy() for name, weight in weights.items()},
+            popularity=priors.current,
+            table=table,
+            ledger=ledger,
+        )
+        note("release", round=number, model=manifest.model, epsilon=manifest.epsilon)
+
+    def _deliver(self, grid: LinkGrid) -> None:
+        release: Release | None = self._releases.load()
+        if release is None:
+            return
+        messages = [release_message(node, release) for node in self._hosts]
+        replies = grid.send_and_receive(messages, timeout=_DELIVERY_TIMEOUT)
+        note("delivered", devices=sum(map(_took_it, replies)), enrolled=len(messages))
+
+
+def _took_it(reply: Message) -> bool:
+    try:
+        read_hosting(reply)
+    except ReplyRejected:
+        return False
+    return True
+
+
+def _midnight(day: date) -> int:
+    """Its start, seconds since 1970 UTC."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+
+def main() -> None:
+    """Run the service of the folder named on the command line; exit code 0 when all is done."""
+    folder = ServerFolder.open(Path(sys.argv[1]))
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    keep_journal(folder.log)
+    follow_parent()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        Service(folder, stop).run()
+    except Stopped:
+        note("stopped")
+        sys.exit(TRY_AGAIN)
+    except (LinkLost, httpx.HTTPError, RunNotRunningException) as error:
+        note("failed", error=type(error).__name__)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(TRY_AGAIN)
+    except FedprofileError as error:
+        note("failed", error=type(error).__name__)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

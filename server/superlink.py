@@ -1,0 +1,180 @@
+"""Flower's SuperLink behind two doors: devices reach what they need over TLS, this host the rest.
+
+Flower 1.41 serves its Fleet, Control and Runtime APIs on one port, and whoever reaches the Control API
+can start runs. So the same application is served twice: on the public address a gate lets through the
+eight calls of a node and nothing else; everything is served on a Unix socket in a folder of mode 0700.
+No bundle of code is ever run: the ServerApp and the devices run what is installed on them.
+
+``python -m fedprofile.server.superlink DIR`` runs it until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..common.flower_switches import quieten_flower
+from .folder import ServerFolder
+from .supervisor import follow_parent
+
+NODE_CALLS = frozenset(
+    f"/v1/fleet/{name}"
+    for name in (
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "push-object",
+        "pull-object",
+        "confirm-message-received",
+    )
+)
+"""What the public door lets through: neither registering nor fetching runs and bundles."""
+
+_MAX_BODY = 32 * 2**20  # bytes of a request; Flower cuts arrays into chunks below it
+_CONNECTIONS = 1024
+
+
+class NodeGate:
+    """ASGI application in front of another: calls of a node pass, within a size, all else is refused.
+
+    Args:
+        app: what is behind it.
+        max_body: bytes that a request may have; counted as they come, whatever its header says.
+    """
+
+    def __init__(self, app: Any, *, max_body: int = _MAX_BODY) -> None:
+        self._app = app
+        self._max_body = max_body
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in NODE_CALLS:
+            await _refuse(send, 404, b"not served here")
+            return
+        body = bytearray()
+        while True:
+            part = await receive()
+            if part["type"] == "http.disconnect":
+                return
+            body += part.get("body", b"")
+            if len(body) > self._max_body:
+                await _refuse(send, 413, b"too large")
+                return
+            if not part.get("more_body"):
+                break
+        whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Any:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, replay, send)
+
+
+async def _refuse(send: Any, status: int, text: bytes) -> None:
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def serve(folder: ServerFolder) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: the public address is taken or not of this host.
+    """
+    quieten_flower(folder.flower)
+    import uvicorn
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
+    from flwr.superlink.main import create_app
+
+    from .admission import apply_enrolment
+
+    app = create_app(
+        SuperLinkLifespanConfig(
+            control_address="",
+            health_server_address=None,
+            host="",
+            port=0,
+            insecure=False,
+            certificates=None,
+            superexec_auth_secret=None,
+            authn_plugin=load_control_authn_plugin(),
+            event_log_plugin=None,
+            fleet_event_log_plugin=None,
+            enable_event_log=False,
+            artifact_provider=None,
+            enable_supernode_auth=True,
+            fleet_api_type="grpc-rere",
+            fleet_api_address=None,
+            simulation=False,
+            ssl_ca_certfile=None,
+            ssl_certfile=None,
+            ssl_keyfile=None,
+            database=str(folder.state),
+            isolation="process",
+            runtime_dependency_install=False,
+        ),
+        SuperLinkLifespan,
+    )
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # two servers in one process: the loop below stops both
+
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    common: dict[str, Any] = {"log_config": None, "access_log": False, "workers": 1}
+    private = Server(uvicorn.Config(app, uds=str(folder.socket), lifespan="on", **common))
+    federation = folder.config.federation
+    public = Server(
+        uvicorn.Config(
+            NodeGate(app),
+            host=federation.listen or federation.host,
+            port=federation.port,
+            ssl_certfile=str(folder.certificate),
+            ssl_keyfile=str(folder.certificate_key),
+            lifespan="off",
+            limit_concurrency=_CONNECTIONS,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            **common,
+        )
+    )
+
+    async def both() -> None:
+        loop = asyncio.get_running_loop()
+        servers = (private, public)
+
+        def stop() -> None:
+            for server in servers:
+                server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        folder.socket.unlink(missing_ok=True)
+        opened = asyncio.create_task(private.serve())
+        while not private.started and not opened.done():
+            await asyncio.sleep(0.02)
+        # Who is enrolled is known before the public door opens: no device is turned away in between.
+        await asyncio.to_thread(apply_enrolment, folder)
+        try:
+            await public.serve()
+        finally:
+            private.should_exit = True
+            await opened
+
+    asyncio.run(both())
+
+
+if __name__ == "__main__":
+    follow_parent()
+    serve(ServerFolder.open(Path(sys.argv[1])))

@@ -1,0 +1,358 @@
+"""A real SuperLink with TLS: what the operator's side and a node's side can do, and nobody else.
+
+This is the contract with the parts of Flower that are outside its public API: where a release of Flower
+changes them, it fails here.
+"""
+
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
+from fedprofile.client import fleet as fleet_module
+from fedprofile.client.fleet import Fleet, decode, encode
+from fedprofile.client.node_keys import NodeKey, public_pem
+from fedprofile.common.errors import NotAdmitted, ReplyRejected, RunOver, Unreachable
+from fedprofile.common.messages import (
+    Binding,
+    TrainTask,
+    hosting_reply,
+    read_train_task,
+    read_update,
+    train_message,
+    update_reply,
+)
+from fedprofile.common.signing import SigningKey
+from fedprofile.common.updates import ClippedUpdate
+from fedprofile.server.admission import admit, apply_enrolment
+from fedprofile.server.enrolment import Enrolment
+from fedprofile.server.folder import ServerFolder
+from fedprofile.server.link import Link
+
+BINDING = Binding(run="r", round=1, release=3, items="i", model="m")
+SHAPES = {"w": (300, 40)}
+
+
+@pytest.fixture(scope="module")
+def running(made_server, tmp_path_factory):
+    """A folder whose SuperLink runs."""
+    import shutil
+
+    path = tmp_path_factory.mktemp("running") / "server"
+    shutil.copytree(made_server.path, path)
+    folder = ServerFolder.open(path)
+    with (path / "out.log").open("wb") as log:
+        command = [sys.executable, "-m", "fedprofile.server.superlink", str(path)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        with Link(folder.socket) as link:
+            link.wait(60)
+        wait_for_port(folder)
+        yield folder
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def wait_for_port(folder):
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return status_of(folder, "/")
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def status_of(folder, path, body=b""):
+    """HTTP status of a call from outside."""
+    port = folder.config.federation.port
+    trusting = ssl.create_default_context(cafile=str(folder.ca))
+    request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", data=body, method="POST")
+    request.add_header("content-type", PROTOBUF_MEDIA_TYPE)
+    request.add_header("accept", PROTOBUF_MEDIA_TYPE)
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
+    )
+    try:
+        with opener.open(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+@pytest.fixture
+def link(running):
+    with Link(running.socket) as found:
+        yield found
+
+
+@pytest.fixture
+def connect():
+    """Makes connections of nodes, and closes them."""
+    made = []
+
+    def make(folder, key, *, ca=None, port=None):
+        address = f"127.0.0.1:{port or folder.config.federation.port}"
+        made.append(Fleet(address, ca=ca or folder.ca, key=key))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+@pytest.fixture
+def node(running, link, connect):
+    """A node that is online."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    link.register(public_pem(key).decode())
+    found = connect(running, key)
+    found.activate()
+    return found
+
+
+def instruction(node, seed=1):
+    return train_message(
+        node.number,
+        TrainTask(
+            binding=BINDING,
+            devices=np.array([0]),
+            weights={"w": np.ones(SHAPES["w"], dtype=np.float32)},
+            prior=np.zeros(7, dtype=np.float32),
+            steps=1,
+            learning_rate=0.1,
+            negatives=2,
+            new_targets_only=True,
+            clip_norm=1.0,
+            noise_multiplier=1.0,
+            seed=seed,
+        ),
+        sign=SigningKey.generate().sign,
+    )
+
+
+def pulled(node, timeout=10):
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if (message := node.pull()) is not None:
+            return message
+        time.sleep(0.05)
+    raise AssertionError("no message came")
+
+
+def exchange(grid, messages, answer, timeout=20):
+    """Replies that the grid returns while ``answer`` runs beside it."""
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.extend(grid.send_and_receive(messages, timeout=timeout))
+    )
+    thread.start()
+    answer()
+    thread.join(timeout + 10)
+    assert not thread.is_alive()
+    return found
+
+
+@pytest.fixture
+def grid(link):
+    found = link.begin(stop=threading.Event())
+    yield found
+    found.finish()
+
+
+def small_update(message):
+    arrays = {"w": np.full(SHAPES["w"], 1e-3, dtype=np.float32)}
+    return update_reply(message, BINDING, ClippedUpdate(arrays, devices=1, clip_norm=1.0))
+
+
+def test_only_calls_of_a_node_are_served_outside(running):
+    for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task"):
+        assert status_of(running, path) == 404
+    for path in ("/v1/fleet/register-node", "/v1/fleet/get-fab", "/docs", "/openapi.json"):
+        assert status_of(running, path) == 404
+    # What is served asks for a signature.
+    assert status_of(running, "/v1/fleet/pull-messages") == 401
+    assert status_of(running, "/v1/fleet/push-messages", b"\xff" * 100) in (400, 401, 422)
+
+
+def test_the_private_door_is_for_its_owner(running):
+    assert running.run.stat().st_mode & 0o077 == 0
+    assert running.socket.is_socket()
+
+
+def test_a_proxy_in_the_environment_is_not_asked(running, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with Link(running.socket) as found:
+        assert found.answers()
+
+
+def test_a_message_goes_out_and_the_reply_comes_back_as_it_was(grid, node):
+    sent = {}
+
+    def answer():
+        message = pulled(node)
+        sent["task"] = read_train_task(message)
+        reply = small_update(message)
+        kept = encode(reply)
+        again = decode(kept)
+        assert encode(again) == kept
+        assert again.object_id == reply.object_id
+        node.push(again)
+        node.push(decode(kept))  # a crash in between: the same one again
+
+    (reply,) = exchange(grid, [instruction(node)], answer)
+    assert sent["task"].binding == BINDING
+    update = read_update(reply, binding=BINDING, shapes=SHAPES)
+    np.testing.assert_array_equal(update.arrays["w"], np.full(SHAPES["w"], 1e-3, np.float32))
+    assert reply.metadata.src_node_id == node.number
+
+
+def test_who_is_offline_is_not_asked(grid, node):
+    node.close()
+    started = time.monotonic()
+    assert exchange(grid, [instruction(node)], lambda: None) == []
+    assert time.monotonic() - started < 5
+
+
+def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
+    running, link, grid, node, connect, monkeypatch
+):
+    key = ec.generate_private_key(ec.SECP384R1())
+    link.register(public_pem(key).decode())
+    honest = connect(running, key)
+    honest.activate()
+
+    def answer():
+        message, task = pulled(node), pulled(honest)
+        original = ConfigRecord.deflate
+        # Objects whose bytes say something else than their header.
+        monkeypatch.setattr(ConfigRecord, "deflate", lambda self: original(self)[:-4] + b"\xff" * 4)
+        node.push(hosting_reply(message, first=0, count=1))
+        monkeypatch.undo()
+        honest.push(small_update(task))
+
+    asked = [instruction(node), instruction(honest)]
+    replies = {r.metadata.src_node_id: r for r in exchange(grid, asked, answer)}
+    with pytest.raises(ReplyRejected) as refused:
+        read_update(replies[asked[0].metadata.dst_node_id], binding=BINDING, shapes=SHAPES)
+    assert refused.value.reason == "malformed"
+    good = replies[asked[1].metadata.dst_node_id]
+    assert read_update(good, binding=BINDING, shapes=SHAPES).devices == 1
+
+
+def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
+    grid = link.begin(stop=threading.Event())
+    kept = []
+
+    def answer():
+        kept.append(pulled(node))
+
+    assert exchange(grid, [instruction(node)], answer, timeout=1) == []
+    following = link.begin(stop=threading.Event())  # what a ServerApp does that was killed
+    with pytest.raises(RunOver):
+        node.push(small_update(kept[0]))
+    following.finish()
+    grid.finish()
+
+
+def test_a_stop_ends_a_wait(link, node):
+    stop = threading.Event()
+    grid = link.begin(stop=stop)
+    started = time.monotonic()
+    exchange(grid, [instruction(node)], stop.set, timeout=60)
+    assert time.monotonic() - started < 15
+    grid.finish()
+
+
+def test_who_is_not_enrolled_is_not_let_in(running, connect):
+    stranger = connect(running, ec.generate_private_key(ec.SECP384R1()))
+    with pytest.raises(NotAdmitted):
+        stranger.activate()
+    with pytest.raises(NotAdmitted, match="enrolled or revoked"):
+        stranger.pull()
+
+
+def test_who_is_revoked_is_out_at_once(running, connect):
+    enrolment = Enrolment(running.devices, population_size=3)
+    key: NodeKey = ec.generate_private_key(ec.SECP384R1())
+    enrolment.enrol("a", public_pem(key), source="a.pub")
+    apply_enrolment(running)
+    node = connect(running, key)
+    node.activate()
+    assert node.beat()
+    enrolment.revoke("a")
+    apply_enrolment(running)
+    with pytest.raises(NotAdmitted, match="enrolled or revoked"):
+        node.pull()
+    with Link(running.socket) as link:
+        assert admit(enrolment, link) == []
+
+
+def test_a_clock_that_is_off_is_called_so(running, node, monkeypatch):
+    from datetime import timedelta
+
+    true_now = fleet_module.now
+    for ahead, word in ((600, "ahead of"), (-1200, "behind")):
+        monkeypatch.setattr(
+            fleet_module, "now", lambda ahead=ahead: true_now() + timedelta(seconds=ahead)
+        )
+        with pytest.raises(NotAdmitted, match=f"clock is .* s {word} the server's"):
+            node.pull()
+    monkeypatch.undo()
+    assert node.pull() is None
+
+
+def test_a_node_that_was_killed_comes_back_under_its_number(running, link, connect):
+    key = ec.generate_private_key(ec.SECP384R1())
+    link.register(public_pem(key).decode())
+    killed = connect(running, key)
+    killed.activate()
+    again = connect(running, key)
+    again.activate(known_as=killed.number)
+    assert again.number == killed.number
+    assert again.pull() is None
+
+
+def test_another_authority_is_not_trusted(running, made_server, connect, tmp_path):
+    from fedprofile.server.setup import create_server
+
+    other = create_server(tmp_path / "other", made_server.config, items=None)
+    wrong = connect(running, ec.generate_private_key(ec.SECP384R1()), ca=other.ca)
+    with pytest.raises(Unreachable, match="certificate"):
+        wrong.activate()
+
+
+def test_a_server_that_is_away_is_unreachable(made_server, connect):
+    away = connect(made_server, ec.generate_private_key(ec.SECP384R1()), port=1)
+    with pytest.raises(Unreachable):
+        away.activate()
+
+
+def test_reading_content_that_is_no_message():
+    from fedprofile.common.errors import MessageError
+
+    for junk in (b"", b"\xff" * 64, b"{}"):
+        with pytest.raises(MessageError):
+            decode(junk).content["x"]
+
+
+def test_an_empty_record_is_a_message(grid, node):
+    (reply,) = exchange(
+        grid,
+        [Message(RecordDict(), dst_node_id=node.number, message_type="query.hosting")],
+        lambda: node.push(hosting_reply(pulled(node), first=0, count=1)),
+    )
+    assert reply.has_content()

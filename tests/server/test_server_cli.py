@@ -1,0 +1,133 @@
+"""``fedprofile server`` as its operator runs it, on a server that doesn't run."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from safetensors.numpy import load_file
+
+from fedprofile.common.cli import main
+from fedprofile.common.ledger import Ledger
+from fedprofile.common.mechanism import Mechanism
+from fedprofile.common.signing import SigningKey
+from fedprofile.server.folder import ServerFolder
+
+
+@pytest.fixture
+def fedprofile(monkeypatch, capsys):
+    """Run the command: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedprofile", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        found = capsys.readouterr()
+        return SimpleNamespace(code=exit_.value.code, out=found.out, err=found.err)
+
+    return run
+
+
+def test_init_takes_a_file_and_options_over_it(fedprofile, tmp_path):
+    config = tmp_path / "shop.toml"
+    config.write_text('[federation]\nname = "店"\nport = 1\n[items]\ndimension = 8\n')
+    arguments = ("--config", config, "--port", 9999, "--population", 40)
+    found = fedprofile("server", "init", tmp_path / "s", *arguments)
+    assert found.code == 0, found.err
+    settings = ServerFolder.open(tmp_path / "s").config
+    assert (settings.federation.name, settings.federation.port) == ("店", 9999)
+    assert settings.federation.population_size == 40
+    assert settings.statistics.as_of is not None
+    assert load_file(tmp_path / "s" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[federation]\nprot = 1\n", "did you mean 'port'"),
+        ("[federation]\nport = 0\n", "federation.port"),
+        ("[federation]\nquorum = 9\npopulation_size = 3\n", "quorum"),
+        ("statistics = 3\n", "statistics"),
+        ("[privacy]\nepsilon = 0.01\nnoise_multiplier = 0.1\n", "ε"),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_nothing(fedprofile, tmp_path, text, why):
+    config = tmp_path / "shop.toml"
+    config.write_text(text)
+    found = fedprofile("server", "init", tmp_path / "s", "--config", config)
+    assert found.code in (2, 3)
+    assert why in found.err
+    assert len(found.err.strip().splitlines()) == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_enroll_and_revoke(fedprofile, server, tmp_path, public_key):
+    key = tmp_path / "node.pub"
+    key.write_bytes(public_key())
+    found = fedprofile("server", "enroll", server.path, "--name", "a", "--public-key", key)
+    assert found.code == 0
+    assert "a is device 0 of 3" in found.err
+    again = fedprofile("server", "enroll", server.path, "--name", "b", "--public-key", key)
+    assert again.code == 2
+    assert "is the key of a" in again.err
+    assert fedprofile("server", "revoke", server.path, "--name", "a").code == 0
+    assert fedprofile("server", "revoke", server.path, "--name", "b").code == 2
+    missing = fedprofile(
+        "server", "enroll", server.path, "--name", "c", "--public-key", tmp_path / "none"
+    )
+    assert "can't read the key" in missing.err
+
+
+def test_status_tells_what_the_ledger_holds(fedprofile, server):
+    mechanism = Mechanism(
+        clip_norm=0.04, noise_multiplier=4.0, sampling_probability=1.0, population_size=3
+    )
+    with Ledger.create(
+        server.ledger,
+        signing_key=SigningKey.load(server.signing_key),
+        anchor=server.anchor,
+        population="federation",
+        population_size=3,
+        delta=1e-3,
+        target_epsilon=8.0,
+        randomness="csprng",
+        code_version="1",
+        config_digest="0" * 64,
+    ) as ledger:
+        done = ledger.reserve(task="training", mechanism=mechanism, run="federation", round=1)
+        ledger.commit(
+            done, cohort_size=3, replies_counted=1, rejected={"declined-idle": 1, "no-reply": 1}
+        )
+        ledger.reserve(task="training", mechanism=mechanism, run="federation", round=2)
+        spent = ledger.epsilon_spent()
+    found = fedprofile("server", "status", server.path, "--json")
+    standing = json.loads(found.out)
+    assert standing["running"] is False
+    assert (standing["round"], standing["cohort"], standing["counted"]) == (1, 3, 1)
+    assert standing["rejected"] == {"declined-idle": 1, "no-reply": 1}
+    assert standing["lost"] == 1
+    assert standing["epsilon"] == pytest.approx(spent)
+    assert standing["left"] == pytest.approx(8.0 - spent)
+    told = fedprofile("server", "status", server.path).out
+    assert "declined-idle 1" in told
+    assert "1, charged" in told
+
+
+def test_a_budget_that_was_begun_is_not_changed(fedprofile, server):
+    test_status_tells_what_the_ledger_holds(fedprofile, server)
+    found = fedprofile("server", "run", server.path, "--rounds", 99)
+    assert found.code == 2
+    assert "has begun with 2 rounds" in found.err
+
+
+def test_without_a_server_every_command_says_so(fedprofile, tmp_path):
+    for command in (("status",), ("run",), ("revoke", "--name", "a")):
+        found = fedprofile("server", command[0], tmp_path, *command[1:])
+        assert found.code == 2
+        assert "fedprofile server init" in found.err
+
+
+def test_help_has_examples(fedprofile):
+    for command in ("init", "enroll", "revoke", "run", "status"):
+        found = fedprofile("server", command, "--help")
+        assert f"fedprofile server {command}" in found.out

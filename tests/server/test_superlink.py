@@ -1,0 +1,87 @@
+"""The gate: calls of a node pass, within a size, and nothing else does."""
+
+import asyncio
+
+import pytest
+
+from fedprofile.server.superlink import NODE_CALLS, NodeGate
+
+
+class Behind:
+    """What is behind the gate: tells what reached it."""
+
+    def __init__(self):
+        self.bodies = []
+
+    async def __call__(self, scope, receive, send):
+        part = await receive()
+        self.bodies.append(part["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+def ask(path, *, method="POST", body=(b"",), kind="http", max_body=100, gone=False):
+    """Status of the answer, None where there is none, and what reached the application."""
+    behind, sent = Behind(), []
+    parts = [
+        {"type": "http.request", "body": part, "more_body": place < len(body) - 1 or gone}
+        for place, part in enumerate(body)
+    ] + [{"type": "http.disconnect"}]
+
+    async def receive():
+        return parts.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": kind, "method": method, "path": path}
+    asyncio.run(NodeGate(behind, max_body=max_body)(scope, receive, send))
+    return (sent[0]["status"] if sent else None), behind.bodies
+
+
+def test_calls_of_a_node_pass_whole():
+    for path in NODE_CALLS:
+        assert ask(path, body=(b"ab", b"", b"c")) == (200, [b"abc"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/list-nodes",
+        "/v1/control/register-node",
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/push-messages",
+        "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node",
+        "/v1/fleet/get-fab",
+        "/v1/fleet/get-run",
+        "/v1/fleet/pull-messages/",
+        "/v1/fleet/../control/start-run",
+        "//v1/fleet/pull-messages",
+        "/v1/FLEET/pull-messages",
+        "/docs",
+        "/openapi.json",
+        "/",
+        "",
+    ],
+)
+def test_all_else_is_refused_unread(path):
+    assert ask(path, body=(b"x" * 1000,)) == (404, [])
+
+
+def test_other_methods_and_protocols_are_refused():
+    path = "/v1/fleet/pull-messages"
+    assert ask(path, method="GET") == (404, [])
+    assert ask(path, kind="websocket") == (404, [])
+
+
+def test_a_body_is_counted_as_it_comes():
+    path = "/v1/fleet/push-object"
+    assert ask(path, body=(b"x" * 100,)) == (200, [b"x" * 100])
+    assert ask(path, body=(b"x" * 60, b"x" * 41)) == (413, [])
+    assert ask(path, body=(b"x",) * 200) == (413, [])
+
+
+def test_who_hangs_up_reaches_nothing():
+    assert ask("/v1/fleet/push-object", body=(b"x",), gone=True) == (None, [])
