@@ -39,9 +39,9 @@ def test_a_run_holds(fedprofile, run):
     assert found.code == 0, found.out
     content = json.loads(found.out)
     by_check = {finding["check"]: finding["outcome"] for finding in content["findings"]}
-    # No key is pinned, and of twelve users all are in every cohort.
+    # No key is pinned, of twelve users all are in every cohort, and no device keeps a ledger.
     left_out = [check for check, outcome in by_check.items() if outcome == "not run"]
-    assert left_out == ["public key", "sampler"]
+    assert left_out == ["public key", "sampler", "devices"]
     metrics = json.loads((run / "metrics.json").read_bytes())
     assert content["cost"]["epsilon"] == pytest.approx(metrics["privacy"]["epsilon"], abs=1e-9)
 

@@ -28,8 +28,8 @@ def town(build_town):
 def test_as_many_devices_as_asked_for_begin_a_ledger_each(town, tmp_path):
     ledgers = opened(town, tmp_path, devices=5, device_epsilon=3.0)
     assert len(list((tmp_path / "devices").glob("*.jsonl"))) == 5
-    chosen = [device for device, _ in ledgers.paths]
-    assert len(set(chosen)) == 5
+    chosen = sorted(ledgers.devices)
+    assert len(chosen) == 5
     budgets = [ledgers(device) for device in range(40)]
     assert sum(budget is not None for budget in budgets) == 5
     for budget in budgets:
@@ -37,22 +37,22 @@ def test_as_many_devices_as_asked_for_begin_a_ledger_each(town, tmp_path):
             budget.close()
     with ledgers(chosen[0]) as budget:
         assert budget.epsilon_spent() == 0
-    assert opened(town, tmp_path / "none").paths == ()
+    assert opened(town, tmp_path / "none").devices == set()
     assert not (tmp_path / "none").exists()
 
 
 def test_a_run_that_goes_on_finds_its_own_devices_again(town, tmp_path):
     first = opened(town, tmp_path, devices=5)
-    assert opened(town, tmp_path, devices=5).paths == first.paths
-    first.paths[2][1].unlink()  # killed while they were begun
+    assert opened(town, tmp_path, devices=5).devices == first.devices
+    first.paths[min(first.devices)].unlink()  # killed while they were begun
     again = opened(town, tmp_path, devices=5)
-    assert len(set(first.paths) & set(again.paths)) >= 4
-    assert len(again.paths) == 5
+    assert len(first.devices & again.devices) >= 4
+    assert len(again.devices) == 5
 
 
 def test_a_seed_decides_who_keeps_one_and_none_doesnt(town, tmp_path):
     def chosen(name, randomness):
-        return [d for d, _ in opened(town, tmp_path / name, devices=8, randomness=randomness).paths]
+        return opened(town, tmp_path / name, devices=8, randomness=randomness).devices
 
     def seeded(seed):
         return NoiseSource.seeded(seed=seed, label="device ledgers")
@@ -66,6 +66,7 @@ def test_runs_may_share_a_folder_and_with_it_lifetimes(town, tmp_path):
     first = opened(town, tmp_path / "a", devices=5, device_folder=shared)
     second = opened(town, tmp_path / "b", devices=5, device_folder=shared)
     assert first.paths == second.paths
+    assert first.devices == second.devices
     with pytest.raises(ConfigError, match="population"):
         opened(town, tmp_path / "c", devices=5, device_folder=shared, population="others")
 
