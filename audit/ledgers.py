@@ -8,6 +8,8 @@ from pathlib import Path
 from ..common.errors import LedgerError
 
 LEDGER = "ledger.jsonl"
+DEVICE = "device.toml"
+"""What only the folder of a device holds, which publishes no head and keeps no run."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
         LedgerError: there is no ledger.
         ConfigError: the configuration of the run can't be read.
     """
+    if anchor is not None and not anchor.is_file():
+        raise LedgerError(f"{anchor}: no such anchor; name the file that the head was published in")
     if not path.is_dir():
         if not path.is_file():
             raise LedgerError(f"{path}: no such ledger or run folder")
@@ -45,6 +49,8 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
     ledger = path / LEDGER
     if not ledger.is_file():
         raise LedgerError(f"{path}: holds no {LEDGER}; name a run folder or a ledger")
+    if (path / DEVICE).is_file():
+        return Evidence(ledger, None, anchor)
     from ..common.config import (  # loads numpy, which a ledger doesn't need
         LedgerConfig,
         load_config,

@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 
 from ..common import accounting
+from ..common.accounting import default_delta
 from ..common.ledger_entries import Commit, Reserve, Stop, events_of, read_chain
 from ..common.signing import SigningKey
 from .enrolment import Enrolment
 from .folder import ServerFolder
 from .link import Link
 from .releases import Releases
+from .server_config import ServerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ def read_standing(folder: ServerFolder) -> Standing:
         lost=len(rounds) - len(commits),
         epsilon=spent if private else None,
         target=config.privacy.epsilon if private else None,
-        delta=opening.delta if opening else config.privacy.delta,
+        delta=opening.delta if opening else _planned_delta(config),
         enrolled=len(active),
         revoked=len(devices) - len(active),
         population=config.federation.population_size,
@@ -121,3 +123,8 @@ def _online(folder: ServerFolder) -> int | None:
             return sum(node.online for node in link.nodes())
     except httpx.HTTPError:
         return None
+
+
+def _planned_delta(config: ServerConfig) -> float:
+    given = config.privacy.delta
+    return default_delta(config.federation.population_size) if given is None else given

@@ -124,3 +124,11 @@ def test_every_refusal_is_documented():
     text = read("docs/deploy.md")
     for word in REFUSALS:
         assert f"`{word}`" in text, word
+
+
+def test_nothing_is_left_to_be_filled_in():
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        left = re.findall(
+            r"^(?:[A-Z]{4,}|.*\b(?:TODO|TBD|FIXME)\b.*)$", path.read_text("utf-8"), re.M
+        )
+        assert not left, path

@@ -160,3 +160,17 @@ print("loaded", *sys.modules)
     findings = json.loads(told)["findings" if command == "verify" else "checks"]
     [prv] = [f for f in findings if f["check"] == "PRV"]
     assert prv["outcome"] == "holds"  # Opacus's accountant ran, in a process of its own
+
+
+def test_a_mistyped_anchor_is_no_finding(audit, forge, tmp_path):
+    path = forge.honest(rounds=2).write(tmp_path / "ledger.jsonl")
+    found = audit("verify", path, "--anchor", tmp_path / "anchro.json")
+    assert (found.code, found.out) == (2, "")
+    assert "no such anchor" in found.err
+
+
+def test_the_folder_of_a_device_has_no_anchor_to_miss(audit, forge, tmp_path):
+    forge.honest(rounds=2).write(tmp_path / "ledger.jsonl")
+    (tmp_path / "device.toml").write_text("")
+    found = audit("verify", tmp_path)
+    assert found.code == 0, found.out

@@ -78,6 +78,14 @@ def test_enroll_and_revoke(fedprofile, server, tmp_path, public_key):
     assert "can't read the key" in missing.err
 
 
+def test_status_before_the_first_run(fedprofile, server):
+    told = fedprofile("server", "status", server.path)
+    assert told.code == 0, told.err
+    assert "0.000 of" in told.out
+    found = json.loads(fedprofile("server", "status", server.path, "--json").out)
+    assert 0 < found["delta"] < 1
+
+
 def test_status_tells_what_the_ledger_holds(fedprofile, server):
     mechanism = Mechanism(
         clip_norm=0.04, noise_multiplier=4.0, sampling_probability=1.0, population_size=3
