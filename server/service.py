@@ -33,6 +33,7 @@ from ..common.randomness import NoiseSource
 from ..common.signing import SigningKey
 from .admission import admit
 from .app import Federation
+from .attendance import Attendance
 from .budget import BudgetPlan, plan_budget
 from .enrolment import Enrolment
 from .folder import ServerFolder
@@ -118,11 +119,14 @@ class Service:
         )
         encoder.load_state_dict(load_file(self._folder.model))
 
+        attendance = Attendance()
+
         def on_round(record: RoundRecord, weights: dict[str, Tensor], priors: ItemPriors) -> None:
             epsilon = ledger.epsilon_spent()
             self._metrics.after(record, epsilon=epsilon)
             note("round", **vars(record), epsilon=epsilon if config.privacy.enabled else None)
             self._publish(record.round, weights, priors, table, ledger)
+            attendance.after(record)
             every = config.federation.release_every
             if every and record.round % every == 0:
                 self._deliver(grid)
