@@ -8,8 +8,11 @@ from typing import Any
 
 import click
 import typer
+import typer.core
 
 _PACKAGE = __package__.rpartition(".")[0]
+# Where rich is installed, Typer 0.20 escapes brackets for it also in plain help.
+typer.core.HAS_RICH = False
 
 
 class LazyGroup(click.Group):

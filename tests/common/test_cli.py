@@ -29,6 +29,12 @@ def test_help_of_every_command(run, command, option):
     assert found.err == ""
 
 
+def test_help_shows_brackets_as_they_are(run):
+    shown = run("device", "record", "--help").out
+    assert "[required]" in shown
+    assert "\\" not in shown
+
+
 def test_help_of_simulate_has_every_option_and_fits_80_columns(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = run("simulate", "--help").out
