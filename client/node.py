@@ -56,6 +56,7 @@ from .model_delivery import keep_release
 from .node_keys import load_node_key
 from .outbox import Outbox, name_of
 from .policy import check_conditions, check_promise
+from .withdrawal import undisturbed
 
 _log = logging.getLogger(__name__)
 _BEAT = 0.7 * HEARTBEAT
@@ -102,7 +103,7 @@ class Node:
         self._bundle = ServerBundle.load(folder.server)
         self._key = load_node_key(folder)
         self._outbox = Outbox(folder.outbox)
-        self._diary = folder.outbox / "diary.json"
+        self._diary = folder.diary
         self._fit: _Fit | None = None
 
     def run(self, stop: Event) -> None:
@@ -207,10 +208,11 @@ class Node:
         Raises:
             TaskRefused: the owner doesn't want it.
         """
-        made = self._outbox.answer(name, message)
-        if made is not None:
-            self._outbox.store(name, made)
-            return
+        with undisturbed(self._folder):
+            made = self._outbox.answer(name, message)
+            if made is not None:
+                self._outbox.store(name, made)
+                return
         policy = self._folder.config.policy
         self._check_owner()
         check_conditions(policy, self._conditions())
@@ -261,6 +263,8 @@ class Node:
                 # Agreed when it was made, and no longer: it stays.
                 self._outbox.withdraw(path)
                 continue
+            if not path.exists():  # erased since it was read
+                continue
             try:
                 fleet.push(reply)
             except RunOver as error:
@@ -290,10 +294,9 @@ class _Fit:
         self.code: int | None = None
         self._began = time.monotonic()
         task = folder.run / "task.bin"
-        log = folder.run / "fit.log"
         task.write_bytes(encode(instruction))
         try:
-            with task.open("rb") as source, log.open("wb") as sink:
+            with task.open("rb") as source, folder.fit_log.open("wb") as sink:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", f"{__package__}.fit", str(folder.path)],
                     stdin=source,

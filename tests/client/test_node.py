@@ -10,7 +10,9 @@ import pytest
 from flwr.app import Message, RecordDict
 from safetensors.numpy import load_file
 
+from fedprofile.client import fit as fit_module
 from fedprofile.client import node as node_module
+from fedprofile.client.answers import EraseProfileRequest
 from fedprofile.client.conditions import Conditions
 from fedprofile.client.device import Device
 from fedprofile.client.device_config import PolicyConfig
@@ -183,16 +185,70 @@ def test_a_task_is_trained_paid_for_and_answered(node, device, bundle, key):
     assert sum(isinstance(entry, Commit) for entry in read_ledger(device.ledger)) == 1
 
 
-def test_asked_again_it_sends_the_old_answer_and_pays_nothing(node, device, bundle, key):
+def test_asked_again_before_it_was_sent_the_answer_is_the_old_one(node, device, bundle, key):
     first, _ = task_of(bundle, sign=key.sign)
     again, _ = task_of(bundle, sign=key.sign)
     again.metadata.__dict__["_message_id"] = "f" * 64
-    one, two = work(node, FakeFleet(first, again))
+    fleet = FakeFleet(first, again)
+    node._receive(fleet)
+    node._tend_fit()
+    ((_, one),) = node._outbox.waiting()
+    node._receive(fleet)
+    node._hand_over(fleet)
+    (two,) = fleet.pushed
     assert (device.path / "made").read_text() == "1"
     assert two.metadata.reply_to_message_id == "f" * 64
     for name, array in one.content["update"].items():
         assert array.data == two.content["update"][name].data
     assert charged(device) == [5]
+
+
+def test_asked_again_after_it_was_sent_it_makes_no_other(node, device, bundle, key):
+    messages = [task_of(bundle, sign=key.sign)[0] for _ in range(2)]
+    assert reasons(work(node, FakeFleet(*messages))) == ["update", "stale"]
+    assert (device.path / "made").read_text() == "1"
+    assert charged(device) == [5]
+
+
+def test_of_a_reply_that_was_sent_nothing_is_kept(node, device, bundle, key):
+    work(node, FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    (sent,) = device.outbox.glob("*.sent")
+    assert sent.stat().st_size == 0
+
+
+def test_what_was_made_of_erased_events_is_never_sent(node, device, bundle, key):
+    fleet = FakeFleet(task_of(bundle, sign=key.sign)[0])
+    fleet.fails = Unreachable("gone")
+    with pytest.raises(Unreachable):
+        work(node, fleet)
+    device.fit_log.write_bytes(b"...")
+    with Device(device) as opened:
+        opened.erase(EraseProfileRequest(before=1))
+    assert list(device.outbox.iterdir()) == [device.diary]
+    assert not device.fit_log.exists()
+    again = task_of(bundle, sign=key.sign)[0]
+    assert reasons(work(node, FakeFleet(again))) == ["stale"]
+    assert charged(device) == [5]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_erasing_reaches_an_answer_in_the_making(
+    node, device, bundle, key, monkeypatch, everything
+):
+    train = fit_module._by_the_client_app
+
+    def interrupted(folder, *arguments):
+        reply = train(folder, *arguments)
+        with Device(folder) as opened:
+            chosen = {"everything": True} if everything else {"before": 1}
+            opened.erase(EraseProfileRequest(**chosen))
+        return reply
+
+    monkeypatch.setattr(fit_module, "_by_the_client_app", interrupted)
+    replies = work(node, FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    assert reasons(replies) == ["failed"]
+    assert charged(device) == [5]
+    assert not any(isinstance(entry, Commit) for entry in read_ledger(device.ledger))
 
 
 def test_an_answer_that_is_kept_no_longer_is_not_made_again(node, device, bundle, key):
