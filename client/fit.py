@@ -71,8 +71,9 @@ def answer(folder: DeviceFolder, instruction: Message) -> None:
         except BudgetError as error:
             outbox.store(name, refusal(instruction, error))
             return
-        if charge.answered:
-            # The answer went out, and is no longer kept: another draw would be another release.
+        if charge.repeated:
+            # An answer may have gone out that is kept no longer, committed or not: a fit may be
+            # killed before it commits. Another draw would be another release.
             outbox.store(name, refusal(instruction, TaskRefused("stale", "answered before")))
             return
         begin_answer(folder, name)

@@ -56,7 +56,7 @@ from .model_delivery import keep_release
 from .node_keys import load_node_key
 from .outbox import Outbox, name_of
 from .policy import check_conditions, check_promise
-from .withdrawal import undisturbed
+from .withdrawal import forget_mark, undisturbed
 
 _log = logging.getLogger(__name__)
 _BEAT = 0.7 * HEARTBEAT
@@ -250,6 +250,7 @@ class Node:
             if self._outbox.answer(fit.name, fit.instruction) is None:
                 _log.warning("%s", error)
                 self._outbox.store(fit.name, refusal(fit.instruction, error))
+        forget_mark(self._folder, fit.name)
         self._fit = None
 
     def _hand_over(self, fleet: Fleet) -> None:
@@ -259,6 +260,8 @@ class Node:
             Unreachable: it waits on.
         """
         for path, reply in self._outbox.waiting():
+            if self._fit is not None and path.stem == self._fit.name:
+                continue  # not committed yet
             if reply.has_content() and not self._owner.consents():
                 # Agreed when it was made, and no longer: it stays.
                 self._outbox.withdraw(path)

@@ -48,6 +48,11 @@ def finish_answer(folder: DeviceFolder, name: str, store: Callable[[], None]) ->
         return True
 
 
+def forget_mark(folder: DeviceFolder, name: str) -> None:
+    """Take away the mark of an answer whose maker was killed."""
+    (folder.outbox / f"{name}.making").unlink(missing_ok=True)
+
+
 def withdraw_answers(folder: DeviceFolder) -> None:
     """Delete what was made of events. The diary stays: what was begun is never made again."""
     with undisturbed(folder):

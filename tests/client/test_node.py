@@ -19,6 +19,7 @@ from fedprofile.client.device_config import PolicyConfig
 from fedprofile.client.device_folder import DeviceFolder
 from fedprofile.client.diary import Diary
 from fedprofile.client.fit import answer
+from fedprofile.client.lifetime import LifetimeBudget
 from fedprofile.client.model_bundle import current_name
 from fedprofile.client.model_delivery import keep_release
 from fedprofile.client.node import Node
@@ -249,6 +250,47 @@ def test_erasing_reaches_an_answer_in_the_making(
     assert reasons(replies) == ["failed"]
     assert charged(device) == [5]
     assert not any(isinstance(entry, Commit) for entry in read_ledger(device.ledger))
+
+
+def test_a_fit_that_is_killed_before_it_commits_is_not_repeated(device, bundle, key, monkeypatch):
+    """The answer may have gone out, and its copy and the diary with it."""
+    message, _ = task_of(bundle, sign=key.sign)
+
+    def killed(self, charge):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LifetimeBudget, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            answer(device, message)
+    for path in device.outbox.iterdir():
+        path.unlink()
+    answer(device, message)
+    ((_, reply),) = Outbox(device.outbox).waiting()
+    assert reasons([reply]) == ["stale"]
+    assert charged(device) == [5]
+
+
+def test_forgetting_everything_keeps_the_diary(node, device, bundle, key):
+    work(node, FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    before = Diary.read(device.diary)
+    with Device(device) as opened:
+        opened.erase(EraseProfileRequest(everything=True))
+    assert before.releases
+    assert Diary.read(device.diary) == before
+    again = task_of(bundle, sign=key.sign)[0]
+    assert reasons(work(node, FakeFleet(again)))[-1] == "stale"
+    assert (device.path / "made").read_text() == "1"
+
+
+def test_an_answer_waits_for_the_process_that_makes_it(node, bundle, key):
+    fleet = FakeFleet(task_of(bundle, sign=key.sign)[0])
+    node._receive(fleet)
+    node._hand_over(fleet)
+    assert fleet.pushed == []
+    node._tend_fit()
+    node._hand_over(fleet)
+    assert reasons(fleet.pushed) == ["update"]
 
 
 def test_an_answer_that_is_kept_no_longer_is_not_made_again(node, device, bundle, key):
