@@ -62,6 +62,11 @@ def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -
         last = Manifest.read(kept.read_text(encoding="utf-8"), public_key=facts.signing_key)
         if (manifest.release, manifest.round) < (last.release, last.round):
             raise TaskRefused("stale", f"the release is of round {manifest.round}, not a newer one")
+    n_items = bundle.items.n_items
+    if len(release.popularity) != 4 * n_items:
+        raise DataError(
+            f"popularity of {len(release.popularity)} bytes for {n_items} items; release it again"
+        )
     popularity = np.frombuffer(release.popularity, dtype="<f4").astype(np.float32)
     name = _install(folder, bundle, release.model, popularity)
     write_atomically(kept, release.manifest.encode(), mode=0o600)

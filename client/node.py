@@ -118,6 +118,10 @@ class Node:
             except (FedprofileError, OSError) as error:  # shut out, a full disk, a store in use
                 _log.error("%s", error)
                 pause = max(pause, _SHUT_OUT)
+            except Exception as error:  # nothing that a server sends may end taking part for good
+                # The type alone: what it says may hold what was sent.
+                _log.error("unexpected %s; connecting again", type(error).__name__)
+                pause = max(pause, _SHUT_OUT)
             if time.monotonic() - began > _PAUSES[1]:
                 pause = _PAUSES[0]
             # Jitter: devices that lost the same server don't come back as one.

@@ -529,6 +529,17 @@ def test_a_model_that_is_not_the_servers_or_old_changes_nothing(device, bundle, 
     assert keep_release(device, bundle, good) != before
 
 
+def test_a_popularity_of_other_items_is_declined(node, device, bundle, key):
+    before = current_name(device)
+    for popularity in (b"", b"\0" * 3, b"\0" * (4 * bundle.items.n_items + 4)):
+        digest = hashlib.sha256(popularity).hexdigest()
+        release = replace(release_of(bundle, key, popularity=digest), popularity=popularity)
+        message = release_message(7, release)
+        message.metadata.__dict__["_message_id"] = digest
+        assert reasons(work(node, FakeFleet(message))) == ["MessageError"]
+    assert current_name(device) == before
+
+
 def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeypatch):
     """What goes wrong in one session is tried again in the next, until the owner ends it."""
     node = Node(device, Owner(), conditions=Conditions)
@@ -538,6 +549,8 @@ def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeyp
         StoreError("busy"),
         Unreachable("away"),
         NotAdmitted("revoked"),
+        TypeError("a task of other types"),
+        ValueError("no number of a whole array"),
     ]
 
     def session(self, stop):
@@ -551,4 +564,4 @@ def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeyp
     monkeypatch.setattr(node_module, "_PAUSES", (0.001, 0.002))
     monkeypatch.setattr(node_module, "_SHUT_OUT", 0.001)
     node.run(stop)
-    assert len(sessions) == 5
+    assert len(sessions) == 7
