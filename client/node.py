@@ -223,7 +223,10 @@ class Node:
         check_promise(policy, clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
         today = dt.datetime.now(dt.UTC).date()
         Diary.read(self._diary).begun(
-            binding.run, binding.release, today=today, rounds_per_day=policy.rounds_per_day
+            self._bundle.facts.signing_key,
+            binding.release,
+            today=today,
+            rounds_per_day=policy.rounds_per_day,
         ).write(self._diary)
         self._fit = _Fit(self._folder, name, message)
 

@@ -21,7 +21,7 @@ from fedprofile.client.diary import Diary
 from fedprofile.client.fit import answer
 from fedprofile.client.lifetime import LifetimeBudget
 from fedprofile.client.model_bundle import current_name
-from fedprofile.client.model_delivery import keep_release
+from fedprofile.client.model_delivery import join_server, keep_release
 from fedprofile.client.node import Node
 from fedprofile.client.outbox import Outbox
 from fedprofile.common.errors import (
@@ -45,7 +45,7 @@ from fedprofile.common.messages import (
     train_message,
 )
 from fedprofile.common.releases import Manifest
-from fedprofile.common.server_bundle import ServerBundle
+from fedprofile.common.server_bundle import ServerBundle, write_bundle
 from fedprofile.common.signing import SigningKey
 from fedprofile.common.weights import hash_of_weights
 from fedprofile.simulations.loopback import Loopback
@@ -538,6 +538,56 @@ def test_a_popularity_of_other_items_is_declined(node, device, bundle, key):
         message.metadata.__dict__["_message_id"] = digest
         assert reasons(work(node, FakeFleet(message))) == ["MessageError"]
     assert current_name(device) == before
+
+
+def test_another_server_begins_anew_and_asks_for_consent_again(node, device, bundle, key, tmp_path):
+    def joined(signing_key):
+        write_bundle(
+            tmp_path / "other.zip",
+            facts=bundle.facts.model_copy(update={"signing_key": signing_key.public_key}),
+            ca=bundle.ca.read_bytes(),
+            items=(bundle.folder / "items.safetensors").read_bytes(),
+            model=bundle.model.read_bytes(),
+        )
+        return join_server(device, tmp_path / "other.zip")
+
+    def consents():
+        with Device(device) as opened:
+            return opened.status().consent
+
+    keep_release(device, bundle, release_of(bundle, key, number=9, round_=4))
+    fleet = FakeFleet(task_of(bundle, sign=key.sign)[0])
+    fleet.fails = Unreachable("gone")
+    with pytest.raises(Unreachable):
+        work(node, fleet)
+    joined(key)
+    assert consents()
+    assert len(node._outbox.waiting()) == 1
+    other = SigningKey.generate()
+    new = joined(other)
+    assert not consents()
+    assert list(device.outbox.iterdir()) == [device.diary]
+    keep_release(device, new, release_of(new, other, number=2, round_=1))
+    moved = Node(device, Owner(), conditions=Conditions)
+    assert reasons(work(moved, FakeFleet(task_of(new, release=2, sign=other.sign)[0]))) == [
+        "update"
+    ]
+
+
+def test_a_server_whose_encoder_cannot_be_used_replaces_nothing(device, bundle, tmp_path):
+    write_bundle(
+        tmp_path / "bad.zip",
+        facts=bundle.facts.model_copy(update={"signing_key": "0" * 64}),
+        ca=b"other",
+        items=(bundle.folder / "items.safetensors").read_bytes(),
+        model=b"no model",
+    )
+    before, model = bundle.ca.read_bytes(), current_name(device)
+    with pytest.raises(DataError):
+        join_server(device, tmp_path / "bad.zip")
+    assert bundle.ca.read_bytes() == before
+    assert ServerBundle.load(device.server).facts == bundle.facts
+    assert current_name(device) == model
 
 
 def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeypatch):
