@@ -46,6 +46,7 @@ from .profile_keeper import ProfileKeeper
 from .scoring import Ranking, above_threshold, top_k, why
 from .store import Store, store_files, stores_aside
 from .store_key import find_key
+from .withdrawal import withdraw_answers
 
 _DAY, _SOON = 86_400, 60  # seconds between two looks at retention, and before a second attempt
 _CONSENT, _PAUSED = "consent", "paused"
@@ -352,7 +353,13 @@ class Device:
                 )
 
     def _eraser(self, store: Store) -> Eraser:
-        return Eraser(store, self._keeper, self.folder.ballast, now=int(self._clock()))
+        return Eraser(
+            store,
+            self._keeper,
+            self.folder.ballast,
+            withdraw=lambda: withdraw_answers(self.folder),
+            now=int(self._clock()),
+        )
 
     def _need_model(self) -> ProfileKeeper:
         if self._keeper is None:
@@ -398,9 +405,10 @@ class Device:
                 erased = records.count_events(store)[0]
             self.close()
             path = self.folder.store
-            for file in (*store_files(path), *stores_aside(path), *self.folder.outbox.iterdir()):
+            for file in (*store_files(path), *stores_aside(path)):
                 file.unlink()
             sync_folder(path.parent)
+            withdraw_answers(self.folder)
             find_key(self.folder).destroy()
             with self._opened():
                 return EraseProfileResponse(erased, 0)

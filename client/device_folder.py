@@ -141,9 +141,19 @@ class DeviceFolder:
         return self.path / "outbox"
 
     @property
+    def diary(self) -> Path:
+        """The rounds that were begun."""
+        return self.outbox / "diary.json"
+
+    @property
     def run(self) -> Path:
         """What exists while the device runs."""
         return self.path / "run"
+
+    @property
+    def fit_log(self) -> Path:
+        """What the process that trained last had to say."""
+        return self.run / "fit.log"
 
     @property
     def service_lock(self) -> Path:

@@ -20,7 +20,7 @@ class Diary:
     Attributes:
         day: UTC date that ``rounds`` counts for.
         rounds: begun on that day.
-        releases: name of a federation → the last of its releases that was answered or begun.
+        releases: signing key of a server → the last of its releases that was answered or begun.
         node: Flower's id of this node, as the server gave it last; 0: none.
     """
 
@@ -41,20 +41,20 @@ class Diary:
         """Keep it, durably."""
         write_atomically(path, json.dumps(asdict(self)).encode(), mode=0o600)
 
-    def begun(self, run: str, release: int, *, today: dt.date, rounds_per_day: int) -> Diary:
+    def begun(self, server: str, release: int, *, today: dt.date, rounds_per_day: int) -> Diary:
         """This diary with one more round begun.
 
         Raises:
             TaskRefused: ``stale``: a release as new was begun before; ``quota``: enough for today.
         """
         known = self.releases or {}
-        if release <= known.get(run, -1):
-            raise TaskRefused("stale", f"release {release} of '{run}' isn't new")
+        if release <= known.get(server, -1):
+            raise TaskRefused("stale", f"release {release} isn't new")
         done = self.rounds if self.day == today.isoformat() else 0
         if done >= rounds_per_day:
             raise TaskRefused("quota", f"{done} rounds today")
         return replace(
-            self, day=today.isoformat(), rounds=done + 1, releases={**known, run: release}
+            self, day=today.isoformat(), rounds=done + 1, releases={**known, server: release}
         )
 
 

@@ -28,13 +28,21 @@ class Eraser:
         store: events.
         keeper: of the profile; None without a model.
         ballast: a file that is given up where the disk is full: deleting takes room, too.
+        withdraw: deletes what was made of events and lies elsewhere.
         now: seconds since 1970-01-01 UTC.
     """
 
     def __init__(
-        self, store: Store, keeper: ProfileKeeper | None, ballast: Path, *, now: int
+        self,
+        store: Store,
+        keeper: ProfileKeeper | None,
+        ballast: Path,
+        *,
+        withdraw: Callable[[], None],
+        now: int,
     ) -> None:
         self._store, self._keeper, self._ballast, self._now = store, keeper, ballast, now
+        self._withdraw = withdraw
 
     def erase(self, delete: Callable[[], int]) -> int:
         """What ``delete`` deletes is in neither profile nor file afterwards; returns its count.
@@ -107,6 +115,7 @@ class Eraser:
         return True
 
     def _overwrite(self) -> None:
+        self._withdraw()
         self._store.scrub()
         with self._store.transaction():
             records.set_setting(self._store, _PENDING, False, now=self._now)

@@ -8,6 +8,8 @@ leaves a whole answer or none, and the device's budget charged once:
 3. put the answer on disk;
 4. commit the charge.
 
+Where the owner erases something meanwhile, the answer is thrown away, and the charge stays.
+
 ``python -m fedprofile.client.fit DIR`` is started by the node, after the node has checked the instruction.
 """
 
@@ -43,6 +45,7 @@ from .lifetime import LifetimeBudget, Terms, promised
 from .local_training import Trainer
 from .node_keys import load_node_key, public_pem
 from .outbox import Outbox, name_of
+from .withdrawal import begin_answer, finish_answer
 
 
 def answer(folder: DeviceFolder, instruction: Message) -> None:
@@ -68,12 +71,15 @@ def answer(folder: DeviceFolder, instruction: Message) -> None:
         except BudgetError as error:
             outbox.store(name, refusal(instruction, error))
             return
-        if charge.answered:
-            # The answer went out, and is no longer kept: another draw would be another release.
+        if charge.repeated:
+            # An answer may have gone out that is kept no longer, committed or not: a fit may be
+            # killed before it commits. Another draw would be another release.
             outbox.store(name, refusal(instruction, TaskRefused("stale", "answered before")))
             return
-        outbox.store(name, _by_the_client_app(folder, bundle, instruction, task))
-        budget.commit(charge)
+        begin_answer(folder, name)
+        reply = _by_the_client_app(folder, bundle, instruction, task)
+        if finish_answer(folder, name, lambda: outbox.store(name, reply)):
+            budget.commit(charge)
 
 
 def _by_the_client_app(

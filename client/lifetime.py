@@ -64,10 +64,13 @@ class Charge:
     Attributes:
         releases: numbers in the device's ledger, one for each time noise is drawn.
         answered: the answer was made before: send the stored one, and make no other.
+        repeated: it was charged before, in part or whole. Whoever was killed after that may have made an
+            answer; where nothing else tells that it didn't get out, make no other.
     """
 
     releases: tuple[int, ...]
     answered: bool
+    repeated: bool
 
 
 class LifetimeBudget:
@@ -144,12 +147,12 @@ class LifetimeBudget:
         known = self._known(task, binding, mechanism, times)
         pending = {entry.sequence for entry in self._ledger.pending()}
         if any(entry.sequence not in pending for entry in known):
-            return Charge(tuple(entry.sequence for entry in known), answered=True)
+            return Charge(tuple(entry.sequence for entry in known), answered=True, repeated=True)
         self.check(task=task, binding=binding, mechanism=mechanism, times=times)
         releases = [entry.sequence for entry in known]
         for _ in range(times - len(known)):
             releases.append(self._ledger.reserve(mechanism=mechanism, **name))
-        return Charge(tuple(releases), answered=False)
+        return Charge(tuple(releases), answered=False, repeated=bool(known))
 
     def check(self, *, task: str, binding: Binding, mechanism: Mechanism, times: int = 1) -> None:
         """Refuse what :meth:`charge` would refuse, and charge nothing.

@@ -8,9 +8,10 @@ What an *example* is decides what is protected. An event that appears in k examp
 sensitivity, and in a history it appears everywhere: as a target, in later windows, in all later sums. So
 time is cut into periods, each period is learnt from by itself, as if the device knew nothing else, and an
 event is in one example only. A device has n slots, n public; the period that starts p·seconds after
-1970 goes into slot p mod n, and a slot holds its newest period with events. An event more, less or
-other, or all events of a period, change the content of one slot and so move the sum of clipped gradients
-by at most 2C. That is the neighbouring relation ``replace-one``, and the one that is accounted for.
+1970 goes into slot p mod n, and a slot holds its newest period with events. An event more or
+less, or another in the same period, or all events of a period, change the content of one slot and so
+move the sum of clipped gradients by at most 2C. That is the neighbouring relation ``replace-one``, and
+the one that is accounted for. An event that is moved to another period changes two slots.
 
 Coins are tossed for all n slots, whether there is anything in them, and a step is taken whatever they
 show: how much a device has recorded shows neither in the number of steps nor in their noise.

@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..common.errors import DataError, MessageError, TaskRefused
+from ..common.console import remark
+from ..common.errors import ConfigError, DataError, MessageError, TaskRefused
 from ..common.files import write_atomically
 from ..common.items import ItemTable
 from ..common.messages import Release
 from ..common.releases import Manifest
 from ..common.server_bundle import ServerBundle
+from .device import Device
 from .device_folder import DeviceFolder
 from .model_bundle import ITEMS, MODEL, install_bundle
 from .serving import serving_table
+from .withdrawal import withdraw_answers
 
 _ID_TABLE = "item_ids.weight"
 
@@ -26,15 +29,40 @@ _ID_TABLE = "item_ids.weight"
 def join_server(folder: DeviceFolder, archive: Path) -> ServerBundle:
     """Take a server's bundle, and rank with the untrained encoder until a trained one comes.
 
+    What the owner agreed to with another server, and what was made for it, doesn't carry over.
+
     Raises:
         ConfigError: it is no server bundle.
         DataError: its item table or encoder can't be used.
     """
-    bundle = ServerBundle.install(archive, folder.server)
-    n_items = bundle.items.n_items
-    flat = np.full(n_items, -np.log(n_items), dtype=np.float32)
-    _install(folder, bundle, bundle.model.read_bytes(), flat)
-    return bundle
+
+    def take(new: ServerBundle) -> None:
+        n_items = new.items.n_items
+        flat = np.full(n_items, -np.log(n_items), dtype=np.float32)
+        _install(folder, new, new.model.read_bytes(), flat)
+        if folder.server_facts.exists() and _signing_key(folder) != new.facts.signing_key:
+            _leave_server(folder)
+
+    return ServerBundle.install(archive, folder.server, approve=take)
+
+
+def _signing_key(folder: DeviceFolder) -> str | None:
+    """Of the server in use; None where that can't be told."""
+    try:
+        return ServerBundle.load(folder.server).facts.signing_key
+    except ConfigError:
+        return None
+
+
+def _leave_server(folder: DeviceFolder) -> None:
+    with Device(folder) as device:
+        device.set_consent(False)
+    withdraw_answers(folder)
+    _manifest(folder).unlink(missing_ok=True)  # releases of another server are numbered anew
+    remark(
+        "Another server: consent to training is off, and replies that waited are deleted; "
+        f"agree by: fedprofile device consent {folder.path} on"
+    )
 
 
 def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -> str:
@@ -57,15 +85,25 @@ def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -
         raise TaskRefused("model", "the release is of another federation or item table")
     if not manifest.describes(release.model, release.popularity):
         raise TaskRefused("model", "the model isn't the one that was signed")
-    kept = folder.models / "manifest.json"
+    kept = _manifest(folder)
     if kept.exists():
         last = Manifest.read(kept.read_text(encoding="utf-8"), public_key=facts.signing_key)
         if (manifest.release, manifest.round) < (last.release, last.round):
             raise TaskRefused("stale", f"the release is of round {manifest.round}, not a newer one")
+    n_items = bundle.items.n_items
+    if len(release.popularity) != 4 * n_items:
+        raise DataError(
+            f"popularity of {len(release.popularity)} bytes for {n_items} items; release it again"
+        )
     popularity = np.frombuffer(release.popularity, dtype="<f4").astype(np.float32)
     name = _install(folder, bundle, release.model, popularity)
     write_atomically(kept, release.manifest.encode(), mode=0o600)
     return name
+
+
+def _manifest(folder: DeviceFolder) -> Path:
+    """The manifest of the release in use."""
+    return folder.models / "manifest.json"
 
 
 def _install(

@@ -56,6 +56,7 @@ from .model_delivery import keep_release
 from .node_keys import load_node_key
 from .outbox import Outbox, name_of
 from .policy import check_conditions, check_promise
+from .withdrawal import forget_mark, undisturbed
 
 _log = logging.getLogger(__name__)
 _BEAT = 0.7 * HEARTBEAT
@@ -102,7 +103,7 @@ class Node:
         self._bundle = ServerBundle.load(folder.server)
         self._key = load_node_key(folder)
         self._outbox = Outbox(folder.outbox)
-        self._diary = folder.outbox / "diary.json"
+        self._diary = folder.diary
         self._fit: _Fit | None = None
 
     def run(self, stop: Event) -> None:
@@ -116,6 +117,10 @@ class Node:
                 _log.warning("%s", error)
             except (FedprofileError, OSError) as error:  # shut out, a full disk, a store in use
                 _log.error("%s", error)
+                pause = max(pause, _SHUT_OUT)
+            except Exception as error:  # nothing that a server sends may end taking part for good
+                # The type alone: what it says may hold what was sent.
+                _log.error("unexpected %s; connecting again", type(error).__name__)
                 pause = max(pause, _SHUT_OUT)
             if time.monotonic() - began > _PAUSES[1]:
                 pause = _PAUSES[0]
@@ -207,17 +212,21 @@ class Node:
         Raises:
             TaskRefused: the owner doesn't want it.
         """
-        made = self._outbox.answer(name, message)
-        if made is not None:
-            self._outbox.store(name, made)
-            return
+        with undisturbed(self._folder):
+            made = self._outbox.answer(name, message)
+            if made is not None:
+                self._outbox.store(name, made)
+                return
         policy = self._folder.config.policy
         self._check_owner()
         check_conditions(policy, self._conditions())
         check_promise(policy, clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
         today = dt.datetime.now(dt.UTC).date()
         Diary.read(self._diary).begun(
-            binding.run, binding.release, today=today, rounds_per_day=policy.rounds_per_day
+            self._bundle.facts.signing_key,
+            binding.release,
+            today=today,
+            rounds_per_day=policy.rounds_per_day,
         ).write(self._diary)
         self._fit = _Fit(self._folder, name, message)
 
@@ -248,6 +257,7 @@ class Node:
             if self._outbox.answer(fit.name, fit.instruction) is None:
                 _log.warning("%s", error)
                 self._outbox.store(fit.name, refusal(fit.instruction, error))
+        forget_mark(self._folder, fit.name)
         self._fit = None
 
     def _hand_over(self, fleet: Fleet) -> None:
@@ -257,9 +267,13 @@ class Node:
             Unreachable: it waits on.
         """
         for path, reply in self._outbox.waiting():
+            if self._fit is not None and path.stem == self._fit.name:
+                continue  # not committed yet
             if reply.has_content() and not self._owner.consents():
                 # Agreed when it was made, and no longer: it stays.
                 self._outbox.withdraw(path)
+                continue
+            if not path.exists():  # erased since it was read
                 continue
             try:
                 fleet.push(reply)
@@ -290,10 +304,9 @@ class _Fit:
         self.code: int | None = None
         self._began = time.monotonic()
         task = folder.run / "task.bin"
-        log = folder.run / "fit.log"
         task.write_bytes(encode(instruction))
         try:
-            with task.open("rb") as source, log.open("wb") as sink:
+            with task.open("rb") as source, folder.fit_log.open("wb") as sink:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", f"{__package__}.fit", str(folder.path)],
                     stdin=source,

@@ -298,6 +298,9 @@ def forget(
     )
     with connect(path) as device:
         found = device.erase(request)
+        aside = device.status().set_aside
+    if aside:
+        remark(f"Damaged stores that were set aside may hold erased events: {', '.join(aside)}.")
     if as_json:
         tell(found)
     else:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,7 @@ from pydantic import Field
 
 from .config import ModelConfig
 from .errors import ConfigError, DataError
-from .files import write_atomically
+from .files import sync_folder, write_atomically
 from .items import ItemTable
 from .sections import Section, validated
 
@@ -63,20 +65,29 @@ class ServerBundle:
         """
         path = folder / _FACTS
         try:
-            content: Any = json.loads(path.read_bytes())
+            content = path.read_bytes()
         except OSError as error:
             raise ConfigError(
                 f"{path}: no server bundle ({error.strerror}); give the device one by "
                 "fedprofile device init DIR --server-bundle FILE"
             ) from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: no valid JSON; install the server bundle again") from error
-        facts = validated(ServerFacts, content, where=f"{path}: ", documented="docs/deploy.md")
-        return cls(folder, facts)
+        return cls(folder, _facts(content, where=str(path)))
 
     @classmethod
-    def install(cls, archive: Path, folder: Path) -> ServerBundle:
+    def install(
+        cls,
+        archive: Path,
+        folder: Path,
+        *,
+        approve: Callable[[ServerBundle], None] = lambda _: None,
+    ) -> ServerBundle:
         """Unpack ``archive`` into ``folder``; what was there stays where the archive is no good.
+
+        Args:
+            archive: the bundle.
+            folder: where it is kept.
+            approve: called with the new bundle, checked and unpacked elsewhere, before it takes the
+                place of the old one; what it raises prevents that.
 
         Raises:
             ConfigError: it is no server bundle.
@@ -84,22 +95,42 @@ class ServerBundle:
         """
         try:
             with zipfile.ZipFile(archive) as opened:
-                sizes = {info.filename: info.file_size for info in opened.infolist()}
-                if set(sizes) != {_FACTS, _CA, _ITEMS, _MODEL} or sum(sizes.values()) > _LARGEST:
+                found = opened.infolist()
+                sizes = {info.filename: info.file_size for info in found}
+                if (
+                    set(sizes) != {_FACTS, _CA, _ITEMS, _MODEL}
+                    or sum(sizes.values()) > _LARGEST
+                    # As write_bundle stores them: nothing to decompress, nothing that grows.
+                    or any(info.compress_type != zipfile.ZIP_STORED for info in found)
+                ):
                     raise ConfigError(f"{archive}: not a server bundle; ask for bundle.zip")
                 contents = {name: opened.read(name) for name in (_CA, _ITEMS, _MODEL, _FACTS)}
         except OSError as error:
             raise ConfigError(f"{archive}: can't read it ({error.strerror})") from error
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
             raise ConfigError(f"{archive}: not a server bundle ({error})") from error
+        facts = _facts(contents[_FACTS], where=f"{archive}: {_FACTS}")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The facts last: a bundle is there when they are.
-        for name, content in contents.items():
-            write_atomically(folder / name, content)
-        bundle = cls.load(folder)
-        if bundle.items.content_hash != bundle.facts.items:
-            raise DataError(f"{archive}: its item table isn't the one it names; ask for it again")
-        return bundle
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".server-") as scratch:
+            new = cls(Path(scratch), facts)
+            for name, content in contents.items():
+                write_atomically(new.folder / name, content)
+            try:
+                items = new.items
+            except DataError as error:
+                raise DataError(f"{archive}: {error}") from error
+            if items.content_hash != facts.items:
+                raise DataError(
+                    f"{archive}: its item table isn't the one it names; ask for it again"
+                )
+            approve(new)
+            # A bundle is there when its facts are: away first, and last to come.
+            (folder / _FACTS).unlink(missing_ok=True)
+            sync_folder(folder)
+            for name in contents:
+                (new.folder / name).replace(folder / name)
+            sync_folder(folder)
+        return cls(folder, facts)
 
     @property
     def ca(self) -> Path:
@@ -119,6 +150,14 @@ class ServerBundle:
             DataError: it is missing or damaged.
         """
         return ItemTable.load(self.folder / _ITEMS)
+
+
+def _facts(content: bytes, *, where: str) -> ServerFacts:
+    try:
+        read: Any = json.loads(content)
+    except ValueError as error:
+        raise ConfigError(f"{where}: no valid JSON; install the server bundle again") from error
+    return validated(ServerFacts, read, where=f"{where}: ", documented="docs/deploy.md")
 
 
 def write_bundle(path: Path, *, facts: ServerFacts, ca: bytes, items: bytes, model: bytes) -> None:

@@ -114,8 +114,9 @@ def test_no_noise_costs_everything(path):
 def test_asked_again_after_a_crash_nothing_more_is_charged(path):
     first = charge(path, 1)
     assert not first.answered
+    assert not first.repeated
     again = charge(path, 1)  # killed before the reply was stored: nothing got out
-    assert again == first
+    assert again == replace(first, repeated=True)
     with LifetimeBudget.open(path, terms=TERMS) as budget:
         budget.commit(again)
     once_more = charge(path, 1)  # the reply got lost

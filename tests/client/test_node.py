@@ -10,15 +10,18 @@ import pytest
 from flwr.app import Message, RecordDict
 from safetensors.numpy import load_file
 
+from fedprofile.client import fit as fit_module
 from fedprofile.client import node as node_module
+from fedprofile.client.answers import EraseProfileRequest
 from fedprofile.client.conditions import Conditions
 from fedprofile.client.device import Device
 from fedprofile.client.device_config import PolicyConfig
 from fedprofile.client.device_folder import DeviceFolder
 from fedprofile.client.diary import Diary
 from fedprofile.client.fit import answer
+from fedprofile.client.lifetime import LifetimeBudget
 from fedprofile.client.model_bundle import current_name
-from fedprofile.client.model_delivery import keep_release
+from fedprofile.client.model_delivery import join_server, keep_release
 from fedprofile.client.node import Node
 from fedprofile.client.outbox import Outbox
 from fedprofile.common.errors import (
@@ -42,7 +45,7 @@ from fedprofile.common.messages import (
     train_message,
 )
 from fedprofile.common.releases import Manifest
-from fedprofile.common.server_bundle import ServerBundle
+from fedprofile.common.server_bundle import ServerBundle, write_bundle
 from fedprofile.common.signing import SigningKey
 from fedprofile.common.weights import hash_of_weights
 from fedprofile.simulations.loopback import Loopback
@@ -183,16 +186,111 @@ def test_a_task_is_trained_paid_for_and_answered(node, device, bundle, key):
     assert sum(isinstance(entry, Commit) for entry in read_ledger(device.ledger)) == 1
 
 
-def test_asked_again_it_sends_the_old_answer_and_pays_nothing(node, device, bundle, key):
+def test_asked_again_before_it_was_sent_the_answer_is_the_old_one(node, device, bundle, key):
     first, _ = task_of(bundle, sign=key.sign)
     again, _ = task_of(bundle, sign=key.sign)
     again.metadata.__dict__["_message_id"] = "f" * 64
-    one, two = work(node, FakeFleet(first, again))
+    fleet = FakeFleet(first, again)
+    node._receive(fleet)
+    node._tend_fit()
+    ((_, one),) = node._outbox.waiting()
+    node._receive(fleet)
+    node._hand_over(fleet)
+    (two,) = fleet.pushed
     assert (device.path / "made").read_text() == "1"
     assert two.metadata.reply_to_message_id == "f" * 64
     for name, array in one.content["update"].items():
         assert array.data == two.content["update"][name].data
     assert charged(device) == [5]
+
+
+def test_asked_again_after_it_was_sent_it_makes_no_other(node, device, bundle, key):
+    messages = [task_of(bundle, sign=key.sign)[0] for _ in range(2)]
+    assert reasons(work(node, FakeFleet(*messages))) == ["update", "stale"]
+    assert (device.path / "made").read_text() == "1"
+    assert charged(device) == [5]
+
+
+def test_of_a_reply_that_was_sent_nothing_is_kept(node, device, bundle, key):
+    work(node, FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    (sent,) = device.outbox.glob("*.sent")
+    assert sent.stat().st_size == 0
+
+
+def test_what_was_made_of_erased_events_is_never_sent(node, device, bundle, key):
+    fleet = FakeFleet(task_of(bundle, sign=key.sign)[0])
+    fleet.fails = Unreachable("gone")
+    with pytest.raises(Unreachable):
+        work(node, fleet)
+    device.fit_log.write_bytes(b"...")
+    with Device(device) as opened:
+        opened.erase(EraseProfileRequest(before=1))
+    assert list(device.outbox.iterdir()) == [device.diary]
+    assert not device.fit_log.exists()
+    again = task_of(bundle, sign=key.sign)[0]
+    assert reasons(work(node, FakeFleet(again))) == ["stale"]
+    assert charged(device) == [5]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_erasing_reaches_an_answer_in_the_making(
+    node, device, bundle, key, monkeypatch, everything
+):
+    train = fit_module._by_the_client_app
+
+    def interrupted(folder, *arguments):
+        reply = train(folder, *arguments)
+        with Device(folder) as opened:
+            chosen = {"everything": True} if everything else {"before": 1}
+            opened.erase(EraseProfileRequest(**chosen))
+        return reply
+
+    monkeypatch.setattr(fit_module, "_by_the_client_app", interrupted)
+    replies = work(node, FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    assert reasons(replies) == ["failed"]
+    assert charged(device) == [5]
+    assert not any(isinstance(entry, Commit) for entry in read_ledger(device.ledger))
+
+
+def test_a_fit_that_is_killed_before_it_commits_is_not_repeated(device, bundle, key, monkeypatch):
+    """The answer may have gone out, and its copy and the diary with it."""
+    message, _ = task_of(bundle, sign=key.sign)
+
+    def killed(self, charge):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LifetimeBudget, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            answer(device, message)
+    for path in device.outbox.iterdir():
+        path.unlink()
+    answer(device, message)
+    ((_, reply),) = Outbox(device.outbox).waiting()
+    assert reasons([reply]) == ["stale"]
+    assert charged(device) == [5]
+
+
+def test_forgetting_everything_keeps_the_diary(node, device, bundle, key):
+    work(node, FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    before = Diary.read(device.diary)
+    with Device(device) as opened:
+        opened.erase(EraseProfileRequest(everything=True))
+    assert before.releases
+    assert Diary.read(device.diary) == before
+    again = task_of(bundle, sign=key.sign)[0]
+    assert reasons(work(node, FakeFleet(again)))[-1] == "stale"
+    assert (device.path / "made").read_text() == "1"
+
+
+def test_an_answer_waits_for_the_process_that_makes_it(node, bundle, key):
+    fleet = FakeFleet(task_of(bundle, sign=key.sign)[0])
+    node._receive(fleet)
+    node._hand_over(fleet)
+    assert fleet.pushed == []
+    node._tend_fit()
+    node._hand_over(fleet)
+    assert reasons(fleet.pushed) == ["update"]
 
 
 def test_an_answer_that_is_kept_no_longer_is_not_made_again(node, device, bundle, key):
@@ -431,6 +529,67 @@ def test_a_model_that_is_not_the_servers_or_old_changes_nothing(device, bundle, 
     assert keep_release(device, bundle, good) != before
 
 
+def test_a_popularity_of_other_items_is_declined(node, device, bundle, key):
+    before = current_name(device)
+    for popularity in (b"", b"\0" * 3, b"\0" * (4 * bundle.items.n_items + 4)):
+        digest = hashlib.sha256(popularity).hexdigest()
+        release = replace(release_of(bundle, key, popularity=digest), popularity=popularity)
+        message = release_message(7, release)
+        message.metadata.__dict__["_message_id"] = digest
+        assert reasons(work(node, FakeFleet(message))) == ["MessageError"]
+    assert current_name(device) == before
+
+
+def test_another_server_begins_anew_and_asks_for_consent_again(node, device, bundle, key, tmp_path):
+    def joined(signing_key):
+        write_bundle(
+            tmp_path / "other.zip",
+            facts=bundle.facts.model_copy(update={"signing_key": signing_key.public_key}),
+            ca=bundle.ca.read_bytes(),
+            items=(bundle.folder / "items.safetensors").read_bytes(),
+            model=bundle.model.read_bytes(),
+        )
+        return join_server(device, tmp_path / "other.zip")
+
+    def consents():
+        with Device(device) as opened:
+            return opened.status().consent
+
+    keep_release(device, bundle, release_of(bundle, key, number=9, round_=4))
+    fleet = FakeFleet(task_of(bundle, sign=key.sign)[0])
+    fleet.fails = Unreachable("gone")
+    with pytest.raises(Unreachable):
+        work(node, fleet)
+    joined(key)
+    assert consents()
+    assert len(node._outbox.waiting()) == 1
+    other = SigningKey.generate()
+    new = joined(other)
+    assert not consents()
+    assert list(device.outbox.iterdir()) == [device.diary]
+    keep_release(device, new, release_of(new, other, number=2, round_=1))
+    moved = Node(device, Owner(), conditions=Conditions)
+    assert reasons(work(moved, FakeFleet(task_of(new, release=2, sign=other.sign)[0]))) == [
+        "update"
+    ]
+
+
+def test_a_server_whose_encoder_cannot_be_used_replaces_nothing(device, bundle, tmp_path):
+    write_bundle(
+        tmp_path / "bad.zip",
+        facts=bundle.facts.model_copy(update={"signing_key": "0" * 64}),
+        ca=b"other",
+        items=(bundle.folder / "items.safetensors").read_bytes(),
+        model=b"no model",
+    )
+    before, model = bundle.ca.read_bytes(), current_name(device)
+    with pytest.raises(DataError):
+        join_server(device, tmp_path / "bad.zip")
+    assert bundle.ca.read_bytes() == before
+    assert ServerBundle.load(device.server).facts == bundle.facts
+    assert current_name(device) == model
+
+
 def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeypatch):
     """What goes wrong in one session is tried again in the next, until the owner ends it."""
     node = Node(device, Owner(), conditions=Conditions)
@@ -440,6 +599,8 @@ def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeyp
         StoreError("busy"),
         Unreachable("away"),
         NotAdmitted("revoked"),
+        TypeError("a task of other types"),
+        ValueError("no number of a whole array"),
     ]
 
     def session(self, stop):
@@ -453,4 +614,4 @@ def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeyp
     monkeypatch.setattr(node_module, "_PAUSES", (0.001, 0.002))
     monkeypatch.setattr(node_module, "_SHUT_OUT", 0.001)
     node.run(stop)
-    assert len(sessions) == 5
+    assert len(sessions) == 7

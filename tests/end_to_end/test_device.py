@@ -72,7 +72,10 @@ def test_from_a_run_to_recommendations_and_back_to_nothing(fedprofile, run, tmp_
     assert (tmp_path / "mine.json").stat().st_mode & 0o077 == 0
     assert fedprofile("device", "export", "phone", "mine.json").code == 2
 
-    assert fedprofile("device", "forget", "phone", "--item", "i0").code == 0
+    (tmp_path / "phone" / "store.db.damaged-20200101T000000").write_bytes(b"old")
+    forgotten = fedprofile("device", "forget", "phone", "--item", "i0")
+    assert forgotten.code == 0
+    assert "store.db.damaged-20200101T000000" in forgotten.err
     before = fedprofile("device", "forget", "phone", "--before", "2024-02-01", "--json")
     assert last_line(before) == {"erased": 1, "left": 2}
     assert fedprofile("device", "forget", "phone", "--all").code == 0
