@@ -37,7 +37,7 @@ from .budget import BudgetPlan, plan_budget
 from .enrolment import Enrolment
 from .folder import ServerFolder
 from .journal import keep_journal, note
-from .link import Link, LinkGrid, LinkLost
+from .link import Link, LinkGrid, LinkLost, ReplySize
 from .metrics import Metrics
 from .popularity import ItemPriors
 from .releases import Releases
@@ -91,7 +91,7 @@ class Service:
         with self._open_ledger(plan) as ledger, Link(self._folder.socket) as link:
             # 2. A Flower run of its own; what an earlier one still awaits is refused from now on.
             link.wait(_LINK_TIMEOUT)
-            grid = link.begin(stop=self._stop)
+            grid = link.begin(stop=self._stop, largest=self._largest_reply(table))
             try:
                 if ledger.stopped is None:
                     self._train(plan, table, ledger, link, grid)
@@ -102,6 +102,12 @@ class Service:
                 grid.finish(details=type(error).__name__)
                 raise
             grid.finish()
+
+    def _largest_reply(self, table: ItemTable) -> ReplySize:
+        """An update, or statistics: nothing that a device sends has more."""
+        weights = [weight.numel() for weight in load_file(self._folder.model).values()]
+        popularity = (1 + len(self._config.statistics.half_lives_days)) * table.n_items
+        return ReplySize.of([*weights, popularity])
 
     def _train(
         self, plan: BudgetPlan, table: ItemTable, ledger: Ledger, link: Link, grid: LinkGrid

@@ -4,6 +4,7 @@ This is the contract with the parts of Flower that are outside its public API: w
 changes them, it fails here.
 """
 
+import contextlib
 import signal
 import ssl
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedprofile.client import fleet as fleet_module
@@ -34,13 +36,15 @@ from fedprofile.common.messages import (
 )
 from fedprofile.common.signing import SigningKey
 from fedprofile.common.updates import ClippedUpdate
+from fedprofile.server import link as link_module
 from fedprofile.server.admission import admit, apply_enrolment
 from fedprofile.server.enrolment import Enrolment
 from fedprofile.server.folder import ServerFolder
-from fedprofile.server.link import Link
+from fedprofile.server.link import Link, ReplySize
 
 BINDING = Binding(run="r", round=1, release=3, items="i", model="m")
 SHAPES = {"w": (300, 40)}
+LARGEST = ReplySize.of([300 * 40])
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +171,7 @@ def exchange(grid, messages, answer, timeout=20):
 
 @pytest.fixture
 def grid(link):
-    found = link.begin(stop=threading.Event())
+    found = link.begin(stop=threading.Event(), largest=LARGEST)
     yield found
     found.finish()
 
@@ -253,15 +257,84 @@ def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
     assert read_update(good, binding=BINDING, shapes=SHAPES).devices == 1
 
 
+def test_a_reply_whose_parts_never_come_holds_up_nobody(running, link, node, connect, monkeypatch):
+    key = ec.generate_private_key(ec.SECP384R1())
+    link.register(public_pem(key).decode())
+    honest = connect(running, key)
+    honest.activate()
+    stop = threading.Event()
+    grid = link.begin(stop=stop, largest=LARGEST)
+
+    def announce(message):
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet_module, "push_object_contents_from_iterable", lambda *_, **__: None)
+            node.push(small_update(message))
+
+    def answer():
+        announce(pulled(node))
+        honest.push(small_update(pulled(honest)))
+
+    asked = [instruction(node), instruction(honest)]
+    started = time.monotonic()
+    (reply,) = exchange(grid, asked, answer, timeout=3)
+    assert reply.metadata.src_node_id == honest.number
+    assert read_update(reply, binding=BINDING, shapes=SHAPES).devices == 1
+    assert time.monotonic() - started < 8
+
+    def announce_and_stop():
+        announce(pulled(node))
+        stop.set()
+
+    monkeypatch.setattr(link_module, "_GRACE", 1.0)
+    started = time.monotonic()
+    assert exchange(grid, [instruction(node)], announce_and_stop, timeout=60) == []
+    assert time.monotonic() - started < 6
+    grid.finish()
+
+
+def test_parts_that_come_late_make_a_reply(grid, node, monkeypatch):
+    def answer():
+        message = pulled(node)
+        original = fleet_module.push_object_contents_from_iterable
+
+        def slowly(contents, *, push_object_fn):
+            for content in contents:
+                time.sleep(0.4)  # the server asks in between
+                original([content], push_object_fn=push_object_fn)
+
+        monkeypatch.setattr(fleet_module, "push_object_contents_from_iterable", slowly)
+        node.push(small_update(message))
+
+    (reply,) = exchange(grid, [instruction(node)], answer)
+    assert read_update(reply, binding=BINDING, shapes=SHAPES).devices == 1
+
+
+@pytest.mark.parametrize("largest", [ReplySize(3, 2**30), ReplySize(100, 1000)])
+def test_a_reply_that_is_too_large_is_malformed(link, node, largest):
+    grid = link.begin(stop=threading.Event(), largest=largest)
+
+    def answer():
+        with contextlib.suppress(ObjectPushError):  # refused at the announcement
+            node.push(small_update(pulled(node)))
+
+    (reply,) = exchange(grid, [instruction(node)], answer)
+    with pytest.raises(ReplyRejected) as refused:
+        read_update(reply, binding=BINDING, shapes=SHAPES)
+    assert refused.value.reason == "malformed"
+    grid.finish()
+
+
 def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
-    grid = link.begin(stop=threading.Event())
+    grid = link.begin(stop=threading.Event(), largest=LARGEST)
     kept = []
 
     def answer():
         kept.append(pulled(node))
 
     assert exchange(grid, [instruction(node)], answer, timeout=1) == []
-    following = link.begin(stop=threading.Event())  # what a ServerApp does that was killed
+    following = link.begin(
+        stop=threading.Event(), largest=LARGEST
+    )  # what a ServerApp does that was killed
     with pytest.raises(RunOver):
         node.push(small_update(kept[0]))
     following.finish()
@@ -270,7 +343,7 @@ def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
 
 def test_a_stop_ends_a_wait(link, node):
     stop = threading.Event()
-    grid = link.begin(stop=stop)
+    grid = link.begin(stop=stop, largest=LARGEST)
     started = time.monotonic()
     exchange(grid, [instruction(node)], stop.set, timeout=60)
     assert time.monotonic() - started < 15
