@@ -34,6 +34,7 @@ from ..common.signing import SigningKey
 from .admission import admit
 from .app import Federation
 from .budget import BudgetPlan, plan_budget
+from .crashes import check_crashes
 from .enrolment import Enrolment
 from .folder import ServerFolder
 from .journal import keep_journal, note
@@ -79,7 +80,8 @@ class Service:
         """Run to the last round that the budget allows, release the model, hand it out.
 
         Raises:
-            FedprofileError: the folder can't be used, or no release fits the budget.
+            FedprofileError: the folder can't be used, no release fits the budget, or the last ones were
+                all lost in crashes.
             Stopped: the operator asked for it.
         """
         config = self._config
@@ -88,7 +90,13 @@ class Service:
         plan = plan_budget(
             config.privacy, config.training, population_size=config.federation.population_size
         )
-        with self._open_ledger(plan) as ledger, Link(self._folder.socket) as link:
+        with self._open_ledger(plan) as ledger:
+            if ledger.stopped is None:
+                check_crashes(self._folder, ledger.entries)
+            self._serve(plan, table, ledger)
+
+    def _serve(self, plan: BudgetPlan, table: ItemTable, ledger: Ledger) -> None:
+        with Link(self._folder.socket) as link:
             # 2. A Flower run of its own; what an earlier one still awaits is refused from now on.
             link.wait(_LINK_TIMEOUT)
             grid = link.begin(stop=self._stop, largest=self._largest_reply(table))
