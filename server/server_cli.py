@@ -55,8 +55,8 @@ Examples:
   fedprofile server run shop
   fedprofile server run trial --rounds 3 --epsilon 4      before the first round only
 
-Goes on where it was stopped or killed, until three releases in a row are lost to crashes; --after-crashes then goes on.
-Exit codes: 0 finished or stopped; 2 it can't run; 3 no budget.
+Goes on where it was stopped or killed. Where three releases in a row were lost to crashes it ends;
+--after-crashes goes on. Exit codes: 0 finished or stopped; 2 it can't run; 3 no budget.
 """
 _STATUS = """Tell where the federation stands: round, cohort, rejections, ε spent and left.
 

@@ -20,7 +20,17 @@ class Behind:
         await send({"type": "http.response.body", "body": b"ok"})
 
 
-def ask(path, *, method="POST", body=(b"",), kind="http", max_body=100, gone=False):
+def ask(
+    path,
+    *,
+    method="POST",
+    body=(b"",),
+    kind="http",
+    max_body=100,
+    gone=False,
+    key=b"KEY",
+    pause=0.0,
+):
     """Status of the answer, None where there is none, and what reached the application."""
     behind, sent = Behind(), []
     parts = [
@@ -29,13 +39,16 @@ def ask(path, *, method="POST", body=(b"",), kind="http", max_body=100, gone=Fal
     ] + [{"type": "http.disconnect"}]
 
     async def receive():
+        await asyncio.sleep(pause)
         return parts.pop(0)
 
     async def send(message):
         sent.append(message)
 
-    scope = {"type": kind, "method": method, "path": path}
-    asyncio.run(NodeGate(behind, max_body=max_body)(scope, receive, send))
+    headers = [(b"flwr-public-key", key)] if key else []
+    scope = {"type": kind, "method": method, "path": path, "headers": headers}
+    gate = NodeGate(behind, admitted={b"KEY"}, max_body=max_body, max_call=50, body_time=0.2)
+    asyncio.run(gate(scope, receive, send))
     return (sent[0]["status"] if sent else None), behind.bodies
 
 
@@ -81,6 +94,22 @@ def test_a_body_is_counted_as_it_comes():
     assert ask(path, body=(b"x" * 100,)) == (200, [b"x" * 100])
     assert ask(path, body=(b"x" * 60, b"x" * 41)) == (413, [])
     assert ask(path, body=(b"x",) * 200) == (413, [])
+
+
+def test_only_objects_may_be_large():
+    for path in NODE_CALLS - {"/v1/fleet/push-object"}:
+        assert ask(path, body=(b"x" * 50,)) == (200, [b"x" * 50])
+        assert ask(path, body=(b"x" * 51,)) == (413, [])
+
+
+@pytest.mark.parametrize("key", [None, b"", b"ANOTHER"])
+def test_a_stranger_is_refused_unread(key):
+    # The body would take longer than it may.
+    assert ask("/v1/fleet/push-object", key=key, body=(b"x",) * 9, pause=9) == (401, [])
+
+
+def test_a_body_that_drips_is_given_up():
+    assert ask("/v1/fleet/push-object", body=(b"x",) * 90, pause=0.03) == (408, [])
 
 
 def test_who_hangs_up_reaches_nothing():
