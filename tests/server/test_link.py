@@ -7,6 +7,7 @@ changes them, it fails here.
 import contextlib
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from fedprofile.server import link as link_module
 from fedprofile.server.admission import admit, apply_enrolment
 from fedprofile.server.enrolment import Enrolment
 from fedprofile.server.folder import ServerFolder
-from fedprofile.server.link import Link, ReplySize
+from fedprofile.server.link import Link, LinkGrid, ReplySize
 
 BINDING = Binding(run="r", round=1, release=3, items="i", model="m")
 SHAPES = {"w": (300, 40)}
@@ -241,6 +242,32 @@ def test_a_message_goes_out_and_the_reply_comes_back_as_it_was(grid, node):
     update = read_update(reply, binding=BINDING, shapes=SHAPES)
     np.testing.assert_array_equal(update.arrays["w"], np.full(SHAPES["w"], 1e-3, np.float32))
     assert reply.metadata.src_node_id == node.number
+
+
+def test_an_update_that_was_taken_leaves_nothing_in_the_database(running, grid, node):
+    numbers = np.random.default_rng(1).normal(0, 1e-3, SHAPES["w"]).astype(np.float32)
+    traces = [numbers.tobytes()[place : place + 32] for place in range(0, numbers.nbytes - 32, 512)]
+
+    def found():
+        with contextlib.closing(sqlite3.connect(running.state)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        content = running.state.read_bytes()
+        return sum(trace in content for trace in traces)
+
+    seen = []
+
+    def answer():
+        message = pulled(node)
+        update = ClippedUpdate({"w": numbers}, devices=1, clip_norm=1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LinkGrid, "_announced", lambda *_: None)
+            time.sleep(0.5)  # the server isn't asking now
+            node.push(update_reply(message, BINDING, update))
+            seen.append(found())
+
+    assert len(exchange(grid, [instruction(node)], answer)) == 1
+    assert seen[0] > 0.9 * len(traces)
+    assert found() == 0
 
 
 def test_who_is_offline_is_not_asked(grid, node):
