@@ -131,7 +131,7 @@ async def _refuse(send: Any, status: int, text: bytes) -> None:
 
 def _wipe_what_is_deleted(connection: Any, _: Any) -> None:
     """Updates pass through Flower's database without noise: deleting one must not leave its bytes."""
-    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # the default of some builds of SQLite only
 
 
 def serve(folder: ServerFolder) -> None:

@@ -1,10 +1,12 @@
 """The gate: calls of a node pass, within a size, and nothing else does."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 
 import pytest
 
-from fedprofile.server.superlink import NODE_CALLS, NodeGate
+from fedprofile.server.superlink import NODE_CALLS, NodeGate, _wipe_what_is_deleted
 
 
 class Behind:
@@ -114,3 +116,10 @@ def test_a_body_that_drips_is_given_up():
 
 def test_who_hangs_up_reaches_nothing():
     assert ask("/v1/fleet/push-object", body=(b"x",), gone=True) == (None, [])
+
+
+def test_what_is_deleted_is_wiped_whatever_the_default():
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("PRAGMA secure_delete = OFF")
+        _wipe_what_is_deleted(database, None)
+        assert database.execute("PRAGMA secure_delete").fetchone() == (1,)
