@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -142,6 +143,37 @@ class Enrolment:
         with self._path.with_suffix(".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+class AdmittedKeys:
+    """Keys that may take part, as a call names them; the file is read again when it changes.
+
+    Args:
+        enrolment: who may.
+        path: its file.
+    """
+
+    def __init__(self, enrolment: Enrolment, path: Path) -> None:
+        self._enrolment = enrolment
+        self._path = path
+        self._read: tuple[int, int] | None = None
+        self._names: frozenset[bytes] = frozenset()
+
+    def __contains__(self, name: object) -> bool:
+        """Whether ``name`` is the base64 of an admitted key's PEM.
+
+        Raises:
+            ServerError: the file can't be read.
+        """
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return False
+        if (version := (found.st_ino, found.st_mtime_ns)) != self._read:
+            active = self._enrolment.active()
+            self._names = frozenset(b64encode(device.public_key.encode()) for device in active)
+            self._read = version
+        return name in self._names
 
 
 def _read_key(content: bytes, source: str) -> str:

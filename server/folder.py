@@ -9,6 +9,7 @@
     signing.key       signs the ledger, tasks and releases
     devices.json      who is enrolled
     ledger.jsonl      what was released, and what it cost; anchor.json, its head
+    crashes-seen      up to where in it the operator has looked after releases that were lost
     checkpoints/      state after the last rounds
     releases/         released models with signed manifests
     run/              what exists while the server runs: socket, status, Flower's own state
@@ -195,6 +196,11 @@ class ServerFolder:
     def status(self) -> Path:
         """What the running server says of itself."""
         return self.run / "status.json"
+
+    @property
+    def crashes_seen(self) -> Path:
+        """How much of the ledger the operator has looked at after crashes."""
+        return self.path / "crashes-seen"
 
     @property
     def lock(self) -> Path:

@@ -17,7 +17,8 @@ import math
 import time
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Self, TypeVar
@@ -35,7 +36,7 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
@@ -46,7 +47,11 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
@@ -92,6 +97,35 @@ class Node:
     number: int
     public_key: str
     online: bool
+
+
+@dataclass(frozen=True)
+class ReplySize:
+    """What a reply may have at most; one with more is malformed.
+
+    Attributes:
+        objects: parts that it is sent in.
+        bytes: of all of them.
+    """
+
+    objects: int
+    bytes: int
+
+    @classmethod
+    def of(cls, arrays: Iterable[int]) -> ReplySize:
+        """Room for float32 arrays of so many numbers each, and for what is said beside them."""
+        sizes = [4 * numbers for numbers in arrays]
+        # Flower makes an object of each array and of every 5 MiB in it.
+        return cls(16 + sum(2 + size // 2**22 for size in sizes), 2**18 + 2 * sum(sizes))
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """A reply that a node has announced; its parts come one by one, or never."""
+
+    number: str
+    parts: tuple[str, ...]
+    contents: dict[str, bytes] = field(default_factory=dict)
 
 
 class LinkLost(ServerError):
@@ -150,11 +184,12 @@ class Link:
         with contextlib.suppress(httpx.HTTPStatusError):
             self._control.UnregisterNode(UnregisterNodeRequest(node_id=number))
 
-    def begin(self, *, stop: Event) -> LinkGrid:
+    def begin(self, *, stop: Event, largest: ReplySize) -> LinkGrid:
         """End whatever runs, start a new run and claim it.
 
         Args:
             stop: when it is set, a wait for replies ends within a few seconds.
+            largest: that a reply may be.
         """
         for number, run in self._control.ListRuns(ListRunsRequest()).run_dict.items():
             if not run.status.status.startswith("finished"):
@@ -165,7 +200,7 @@ class Link:
             claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[_SERVER_APP]))
         if not claimed.token or claimed.task.run_id != run:
             raise LinkLost("another ServerApp has claimed the run; let one server run at a time")
-        return LinkGrid(self._socket, claimed.token, stop=stop)
+        return LinkGrid(self._socket, claimed.token, stop=stop, largest=largest)
 
 
 class LinkGrid(HttpGrid):
@@ -175,9 +210,10 @@ class LinkGrid(HttpGrid):
     be decoded for what it is: malformed, and its sender's alone.
     """
 
-    def __init__(self, socket: Path, token: str, *, stop: Event) -> None:
+    def __init__(self, socket: Path, token: str, *, stop: Event, largest: ReplySize) -> None:
         super().__init__(token=token)
         self._stop = stop
+        self._largest = largest
         self._client = _connected(
             RuntimeHttpClient,
             socket,
@@ -219,44 +255,90 @@ class LinkGrid(HttpGrid):
         waiting = dict(zip(self.push_messages(asked), asked, strict=True))
         waiting.pop("", None)  # the node went meanwhile
         deadline = math.inf if timeout is None else time.monotonic() + timeout
+        arriving: dict[str, _Arriving] = {}
         replies: list[Message] = []
         stopping = False
         while waiting and time.monotonic() < deadline:
             if self._stop.is_set() and not stopping:
                 stopping, deadline = True, min(deadline, time.monotonic() + _GRACE)
-            for reply in self._arrived(waiting):
-                known = waiting.pop(reply.metadata.reply_to_message_id, None) is not None
-                if known and not (reply.has_error() and reply.error.code in _NO_REPLY):
+            self._announced(waiting, arriving)
+            for number, answer in list(arriving.items()):
+                if time.monotonic() > deadline:
+                    break
+                reply = self._whole(answer, waiting[number])
+                if reply is None:
+                    continue
+                del arriving[number], waiting[number]
+                self._confirm(answer)
+                if not (reply.has_error() and reply.error.code in _NO_REPLY):
                     replies.append(reply)
             if waiting:
                 time.sleep(_POLL)
+        # What is still arriving is no reply. It isn't confirmed: its sender may be slow, not hostile, and
+        # what it goes on to send is taken as any reply after the deadline.
         return replies
 
-    def _arrived(self, waiting: dict[str, Message]) -> list[Message]:
-        """Replies that are there by now; what a hostile node sends must not cost another's reply."""
-        client = self._runtime_client
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=list(waiting)))
-        replies = []
-        for bare, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            answered, number = bare.metadata.reply_to_message_id, bare.metadata.message_id
-            pull = make_pull_object_fn_protobuf(client.PullObject, self.node, self.run.run_id)
-            done = ConfirmMessageReceivedRequest(
-                node=self.node, run_id=self.run.run_id, message_object_id=number
-            )
+    def _announced(self, waiting: dict[str, Message], arriving: dict[str, _Arriving]) -> None:
+        """Take note of replies that are announced by now; each is told of once."""
+        asked = [number for number in waiting if number not in arriving]
+        if not asked:
+            return
+        found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+        for proto, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            answered = proto.metadata.reply_to_message_id
+            if answered in waiting:
+                parts = _parts(tree, most=self._largest.objects)
+                arriving[answered] = _Arriving(proto.metadata.message_id, parts)
+
+    def _whole(self, answer: _Arriving, asked: Message) -> Message | None:
+        """The reply where all of it is there, None where it isn't; never waits for a node.
+
+        What a hostile node sends must not cost another's reply: it becomes an empty one, malformed.
+        """
+        pull = make_pull_object_fn_protobuf(
+            self._runtime_client.PullObject, self.node, self.run.run_id
+        )
+
+        def pull_now(part: str) -> bytes:
             try:
-                parts = [part.object_id for part in iterate_object_tree(tree)]
-                reply = inflate_object_from_contents(number, pull_objects(parts, pull))
-                if not isinstance(reply, Message):
-                    raise TypeError("not a message")
-                replies.append(reply)
-            except (httpx.HTTPError, RunNotRunningException):
-                raise
-            except Exception as error:  # whatever the decoders meet in a crafted reply
-                _log.warning("a reply can't be decoded: %s", type(error).__name__)
-                if answered in waiting:
-                    replies.append(Message(RecordDict(), reply_to=waiting[answered]))
-            client.ConfirmMessageReceived(done)
-        return replies
+                return pull(part)
+            except ObjectUnavailableError:
+                return b""  # no object is empty
+
+        try:
+            if len(answer.parts) > self._largest.objects:
+                raise ValueError("more parts than a reply has")
+            missing = [part for part in answer.parts if part not in answer.contents]
+            # One call tells that nothing came since; all the others are made at once.
+            if missing and not pull_now(missing[0]):
+                return None
+            came = pull_objects(missing, pull_now)
+            answer.contents.update({part: content for part, content in came.items() if content})
+            if sum(map(len, answer.contents.values())) > self._largest.bytes:
+                raise ValueError("larger than a reply is")
+            if len(answer.contents) < len(answer.parts):
+                return None
+            reply = inflate_object_from_contents(answer.number, answer.contents)
+            if not isinstance(reply, Message):
+                raise TypeError("not a message")
+        except (httpx.HTTPError, RunNotRunningException):
+            raise
+        except Exception as error:  # whatever the decoders meet in a crafted reply
+            _log.warning("a reply can't be decoded: %s", type(error).__name__)
+            return Message(RecordDict(), reply_to=asked)
+        return reply
+
+    def _confirm(self, answer: _Arriving) -> None:
+        """Let the SuperLink delete the reply."""
+        done = ConfirmMessageReceivedRequest(
+            node=self.node, run_id=self.run.run_id, message_object_id=answer.number
+        )
+        self._runtime_client.ConfirmMessageReceived(done)
+
+
+def _parts(tree: ObjectTree, *, most: int) -> tuple[str, ...]:
+    """Objects of a reply, each once; no more than one too many, whatever a node announces."""
+    return tuple(dict.fromkeys(p.object_id for p in islice(iterate_object_tree(tree), most + 1)))
 
 
 C = TypeVar("C", bound=ProtobufClient)

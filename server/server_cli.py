@@ -55,7 +55,8 @@ Examples:
   fedprofile server run shop
   fedprofile server run trial --rounds 3 --epsilon 4      before the first round only
 
-Goes on where it was stopped or killed. Exit codes: 0 finished or stopped; 2 it can't run; 3 no budget.
+Goes on where it was stopped or killed. Where three releases in a row were lost to crashes it ends;
+--after-crashes goes on. Exit codes: 0 finished or stopped; 2 it can't run; 3 no budget.
 """
 _STATUS = """Tell where the federation stands: round, cohort, rejections, ε spent and left.
 
@@ -144,16 +145,22 @@ def run(
     path: Annotated[Path, _DIR],
     rounds: Annotated[int | None, typer.Option(help="of training")] = None,
     epsilon: Annotated[float | None, typer.Option(help="budget of the whole federation")] = None,
+    after_crashes: Annotated[
+        bool, typer.Option("--after-crashes", help="go on although the last releases were all lost")
+    ] = False,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """See the help text above."""
     quieten_flower()
+    from .crashes import accept_crashes
     from .status import read_standing
     from .supervisor import supervise
 
     folder = ServerFolder.open(path)
     _settle(folder, rounds=rounds, epsilon=epsilon)
     folder = ServerFolder.open(path)
+    if after_crashes:
+        accept_crashes(folder)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

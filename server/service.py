@@ -35,10 +35,11 @@ from .admission import admit
 from .app import Federation
 from .attendance import Attendance
 from .budget import BudgetPlan, plan_budget
+from .crashes import check_crashes
 from .enrolment import Enrolment
 from .folder import ServerFolder
 from .journal import keep_journal, note
-from .link import Link, LinkGrid, LinkLost
+from .link import Link, LinkGrid, LinkLost, ReplySize
 from .metrics import Metrics
 from .popularity import ItemPriors
 from .releases import Releases
@@ -80,7 +81,8 @@ class Service:
         """Run to the last round that the budget allows, release the model, hand it out.
 
         Raises:
-            FedprofileError: the folder can't be used, or no release fits the budget.
+            FedprofileError: the folder can't be used, no release fits the budget, or the last ones were
+                all lost in crashes.
             Stopped: the operator asked for it.
         """
         config = self._config
@@ -89,10 +91,16 @@ class Service:
         plan = plan_budget(
             config.privacy, config.training, population_size=config.federation.population_size
         )
-        with self._open_ledger(plan) as ledger, Link(self._folder.socket) as link:
+        with self._open_ledger(plan) as ledger:
+            if ledger.stopped is None:
+                check_crashes(self._folder, ledger.entries)
+            self._serve(plan, table, ledger)
+
+    def _serve(self, plan: BudgetPlan, table: ItemTable, ledger: Ledger) -> None:
+        with Link(self._folder.socket) as link:
             # 2. A Flower run of its own; what an earlier one still awaits is refused from now on.
             link.wait(_LINK_TIMEOUT)
-            grid = link.begin(stop=self._stop)
+            grid = link.begin(stop=self._stop, largest=self._largest_reply(table))
             try:
                 if ledger.stopped is None:
                     self._train(plan, table, ledger, link, grid)
@@ -103,6 +111,12 @@ class Service:
                 grid.finish(details=type(error).__name__)
                 raise
             grid.finish()
+
+    def _largest_reply(self, table: ItemTable) -> ReplySize:
+        """An update, or statistics: nothing that a device sends has more."""
+        weights = [weight.numel() for weight in load_file(self._folder.model).values()]
+        popularity = (1 + len(self._config.statistics.half_lives_days)) * table.n_items
+        return ReplySize.of([*weights, popularity])
 
     def _train(
         self, plan: BudgetPlan, table: ItemTable, ledger: Ledger, link: Link, grid: LinkGrid

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,39 +39,66 @@ NODE_CALLS = frozenset(
 )
 """What the public door lets through: neither registering nor fetching runs and bundles."""
 
-_MAX_BODY = 32 * 2**20  # bytes of a request; Flower cuts arrays into chunks below it
-_CONNECTIONS = 1024
+_MAX_BODY = 32 * 2**20  # bytes of an object; Flower cuts arrays into chunks below it
+_MAX_CALL = 2**20  # bytes of any other request
+_BODY_TIME = 120.0  # seconds for a request to come whole
+_HEAD_TIME = 10.0  # and for the first one of a connection to begin
+_OBJECTS = "/v1/fleet/push-object"
+_KEY_HEADER = b"flwr-public-key"
+_CONNECTIONS = 1024  # beside those of the population
+_CONNECTIONS_EACH = 4  # a device sends objects side by side
 
 
 class NodeGate:
-    """ASGI application in front of another: calls of a node pass, within a size, all else is refused.
+    """ASGI application in front of another: calls of a node pass, in size and time, all else is refused.
+
+    The signature is checked behind it, where the whole request is known. So that nobody can have strangers'
+    requests kept in memory, a call is read only where it names a key that is admitted.
 
     Args:
         app: what is behind it.
-        max_body: bytes that a request may have; counted as they come, whatever its header says.
+        admitted: keys as the header of a call names them.
+        max_body: bytes that an object may have; counted as they come, whatever its header says.
+        max_call: bytes that any other request may have.
+        body_time: seconds in which a request must have come.
     """
 
-    def __init__(self, app: Any, *, max_body: int = _MAX_BODY) -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        admitted: Container[bytes],
+        max_body: int = _MAX_BODY,
+        max_call: int = _MAX_CALL,
+        body_time: float = _BODY_TIME,
+    ) -> None:
         self._app = app
+        self._admitted = admitted
         self._max_body = max_body
+        self._max_call = max_call
+        self._body_time = body_time
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Serve one request."""
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in NODE_CALLS:
             await _refuse(send, 404, b"not served here")
             return
-        body = bytearray()
-        while True:
-            part = await receive()
-            if part["type"] == "http.disconnect":
-                return
-            body += part.get("body", b"")
-            if len(body) > self._max_body:
-                await _refuse(send, 413, b"too large")
-                return
-            if not part.get("more_body"):
-                break
-        whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        if dict(scope["headers"]).get(_KEY_HEADER, b"") not in self._admitted:
+            await _refuse(send, 401, b"not admitted")
+            return
+        most = self._max_body if scope["path"] == _OBJECTS else self._max_call
+        try:
+            async with asyncio.timeout(self._body_time):
+                body = await _read(receive, most)
+        except TimeoutError:
+            await _refuse(send, 408, b"too slow")
+            return
+        if body is None:
+            return
+        if len(body) > most:
+            await _refuse(send, 413, b"too large")
+            return
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Any:
             return whole.pop() if whole else await receive()
@@ -78,10 +106,32 @@ class NodeGate:
         await self._app(scope, replay, send)
 
 
+async def _read(receive: Any, most: int) -> bytes | None:
+    """Body of a request, no further than just above ``most`` bytes; None where the caller hung up."""
+    body = bytearray()
+    while len(body) <= most:
+        part = await receive()
+        if part["type"] == "http.disconnect":
+            return None
+        body += part.get("body", b"")
+        if not part.get("more_body"):
+            break
+    return bytes(body)
+
+
 async def _refuse(send: Any, status: int, text: bytes) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
+    headers = [
+        (b"content-type", b"text/plain"),
+        (b"content-length", str(len(text)).encode()),
+        (b"connection", b"close"),  # a stranger keeps no place
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})
+
+
+def _wipe_what_is_deleted(connection: Any, _: Any) -> None:
+    """Updates pass through Flower's database without noise: deleting one must not leave its bytes."""
+    connection.execute("PRAGMA secure_delete = ON")  # the default of some builds of SQLite only
 
 
 def serve(folder: ServerFolder) -> None:
@@ -95,9 +145,13 @@ def serve(folder: ServerFolder) -> None:
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
     from flwr.superlink.main import create_app
+    from sqlalchemy import Engine, event
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     from .admission import apply_enrolment
+    from .enrolment import AdmittedKeys, Enrolment
 
+    event.listen(Engine, "connect", _wipe_what_is_deleted)
     app = create_app(
         SuperLinkLifespanConfig(
             control_address="",
@@ -131,19 +185,33 @@ def serve(folder: ServerFolder) -> None:
         def capture_signals(self) -> Iterator[None]:
             yield  # two servers in one process: the loop below stops both
 
+    class Door(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of two, whichever is installed
+        """uvicorn waits for a first request for good; a silent connection would keep its place."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(_HEAD_TIME, self._give_up, transport)
+
+        def _give_up(self, transport: Any) -> None:
+            if self.cycle is None:  # no request has begun
+                transport.close()
+
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     common: dict[str, Any] = {"log_config": None, "access_log": False, "workers": 1}
     private = Server(uvicorn.Config(app, uds=str(folder.socket), lifespan="on", **common))
     federation = folder.config.federation
+    population = federation.population_size
+    enrolment = Enrolment(folder.devices, population_size=population)
     public = Server(
         uvicorn.Config(
-            NodeGate(app),
+            NodeGate(app, admitted=AdmittedKeys(enrolment, folder.devices)),
+            http=Door,
             host=federation.listen or federation.host,
             port=federation.port,
             ssl_certfile=str(folder.certificate),
             ssl_keyfile=str(folder.certificate_key),
             lifespan="off",
-            limit_concurrency=_CONNECTIONS,
+            limit_concurrency=_CONNECTIONS + _CONNECTIONS_EACH * population,
             server_header=False,
             timeout_graceful_shutdown=2,
             **common,
@@ -172,6 +240,9 @@ def serve(folder: ServerFolder) -> None:
             private.should_exit = True
             await opened
 
+    # As many connections as that need as many files.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     asyncio.run(both())
 
 

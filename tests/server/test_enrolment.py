@@ -1,11 +1,13 @@
 """Who may take part: numbers that stay, keys that count once, and what is refused."""
 
+from base64 import b64encode
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedprofile.common.errors import ServerError
-from fedprofile.server.enrolment import Enrolment
+from fedprofile.server.enrolment import AdmittedKeys, Enrolment
 
 
 @pytest.fixture
@@ -72,3 +74,19 @@ def test_a_damaged_file_is_not_an_empty_one(enrolment, tmp_path, public_key):
     (tmp_path / "devices.json").write_text("[{}]")
     with pytest.raises(ServerError, match="put it back"):
         enrolment.enrol("a", public_key(), source="a.pub")
+
+
+def test_keys_are_admitted_as_the_file_says_now(tmp_path, public_key):
+    path = tmp_path / "devices.json"
+    enrolment = Enrolment(path, population_size=3)
+    admitted = AdmittedKeys(enrolment, path)
+    first, second = public_key(), public_key()
+    assert b64encode(first) not in admitted
+    enrolment.enrol("a", first, source="a.pub")
+    assert b64encode(first) in admitted
+    assert b64encode(second) not in admitted
+    assert b"" not in admitted
+    enrolment.enrol("b", second, source="b.pub")
+    enrolment.revoke("a")
+    assert b64encode(first) not in admitted
+    assert b64encode(second) in admitted

@@ -4,7 +4,10 @@ This is the contract with the parts of Flower that are outside its public API: w
 changes them, it fails here.
 """
 
+import contextlib
 import signal
+import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedprofile.client import fleet as fleet_module
@@ -34,13 +38,15 @@ from fedprofile.common.messages import (
 )
 from fedprofile.common.signing import SigningKey
 from fedprofile.common.updates import ClippedUpdate
+from fedprofile.server import link as link_module
 from fedprofile.server.admission import admit, apply_enrolment
 from fedprofile.server.enrolment import Enrolment
 from fedprofile.server.folder import ServerFolder
-from fedprofile.server.link import Link
+from fedprofile.server.link import Link, LinkGrid, ReplySize
 
 BINDING = Binding(run="r", round=1, release=3, items="i", model="m")
 SHAPES = {"w": (300, 40)}
+LARGEST = ReplySize.of([300 * 40])
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +119,18 @@ def connect():
         fleet.close()
 
 
+def let_in(folder, link, key):
+    """Enrol the owner of a key, and leave all others alone."""
+    enrolment = Enrolment(folder.devices, population_size=99)
+    enrolment.enrol(f"device {len(enrolment.devices())}", public_pem(key), source="its key")
+    link.register(public_pem(key).decode())
+
+
 @pytest.fixture
 def node(running, link, connect):
     """A node that is online."""
     key = ec.generate_private_key(ec.SECP384R1())
-    link.register(public_pem(key).decode())
+    let_in(running, link, key)
     found = connect(running, key)
     found.activate()
     return found
@@ -167,7 +180,7 @@ def exchange(grid, messages, answer, timeout=20):
 
 @pytest.fixture
 def grid(link):
-    found = link.begin(stop=threading.Event())
+    found = link.begin(stop=threading.Event(), largest=LARGEST)
     yield found
     found.finish()
 
@@ -185,6 +198,17 @@ def test_only_calls_of_a_node_are_served_outside(running):
     # What is served asks for a signature.
     assert status_of(running, "/v1/fleet/pull-messages") == 401
     assert status_of(running, "/v1/fleet/push-messages", b"\xff" * 100) in (400, 401, 422)
+
+
+def test_silent_connections_are_closed(running):
+    trusting = ssl.create_default_context(cafile=str(running.ca))
+    address = ("127.0.0.1", running.config.federation.port)
+    with (
+        socket.create_connection(address, timeout=20) as plain,
+        trusting.wrap_socket(plain, server_hostname="127.0.0.1") as silent,
+    ):
+        silent.send(b"POST /v1/fleet/pull-messages HTTP/1.1\r\n")  # and no more
+        assert silent.recv(1) == b""
 
 
 def test_the_private_door_is_for_its_owner(running):
@@ -220,6 +244,32 @@ def test_a_message_goes_out_and_the_reply_comes_back_as_it_was(grid, node):
     assert reply.metadata.src_node_id == node.number
 
 
+def test_an_update_that_was_taken_leaves_nothing_in_the_database(running, grid, node):
+    numbers = np.random.default_rng(1).normal(0, 1e-3, SHAPES["w"]).astype(np.float32)
+    traces = [numbers.tobytes()[place : place + 32] for place in range(0, numbers.nbytes - 32, 512)]
+
+    def found():
+        with contextlib.closing(sqlite3.connect(running.state)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        content = running.state.read_bytes()
+        return sum(trace in content for trace in traces)
+
+    seen = []
+
+    def answer():
+        message = pulled(node)
+        update = ClippedUpdate({"w": numbers}, devices=1, clip_norm=1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LinkGrid, "_announced", lambda *_: None)
+            time.sleep(0.5)  # the server isn't asking now
+            node.push(update_reply(message, BINDING, update))
+            seen.append(found())
+
+    assert len(exchange(grid, [instruction(node)], answer)) == 1
+    assert seen[0] > 0.9 * len(traces)
+    assert found() == 0
+
+
 def test_who_is_offline_is_not_asked(grid, node):
     node.close()
     started = time.monotonic()
@@ -231,7 +281,7 @@ def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
     running, link, grid, node, connect, monkeypatch
 ):
     key = ec.generate_private_key(ec.SECP384R1())
-    link.register(public_pem(key).decode())
+    let_in(running, link, key)
     honest = connect(running, key)
     honest.activate()
 
@@ -253,15 +303,84 @@ def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
     assert read_update(good, binding=BINDING, shapes=SHAPES).devices == 1
 
 
+def test_a_reply_whose_parts_never_come_holds_up_nobody(running, link, node, connect, monkeypatch):
+    key = ec.generate_private_key(ec.SECP384R1())
+    let_in(running, link, key)
+    honest = connect(running, key)
+    honest.activate()
+    stop = threading.Event()
+    grid = link.begin(stop=stop, largest=LARGEST)
+
+    def announce(message):
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet_module, "push_object_contents_from_iterable", lambda *_, **__: None)
+            node.push(small_update(message))
+
+    def answer():
+        announce(pulled(node))
+        honest.push(small_update(pulled(honest)))
+
+    asked = [instruction(node), instruction(honest)]
+    started = time.monotonic()
+    (reply,) = exchange(grid, asked, answer, timeout=3)
+    assert reply.metadata.src_node_id == honest.number
+    assert read_update(reply, binding=BINDING, shapes=SHAPES).devices == 1
+    assert time.monotonic() - started < 8
+
+    def announce_and_stop():
+        announce(pulled(node))
+        stop.set()
+
+    monkeypatch.setattr(link_module, "_GRACE", 1.0)
+    started = time.monotonic()
+    assert exchange(grid, [instruction(node)], announce_and_stop, timeout=60) == []
+    assert time.monotonic() - started < 6
+    grid.finish()
+
+
+def test_parts_that_come_late_make_a_reply(grid, node, monkeypatch):
+    def answer():
+        message = pulled(node)
+        original = fleet_module.push_object_contents_from_iterable
+
+        def slowly(contents, *, push_object_fn):
+            for content in contents:
+                time.sleep(0.4)  # the server asks in between
+                original([content], push_object_fn=push_object_fn)
+
+        monkeypatch.setattr(fleet_module, "push_object_contents_from_iterable", slowly)
+        node.push(small_update(message))
+
+    (reply,) = exchange(grid, [instruction(node)], answer)
+    assert read_update(reply, binding=BINDING, shapes=SHAPES).devices == 1
+
+
+@pytest.mark.parametrize("largest", [ReplySize(3, 2**30), ReplySize(100, 1000)])
+def test_a_reply_that_is_too_large_is_malformed(link, node, largest):
+    grid = link.begin(stop=threading.Event(), largest=largest)
+
+    def answer():
+        with contextlib.suppress(ObjectPushError):  # refused at the announcement
+            node.push(small_update(pulled(node)))
+
+    (reply,) = exchange(grid, [instruction(node)], answer)
+    with pytest.raises(ReplyRejected) as refused:
+        read_update(reply, binding=BINDING, shapes=SHAPES)
+    assert refused.value.reason == "malformed"
+    grid.finish()
+
+
 def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
-    grid = link.begin(stop=threading.Event())
+    grid = link.begin(stop=threading.Event(), largest=LARGEST)
     kept = []
 
     def answer():
         kept.append(pulled(node))
 
     assert exchange(grid, [instruction(node)], answer, timeout=1) == []
-    following = link.begin(stop=threading.Event())  # what a ServerApp does that was killed
+    following = link.begin(
+        stop=threading.Event(), largest=LARGEST
+    )  # what a ServerApp does that was killed
     with pytest.raises(RunOver):
         node.push(small_update(kept[0]))
     following.finish()
@@ -270,7 +389,7 @@ def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
 
 def test_a_stop_ends_a_wait(link, node):
     stop = threading.Event()
-    grid = link.begin(stop=stop)
+    grid = link.begin(stop=stop, largest=LARGEST)
     started = time.monotonic()
     exchange(grid, [instruction(node)], stop.set, timeout=60)
     assert time.monotonic() - started < 15
@@ -286,7 +405,7 @@ def test_who_is_not_enrolled_is_not_let_in(running, connect):
 
 
 def test_who_is_revoked_is_out_at_once(running, connect):
-    enrolment = Enrolment(running.devices, population_size=3)
+    enrolment = Enrolment(running.devices, population_size=99)
     key: NodeKey = ec.generate_private_key(ec.SECP384R1())
     enrolment.enrol("a", public_pem(key), source="a.pub")
     apply_enrolment(running)
@@ -298,7 +417,7 @@ def test_who_is_revoked_is_out_at_once(running, connect):
     with pytest.raises(NotAdmitted, match="enrolled or revoked"):
         node.pull()
     with Link(running.socket) as link:
-        assert admit(enrolment, link) == []
+        assert "a" not in [device.name for device, _ in admit(enrolment, link)]
 
 
 def test_a_clock_that_is_off_is_called_so(running, node, monkeypatch):
@@ -317,7 +436,7 @@ def test_a_clock_that_is_off_is_called_so(running, node, monkeypatch):
 
 def test_a_node_that_was_killed_comes_back_under_its_number(running, link, connect):
     key = ec.generate_private_key(ec.SECP384R1())
-    link.register(public_pem(key).decode())
+    let_in(running, link, key)
     killed = connect(running, key)
     killed.activate()
     again = connect(running, key)
