@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import platform
 import secrets
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..common.console import remark
+from ..common.errors import FedprofileError
 from .answers import GetStatusResponse
 from .connect import connect
 from .device import Device
@@ -125,12 +127,16 @@ def init(
         name=name or platform.node()[:64] or "device", store=StoreConfig(keyring=entry)
     )
     folder = DeviceFolder.create(path, config)
-    if server_bundle is not None:
-        from .model_delivery import join_server  # Flower, which no other command loads without need
+    try:
+        if server_bundle is not None:
+            from .model_delivery import join_server  # Flower, which nothing else here needs
 
-        join_server(folder, server_bundle)
-    if model is not None:
-        install_bundle(folder, model)
+            join_server(folder, server_bundle)
+        if model is not None:
+            install_bundle(folder, model)
+    except (FedprofileError, OSError):
+        shutil.rmtree(path)  # it was new, and in half it would be in the way of another try
+        raise
     with Device(folder) as device:
         found = device.status()
     remark(f"Made {folder.config_file}. Consent to training is off.")

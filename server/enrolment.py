@@ -127,7 +127,8 @@ class Enrolment:
             devices = self.devices()
             found = next((device for device in devices if device.name == name), None)
             if found is None:
-                raise ServerError(f"{name}: no such device; server status lists them")
+                names = ", ".join(device.name for device in devices if not device.revoked)
+                raise ServerError(f"{name}: no such device; enrolled are: {names or 'none'}")
             if found.revoked:
                 raise ServerError(f"{name}: revoked already, on {found.revoked}")
             gone = replace(found, revoked=_now())

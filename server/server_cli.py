@@ -104,6 +104,7 @@ def init(
         f"Server: {path}, devices connect to {settings.federation.host}:{settings.federation.port}"
     )
     remark(f"Hand to devices: {folder.bundle}")
+    _warn(settings)
 
 
 @enroll_app.command(help=_ENROLL)
@@ -164,6 +165,7 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    _warn(folder.config)
     supervise(folder, stop)
     standing = read_standing(folder)
     if as_json:
@@ -237,3 +239,8 @@ def _lay_over(content: dict[str, Any], section: str, given: dict[str, Any]) -> N
     target = content.setdefault(section, {})
     if isinstance(target, dict):
         target.update({key: value for key, value in given.items() if value is not None})
+
+
+def _warn(config: ServerConfig) -> None:
+    for warning in config.warnings():
+        remark(f"{warning.title}. {warning.text}", style="yellow")

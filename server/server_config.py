@@ -17,6 +17,7 @@ from ..common.config import (
     TrainingConfig,
 )
 from ..common.sections import Section, read_toml, validated
+from ..common.strength import Statement, weaknesses
 
 
 class FederationConfig(Section):
@@ -80,6 +81,21 @@ class ServerConfig(Section):
         if self.privacy.local.enabled:
             raise ValueError("privacy.local is for simulations: devices of a server don't offer it")
         return self
+
+    @property
+    def delta(self) -> float:
+        """δ of the guarantee: as set, or N^-1.1."""
+        from ..common.accounting import default_delta  # loads what only accounting needs
+
+        given = self.privacy.delta
+        return default_delta(self.federation.population_size) if given is None else given
+
+    def warnings(self) -> list[Statement]:
+        """What makes the planned guarantee say little, to be said before anything is spent."""
+        if not self.privacy.enabled:
+            return []
+        population = self.federation.population_size
+        return list(weaknesses(self.privacy.epsilon, delta=self.delta, population_size=population))
 
     def run(self) -> RunConfig:
         """What a simulation calls its configuration; its digest names what decides the result."""

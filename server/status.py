@@ -9,14 +9,12 @@ from typing import Any
 import httpx
 
 from ..common import accounting
-from ..common.accounting import default_delta
 from ..common.ledger_entries import Commit, Reserve, Stop, events_of, read_chain
 from ..common.signing import SigningKey
 from .enrolment import Enrolment
 from .folder import ServerFolder
 from .link import Link
 from .releases import Releases
-from .server_config import ServerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,7 @@ def read_standing(folder: ServerFolder) -> Standing:
         lost=len(rounds) - len(commits),
         epsilon=spent if private else None,
         target=config.privacy.epsilon if private else None,
-        delta=opening.delta if opening else _planned_delta(config),
+        delta=opening.delta if opening else config.delta,
         enrolled=len(active),
         revoked=len(devices) - len(active),
         population=config.federation.population_size,
@@ -123,8 +121,3 @@ def _online(folder: ServerFolder) -> int | None:
             return sum(node.online for node in link.nodes())
     except httpx.HTTPError:
         return None
-
-
-def _planned_delta(config: ServerConfig) -> float:
-    given = config.privacy.delta
-    return default_delta(config.federation.population_size) if given is None else given

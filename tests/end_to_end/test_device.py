@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -186,3 +187,11 @@ def test_a_light_install_names_what_is_missing(fedprofile, monkeypatch):
         assert found.code == 2
         assert f"needs {package}" in found.err
         assert f"pip install 'fedprofile[{extra}]'" in found.err
+
+
+def test_an_init_that_fails_is_not_in_the_way_of_the_next(fedprofile):
+    Path("bundle.zip").write_bytes(b"no archive")
+    failed = fedprofile("device", "init", "phone", "--server-bundle", "bundle.zip")
+    assert failed.code == 2
+    assert not Path("phone").exists()
+    assert fedprofile("device", "init", "phone").code == 0

@@ -49,6 +49,15 @@ SHAPES = {"w": (300, 40)}
 LARGEST = ReplySize.of([300 * 40])
 
 
+# Some builds of SQLite overwrite what is deleted by themselves, and would hide a server that doesn't ask.
+PROGRAM = """
+import runpy
+from sqlalchemy import Engine, event
+event.listen(Engine, "connect", lambda made, _: made.execute("PRAGMA secure_delete = OFF"))
+runpy.run_module("fedprofile.server.superlink", run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module")
 def running(made_server, tmp_path_factory):
     """A folder whose SuperLink runs."""
@@ -58,7 +67,7 @@ def running(made_server, tmp_path_factory):
     shutil.copytree(made_server.path, path)
     folder = ServerFolder.open(path)
     with (path / "out.log").open("wb") as log:
-        command = [sys.executable, "-m", "fedprofile.server.superlink", str(path)]
+        command = [sys.executable, "-c", PROGRAM, str(path)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         with Link(folder.socket) as link:

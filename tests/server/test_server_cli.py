@@ -78,6 +78,15 @@ def test_enroll_and_revoke(fedprofile, server, tmp_path, public_key):
     assert "can't read the key" in missing.err
 
 
+def test_a_guarantee_that_says_little_is_told_before_anything_is_spent(fedprofile, tmp_path):
+    few = fedprofile("server", "init", tmp_path / "few", "--population", "20")
+    assert few.code == 0
+    assert "δ is too large" in few.err
+    many = fedprofile("server", "init", tmp_path / "many", "--population", "5000")
+    assert many.code == 0
+    assert "δ is too large" not in many.err
+
+
 def test_status_before_the_first_run(fedprofile, server):
     told = fedprofile("server", "status", server.path)
     assert told.code == 0, told.err
