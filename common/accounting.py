@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from dp_accounting import (
@@ -212,9 +213,7 @@ def epsilon_prv(events: Events, *, delta: float) -> float:
         ConfigError: ``delta`` is outside (0, 1), or there is no event, or one that is no Gaussian
             release, sampled or not: Opacus can't express those; or it finds no ε at this δ.
     """
-    from opacus.accountants import PRVAccountant  # loads torch
-
-    accountant = PRVAccountant()
+    accountant = _prv_accountant()
     for event, count in _counted(events):
         release = _gaussian(event)
         if release is None:
@@ -228,6 +227,27 @@ def epsilon_prv(events: Events, *, delta: float) -> float:
             return float(accountant.get_epsilon(delta))
     except (RuntimeError, ValueError) as error:  # δ next to 0 or 1
         raise ConfigError(f"the PRV accountant can't tell ε at δ = {delta}; use PLD") from error
+
+
+def _prv_accountant() -> Any:
+    """Opacus's PRV accountant on a grid that is some points wider, so that its size has small factors.
+
+    The size that comes out is often twice a prime, for which a Fourier transform takes three times the
+    time and the memory. A wider grid only cuts off less (Gopi et al. 2021, remark 5.6).
+    """
+    from opacus.accountants import PRVAccountant  # loads torch
+    from opacus.accountants.analysis.prv import Domain
+    from scipy.fft import next_fast_len
+
+    class OnFastGrid(PRVAccountant):  # type: ignore[misc]
+        def _get_domain(self, **settings: Any) -> Domain:
+            domain = super()._get_domain(**settings)
+            half = next_fast_len(domain.size // 2, real=True)
+            # On both sides alike: composing takes zero to stay in the middle.
+            wider = (half - domain.size // 2) * domain.dt
+            return Domain(domain.t_min - wider, domain.t_max + wider, 2 * half)
+
+    return OnFastGrid()
 
 
 def epsilon_without_amplification(mechanisms: Mapping[Mechanism, int], *, delta: float) -> float:

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -117,6 +118,21 @@ def test_fits_agrees_with_epsilon_close_to_the_target(rounds):
     event = sampled(1.0, 100 / 6_000)
     target = epsilon([event] * 100, delta=DELTA_6K)
     assert fits([event] * rounds, delta=DELTA_6K, target_epsilon=target) == (rounds <= 100)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "q", "rounds", "delta"),
+    [(1.2, 0.01, 10_000, 6.8e-6), (0.95, 0.1, 150, 1e-4), (5.0, 0.3, 7, 1e-5)],
+)
+def test_a_grid_that_is_quick_to_transform_changes_nothing(sigma, q, rounds, delta):
+    from opacus.accountants import PRVAccountant
+
+    plain = PRVAccountant()
+    plain.history.append((sigma, q, rounds))
+    events = {PoissonSampledDpEvent(q, GaussianDpEvent(sigma)): rounds}
+    assert epsilon_prv(Counter(events), delta=delta) == pytest.approx(
+        plain.get_epsilon(delta), abs=1e-6
+    )
 
 
 def test_prv_refuses_what_it_cannot_express():
