@@ -27,7 +27,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedprofile.client.answers import RecommendRequest
-from fedprofile.client.api import ProfileServer
 from fedprofile.client.connect import connect
 from fedprofile.client.device import Device
 from fedprofile.client.device_config import DeviceConfig
@@ -93,18 +92,11 @@ def measure(path: Path, n_items: int) -> dict[str, Any]:
             "record_ms": median(lambda i: device.record([event(EVENTS + i, n_items)])),
             "encode_ms": median(lambda _: bundle.encode(profile)),
         }
-        with ProfileServer(device), connect(folder.path) as client:
-            result["recommend_socket_ms"] = median(lambda _: client.recommend(TOP_ITEMS))
-            start = EVENTS + CALLS
-            result["record_socket_ms"] = median(
-                lambda i: client.record([event(start + i, n_items)])
-            )
     ranked = subprocess.run(
         [sys.executable, "-c", _RANK_ONCE, path], capture_output=True, text=True, check=True
     )
     result["scoring_process_mb"] = resident(ranked.stdout)
-    result["resident_process_mb"] = idle(folder)
-    return result
+    return {**result, **served(folder, n_items)}
 
 
 def make_device(path: Path, n_items: int) -> DeviceFolder:
@@ -156,20 +148,26 @@ def fsync(folder: Path) -> float:
         return median(write)
 
 
-def idle(folder: DeviceFolder) -> float:
-    """Of ``fedprofile device run``, after it has answered once."""
+def served(folder: DeviceFolder, n_items: int) -> dict[str, float]:
+    """Calls of ``fedprofile device run``, and its memory after the first answer."""
     program = "from fedprofile.common.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "device", "run", str(folder.path)],
         stderr=subprocess.PIPE,
         text=True,
     )
+    start = EVENTS + CALLS
     try:
         assert process.stderr is not None
         process.stderr.readline()
         with connect(folder.path) as client:
             client.recommend(TOP_ITEMS)
-        return resident(Path(f"/proc/{process.pid}/status").read_text())
+            megabytes = resident(Path(f"/proc/{process.pid}/status").read_text())
+            return {
+                "recommend_socket_ms": median(lambda _: client.recommend(TOP_ITEMS)),
+                "record_socket_ms": median(lambda i: client.record([event(start + i, n_items)])),
+                "resident_process_mb": megabytes,
+            }
     finally:
         process.terminate()
         process.wait()

@@ -30,10 +30,9 @@ def to_message(value: Any, message: Any) -> Any:
     Raises:
         ConfigError: a number is out of range, or a text isn't text.
     """
-    kind: Any = type(value)
-    for field in _fields(kind):
+    for field in _fields(type(value)):
         content = getattr(value, field.name)
-        if content is None:
+        if content is None or content == ():
             continue
         try:
             if field.shape == "list":
@@ -62,26 +61,40 @@ def _extend(repeated: Any, content: tuple[Any, ...], kind: Any) -> None:
 def from_message(kind: type[T], message: Any) -> T:
     """The dataclass ``kind`` with the fields of ``message``; what is unset is None."""
     made: Any = kind
-    return cast(T, made(**{field.name: _read(field, message) for field in _fields(made)}))
+    # A list of fifty is read for every recommendation: plain fields go straight through.
+    values = [getattr(message, field.name) for field in _fields(made)]
+    for number, field in _composite(made):
+        if field.optional and not message.HasField(field.name):
+            values[number] = None
+        elif field.shape != "one":
+            values[number] = _read(field, values[number])
+        elif field.kind is not None:
+            values[number] = from_message(field.kind, values[number])
+    return cast(T, made(*values))
 
 
-def _read(field: _Field, message: Any) -> Any:
-    if field.optional and not message.HasField(field.name):
-        return None
-    content = getattr(message, field.name)
+def _read(field: _Field, content: Any) -> Any:
     if field.shape == "map":
         return dict(content)
-    if field.shape == "list":
-        if field.kind is None or not content:
-            return tuple(content)
-        return tuple([from_message(field.kind, one) for one in content])
-    return content if field.kind is None else from_message(field.kind, content)
+    if field.kind is None or not content:
+        return tuple(content)
+    return tuple([from_message(field.kind, one) for one in content])
 
 
 @cache
 def _fields(kind: Any) -> tuple[_Field, ...]:
     """How a message holds ``kind``, read off its annotations once."""
     return tuple(_field(name, hint) for name, hint in get_type_hints(kind).items())
+
+
+@cache
+def _composite(kind: Any) -> tuple[tuple[int, _Field], ...]:
+    """The fields of ``kind`` that take more than reading, each with its place."""
+    return tuple(
+        (number, field)
+        for number, field in enumerate(_fields(kind))
+        if field.shape != "one" or field.kind is not None or field.optional
+    )
 
 
 def _field(name: str, hint: Any) -> _Field:
