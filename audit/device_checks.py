@@ -13,6 +13,7 @@ from ..common.ledger_entries import Chain, Reserve, events_of
 from .chain_checks import check_chain
 from .findings import Finding, judge
 
+_USER = "user"
 _MOST = 1_000.0
 """ε above which none is worked out: it would take memory without bound."""
 
@@ -45,10 +46,17 @@ def check_device(server: Chain, path: Path) -> Finding:
     return _examine(server, path).finding
 
 
-def check_devices(server: Chain, folder: Path) -> list[Finding]:
-    """The same of all ledgers in ``folder``: those that don't hold, and one finding on the others."""
+def check_devices(server: Chain, folder: Path, *, kept: int = 0) -> list[Finding]:
+    """The same of all ledgers in ``folder``: those that don't hold, and one finding on the others.
+
+    Args:
+        server: the server's ledger.
+        folder: of devices' ledgers.
+        kept: how many devices keep a user-level ledger there, as the configuration says. All of them
+            begin it before the first release, so one that isn't there was taken away.
+    """
     paths = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
-    if not paths:
+    if not paths and not kept:
         return [Finding("devices", "not run", "no device's ledger: nobody but the server speaks")]
     held: list[_Device] = []
     bad: list[_Device] = []
@@ -59,6 +67,11 @@ def check_devices(server: Chain, folder: Path) -> list[Finding]:
             device = _Device(Finding(f"device {path.name}", "fails", str(error)))
         (bad if device.finding.outcome == "fails" else held).append(device)
     findings = [device.finding for device in bad]
+    # One that is broken may be of any unit, and is told of already.
+    there = sum(device.unit in (_USER, "") for device in (*held, *bad))
+    if there < kept and any(isinstance(entry, Reserve) for entry in server.entries):
+        what = f"{there:,} user-level ledgers in {folder}, the configuration has {kept:,} devices keep one"
+        findings.append(Finding("devices, complete", "fails", what))
     for unit in sorted({device.unit for device in held}, reverse=True):
         of_unit = [device for device in held if device.unit == unit]
         here, others = sum(d.here for d in of_unit), sum(d.others for d in of_unit)
@@ -96,7 +109,7 @@ def _examine(server: Chain, path: Path) -> _Device:
 
 
 def _releases(here: int, others: int, unit: str) -> str:
-    promise = ", at least as noisy as promised" if unit == "user" else ""
+    promise = ", at least as noisy as promised" if unit == _USER else ""
     what = f"{here:,} releases are the server's{promise}"
     return what + (f"; {others:,} are of other runs: verify those too" if others else "")
 
@@ -161,7 +174,7 @@ def _broken(
             number = "" if entry.answers is None else f" as release {entry.answers}"
             yield line, f"{what} isn't in the server's ledger with this model{number}"
             continue
-        if unit != "user":
+        if unit != _USER:
             continue
         if entry.answers is not None:
             answered[entry.run, entry.answers] += 1

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..common.ledger_entries import Open, Reserve
+from ..common.ledger_entries import Chain, Open, Reserve
 from ..common.mechanism import Mechanism
 from .accountants import PLD
 from .chain_checks import check_chain
@@ -16,12 +16,23 @@ from .privacy_checks import releases_of
 USER = "user"
 """Unit of the guarantee that the server's ledger is about; ε of another unit is never set beside it."""
 
+_OF_A_WHOLE_LEDGER = (
+    "unit",
+    "releases",
+    "releases_here",
+    "noise_multipliers",
+    "epsilon",
+    "delta",
+    "target_epsilon",
+)
 
-def describe_device(path: Path, finding: Finding) -> dict[str, Any]:
-    """The outcome of a device's reconciliation, and what its own ledger comes to.
+
+def describe_device(path: Path, finding: Finding, server: Chain) -> dict[str, Any]:
+    """The outcome of a device's reconciliation with ``server``, and what its own ledger comes to.
 
     Returns:
-        JSON-ready content: ``unit``, ``releases``, ``noise_multipliers`` (least and largest), ``epsilon``
+        JSON-ready content: ``unit``, ``releases``, ``releases_here`` (of the server's runs),
+        ``noise_multipliers`` (least and largest), ``epsilon``
         at ``delta`` over the device's lifetime and ``target_epsilon`` are None where its ledger isn't
         whole; an ``epsilon`` of None is unknown or infinite.
 
@@ -31,14 +42,16 @@ def describe_device(path: Path, finding: Finding) -> dict[str, Any]:
     told = {"file": str(path), "outcome": finding.outcome, "what": finding.what}
     chain, _ = check_chain(path)
     if chain is None:
-        unknown = ("unit", "releases", "noise_multipliers", "epsilon", "delta", "target_epsilon")
-        return {**told, **dict.fromkeys(unknown)}
+        return {**told, **dict.fromkeys(_OF_A_WHOLE_LEDGER)}
     opening, releases = chain.opening, releases_of(chain)
-    noise = [e.mechanism.noise_multiplier for e in chain.entries if isinstance(e, Reserve)]
+    runs = {entry.run for entry in server.entries if isinstance(entry, Reserve)}
+    made = [entry for entry in chain.entries if isinstance(entry, Reserve)]
+    noise = [entry.mechanism.noise_multiplier for entry in made]
     return {
         **told,
         "unit": opening.unit,
-        "releases": len(noise),
+        "releases": len(made),
+        "releases_here": sum(entry.run in runs for entry in made),
         "noise_multipliers": [min(noise), max(noise)] if noise else None,
         "epsilon": _epsilon(releases, opening),
         "delta": opening.delta,

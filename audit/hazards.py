@@ -192,14 +192,16 @@ def _deployment(verification: Verification, devices: Sequence[dict[str, Any]]) -
         "There are no interactive queries: releases are planned, reserved in the ledger before they are "
         f"made, and never refunded. {_upper(budget.what) if budget else 'What was spent is unknown'}.",
     )
-    if devices:
-        failed = sum(device["outcome"] == "fails" for device in devices)
+    # One that took part in none of the server's releases has nothing to say about them.
+    telling = [d for d in devices if d["outcome"] == "fails" or d["releases_here"]]
+    if telling:
+        failed = sum(device["outcome"] == "fails" for device in telling)
         yield Hazard(
             DEPLOYMENT,
             "Trust that isn't warranted",
             _as(not failed),
             "A central model: the server is trusted to add noise and keep cohorts secret, hosts to clip. "
-            f"{count(len(devices) - failed)} of {count(len(devices))} device ledgers agree with the "
+            f"{count(len(telling) - failed)} of {count(len(telling))} device ledgers agree with the "
             "server's; that noise was added they can't see.",
         )
     else:
@@ -208,7 +210,8 @@ def _deployment(verification: Verification, devices: Sequence[dict[str, Any]]) -
             "Trust that isn't warranted",
             "not covered",
             "A central model: the server is trusted to add noise and keep cohorts secret, hosts to clip. "
-            "No ledger of a device was given (--device-ledger), so nobody but the server speaks.",
+            "No ledger of a device that took part was given (--device-ledger), so nobody but the server "
+            "speaks.",
         )
     yield Hazard(
         DEPLOYMENT,

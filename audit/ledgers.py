@@ -21,12 +21,14 @@ class Evidence:
         run: the run folder, None where a ledger was named.
         anchor: where the head was published; None where nobody says.
         devices: folder of devices' ledgers; None where nobody says.
+        kept: how many user-level ledgers the configuration says are in there.
     """
 
     ledger: Path
     run: Path | None
     anchor: Path | None
     devices: Path | None = None
+    kept: int = 0
 
 
 def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
@@ -63,4 +65,5 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
         path,
         anchor or Path(named.anchor or path / "anchor.json"),
         Path(named.device_folder or path / "devices"),
+        named.devices,
     )

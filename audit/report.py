@@ -225,7 +225,8 @@ def _devices(verification: Verification, paths: Sequence[Path]) -> list[dict[str
     if verification.chain is None:
         return []
     findings = verification.findings[len(verification.findings) - len(paths) :]
-    return [describe_device(path, f) for path, f in zip(paths, findings, strict=True)]
+    server = verification.chain
+    return [describe_device(path, f, server) for path, f in zip(paths, findings, strict=True)]
 
 
 def _commands(

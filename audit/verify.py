@@ -100,7 +100,7 @@ def verify(
 
         findings += check_run(evidence.run, chain, cost)
     if evidence.devices is not None:
-        findings += check_devices(chain, evidence.devices)
+        findings += check_devices(chain, evidence.devices, kept=evidence.kept)
     findings += [check_device(chain, path) for path in device_ledgers]
     key = chain.opening.public_key
     return Verification(evidence.ledger, tuple(findings), cost, key, chain.head, chain)

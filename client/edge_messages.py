@@ -30,7 +30,8 @@ def to_message(value: Any, message: Any) -> Any:
     Raises:
         ConfigError: a number is out of range, or a text isn't text.
     """
-    for field in _fields(type(value)):
+    kind: Any = type(value)
+    for field in _fields(kind):
         content = getattr(value, field.name)
         if content is None or content == ():
             continue

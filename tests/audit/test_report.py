@@ -404,6 +404,16 @@ def test_devices_are_told_one_by_one(report, forge, tmp_path):
     assert "Event-level" not in text[: text.index("Hazards of NIST")]
 
 
+def test_a_device_that_took_no_part_is_no_witness(report, forge, tmp_path):
+    device = forge.Writer().open(population_size=1, target_epsilon=30.0)
+    path = device.write(tmp_path / "idle.jsonl")
+    found = report(forge.honest(rounds=5, target_epsilon=0.6), device_ledgers=[path])
+    assert found["devices"][0]["outcome"] == "holds"
+    assert found["devices"][0]["releases_here"] == 0
+    [trust] = [h for h in found["hazards"] if h["title"] == "Trust that isn't warranted"]
+    assert trust["answer"] == "not covered"
+
+
 def test_another_unit_is_told_apart(document):
     device = {
         "file": "phone.jsonl",

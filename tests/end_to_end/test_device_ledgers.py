@@ -58,6 +58,14 @@ def test_devices_and_server_tell_the_same(fedprofile, everyone, log, tmp_path):
     assert found["check"] == "devices, user-level"
     assert "4 ledgers, 12 releases are the server's" in found["what"]
 
+    min((tmp_path / "run" / "devices").glob("*.jsonl")).unlink()
+    verified = fedprofile("audit", "verify", "run", "--json")
+    assert verified.code == 1
+    [bad] = [f for f in json.loads(verified.out)["findings"] if f["outcome"] == "fails"]
+    assert bad["check"] == "devices, complete"
+    assert "3 user-level ledgers" in bad["what"]
+    assert "4 devices" in bad["what"]
+
 
 def test_devices_whose_lifetime_is_spent_decline_and_the_divisor_stays(
     fedprofile, small, log, tmp_path
