@@ -26,6 +26,8 @@ class RecommendRequest:
         threshold: the least score.
         include_seen: rank items that the owner has met too, by the mixture with repeats.
         explain: give reasons.
+        diversity: how much it counts that a list's items differ, 0 to 1; with ``top_k`` only.
+        calibration: how much it counts that a list has the profile's shares of tags, 0 to 1; likewise.
     """
 
     candidates: Candidates | None = None
@@ -33,6 +35,8 @@ class RecommendRequest:
     threshold: float | None = None
     include_seen: bool = False
     explain: bool = False
+    diversity: float = 0.0
+    calibration: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from .erasing import Eraser
 from .interactions import Interaction, check_interaction, check_text, composed
 from .model_bundle import ModelBundle, current_bundle, current_name
 from .profile_keeper import ProfileKeeper
+from .reranking import Aims, pool_size, rerank
 from .scoring import Ranking, above_threshold, top_k, why
 from .store import Store, store_files, stores_aside
 from .store_key import find_key
@@ -125,13 +126,16 @@ class Device:
         A threshold that lets more than :data:`LONGEST_LIST` items through yields the best of them.
 
         Raises:
-            ConfigError: not exactly one of top k and threshold is given, k < 1, or too much is
-                asked for.
+            ConfigError: not exactly one of top k and threshold is given, k < 1, too much is
+                asked for, or diversity and calibration are no shares, or go with a threshold.
             DeviceError: there is no model.
         """
         check_size(request.top_k or 0, LONGEST_LIST, "items of a list")
         if request.candidates is not None:
             check_size(len(request.candidates.items), MOST_CANDIDATES, "candidates")
+        aims = Aims(request.diversity, request.calibration)
+        if aims.active and request.top_k is None:
+            raise ConfigError("recommend: diversity and calibration go with top k, not a threshold")
         with self._opened():
             keeper = self._need_model()
             bundle, profile = keeper.bundle, keeper.profile()
@@ -147,7 +151,9 @@ class Device:
             }
             length, threshold = request.top_k, request.threshold
             if length is not None and threshold is None:
-                ranking = top_k(profile, bundle.served, length, **options)
+                pool = pool_size(length) if aims.active and length > 0 else length
+                ranking = top_k(profile, bundle.served, pool, **options)
+                ranking = rerank(ranking, bundle.public, length, aims=aims, tags=profile.tags)
             elif length is None and threshold is not None and math.isfinite(threshold):
                 ranking = above_threshold(profile, bundle.served, threshold, **options)
             else:

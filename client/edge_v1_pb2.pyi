@@ -45,18 +45,22 @@ class Candidates(_message.Message):
     def __init__(self, items: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("candidates", "top_k", "threshold", "include_seen", "explain")
+    __slots__ = ("candidates", "top_k", "threshold", "include_seen", "explain", "diversity", "calibration")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     candidates: Candidates
     top_k: int
     threshold: float
     include_seen: bool
     explain: bool
-    def __init__(self, candidates: _Optional[_Union[Candidates, _Mapping]] = ..., top_k: _Optional[int] = ..., threshold: _Optional[float] = ..., include_seen: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
+    diversity: float
+    calibration: float
+    def __init__(self, candidates: _Optional[_Union[Candidates, _Mapping]] = ..., top_k: _Optional[int] = ..., threshold: _Optional[float] = ..., include_seen: _Optional[bool] = ..., explain: _Optional[bool] = ..., diversity: _Optional[float] = ..., calibration: _Optional[float] = ...) -> None: ...
 
 class ReasonEvent(_message.Message):
     __slots__ = ("item", "event", "time", "share")

@@ -78,8 +78,11 @@ Examples:
   fedprofile device recommend phone
   fedprofile device recommend phone --top-k 5 --explain
   fedprofile device recommend phone --candidates shelf.txt --threshold 2.5 --json
+  fedprofile device recommend phone --diversity 0.3 --calibration 0.3
 
 Candidates are item ids, one a line. The score is ⟨U, v⟩; with --include-seen a probability.
+--diversity keeps items apart that are alike, --calibration gives each of the profile's tags its share of
+the list; what the two leave of 1 is the weight of the score.
 
 Exit codes: 0 success; 2 no device, no model yet, or an unreadable file.
 """
@@ -226,6 +229,12 @@ def recommend(
         bool, typer.Option("--include-seen", help="items that the owner has met, too")
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="say what speaks for an item")] = False,
+    diversity: Annotated[
+        float, typer.Option(metavar="D", help="0 to 1: how much it counts that items differ")
+    ] = 0.0,
+    calibration: Annotated[
+        float, typer.Option(metavar="C", help="0 to 1: how much the shares of tags count")
+    ] = 0.0,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """See the help text above."""
@@ -237,6 +246,8 @@ def recommend(
         threshold=threshold,
         include_seen=include_seen,
         explain=explain,
+        diversity=diversity,
+        calibration=calibration,
     )
     with connect(path) as device:
         found = device.recommend(request)

@@ -18,6 +18,10 @@ from .lazy_group import LazyGroup
 _COMMANDS = {
     "simulate": ("simulations.cli:app", "Train over simulated devices and explain the run."),
     "replay": ("simulations.replay_cli:app", "What it is worth that profiles follow every event."),
+    "strategies": (
+        "simulations.strategies_cli:app",
+        "Ways to make a list, side by side.",
+    ),
     "data": ("simulations.data_cli:app", "Look at interaction data before using it."),
     "server": ("common.cli:server", "Run a federation over enrolled devices, with TLS."),
     "device": ("common.cli:device", "Record, profile and rank on a device, offline."),

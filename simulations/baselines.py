@@ -6,7 +6,7 @@ Each is a frozen :class:`~.evaluation.Scorer`. Its settings are chosen on valida
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeVar
@@ -217,8 +217,10 @@ def tune(candidates: Iterable[S], validation: Targets, *, k: int, mask_seen: boo
     return max(candidates, key=quality)
 
 
-def tuned_baselines(split: Split, table: ItemTable, *, k: int) -> dict[str, Scorer]:
-    """All baselines, fitted on ``split.train`` with settings chosen on ``split.validation``.
+def tuned_baselines(
+    split: Split, table: ItemTable, *, k: int, names: Collection[str] | None = None
+) -> dict[str, Scorer]:
+    """All baselines, or those in ``names``: fitted on ``split.train``, settings chosen on validation.
 
     ``personal-frequency`` is chosen for repeat purchases, the others for new items. ``ease`` is
     missing above :data:`MAXIMUM_EASE_ITEMS` items.
@@ -226,6 +228,7 @@ def tuned_baselines(split: Split, table: ItemTable, *, k: int) -> dict[str, Scor
     return {
         name: tune(candidates, split.validation, k=k, mask_seen=name != "personal-frequency")
         for name, candidates in _grids(split.train, table).items()
+        if names is None or name in names
     }
 
 

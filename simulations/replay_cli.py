@@ -66,7 +66,7 @@ def command(
                 scorer,
                 log.histories,
                 start=split.test_time,
-                vectors=population.table.vectors,
+                vectors=scorer.table.vectors,
                 scales=config.model.scales,
                 k=config.evaluation.k,
                 most=moments,

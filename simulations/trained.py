@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,6 +18,9 @@ from .dataset import InteractionLog
 from .models import EncoderScorer
 from .population import Population
 from .run_folder import RunFolder
+
+_COMPARED = 500
+"""Items whose vectors are compared with those the run kept."""
 
 
 def find_run(path: Path) -> tuple[RunFolder, RunConfig]:
@@ -35,10 +40,25 @@ def find_run(path: Path) -> tuple[RunFolder, RunConfig]:
     return folder, load_config(folder.config)
 
 
+def _same(served: ItemTable, table: ItemTable) -> bool:
+    """Whether the public vectors have the same blocks, and are alike as far as items resemble one another.
+
+    How items are spread over the columns depends on the machine in the last digits, and where values are
+    level in more than that; what the cosines between items are doesn't.
+    """
+    if any(served.blocks.get(name) != block for name, block in table.blocks.items()):
+        return False
+    some = np.random.default_rng(0).integers(table.n_items, size=_COMPARED)
+    kept, made = served.vectors[some, : table.dimension], table.vectors[some]
+    return bool(np.allclose(kept @ kept.T, made @ made.T, atol=1e-2))
+
+
 def load_scorer(
     folder: RunFolder, config: RunConfig, log: InteractionLog, population: Population
 ) -> EncoderScorer:
-    """The run's encoder and popularity over the items of ``population``.
+    """The run's encoder, item vectors and popularity.
+
+    The vectors are those the run kept: made again, they may differ in their last digits.
 
     Raises:
         RunFolderError: the model can't be read, or the data has other items than the run had.
@@ -47,7 +67,7 @@ def load_scorer(
     served = ItemTable.load(folder.items)
     table = population.table
     start, stop = served.blocks[PRIOR_BLOCK]
-    if served.ids != table.ids or not (served.vectors[:, : table.dimension] == table.vectors).all():
+    if (served.ids, served.tags) != (table.ids, table.tags) or not _same(served, table):
         raise RunFolderError(
             f"{folder.path}: its items aren't those of {config.data.path} any more; name the data "
             "that the run was made with"
@@ -56,6 +76,7 @@ def load_scorer(
         weights = load_file(folder.model)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{folder.model}: not a readable model ({error})") from error
+    table = replace(table, vectors=served.vectors[:, : table.dimension])
     encoder = build_encoder(
         config.model,
         blocks=table.blocks,

@@ -154,6 +154,8 @@ def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path
         (("profile", "phone", "--declare", "x"), "write NAME=VALUE"),
         (("recommend", "phone"), "no model yet"),
         (("recommend", "phone", "--top-k", "3", "--threshold", "1"), "exclude each other"),
+        (("recommend", "phone", "--diversity", "1.5"), "from 0 to 1"),
+        (("recommend", "phone", "--threshold", "1", "--calibration", "0.5"), "not a threshold"),
         (("recommend", "phone", "--top-k", "0"), "not in the range"),
         (("recommend", "phone", "--candidates", "nothing.txt"), "can't read it"),
         (("consent", "phone", "perhaps"), "is not one of"),

@@ -272,6 +272,16 @@ def test_a_finished_run_is_replayed_with_its_own_model(fedprofile, small, log):
     assert whole["moments"] >= run["data"]["test_users"] > 0
     assert fedprofile("replay", folder).out.count("all moments") == 2
 
+    found = summary(fedprofile("strategies", folder, "--diversity", "0.4", "--json"))
+    content, pooled, _, hybrid, diverse = found["strategies"]
+    metrics = json.loads(Path(run["paths"]["metrics"]).read_text(encoding="utf-8"))
+    own = metrics["models"][0]["test"]["new"]
+    assert [s["private"] for s in (content, pooled, hybrid)] == [True, False, True]
+    assert hybrid["ndcg_at_k"]["mean"] == own["ndcg_at_k"]["mean"]
+    assert (diverse["name"], diverse["users"]) == ("+ diversity 0.4", hybrid["users"])
+    assert "+ diversity 0.5" in fedprofile("strategies", folder).out
+    assert "from 0 to 1" in fedprofile("strategies", folder, "--calibration", "2").err
+
     refused = fedprofile("replay", "nowhere")
     assert refused.code == 2
     assert "no run here" in refused.err

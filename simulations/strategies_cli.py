@@ -1,0 +1,119 @@
+"""``fedprofile strategies``: ways to make a list from a run's model, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..common.console import stage
+from ..common.errors import ConfigError
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+
+_HEADINGS = {
+    "ndcg_at_k": "NDCG",
+    "hr_at_k": "HR",
+    "coverage_at_k": "coverage",
+    "diversity_at_k": "diversity",
+    "novelty_at_k": "novelty",
+    "miscalibration_at_k": "off tags",
+}
+_SHARES = (0.2, 0.5)
+_HELP = """Measure ways to make a list from a run's model, on new items of its test users.
+
+By content, from neighbours, by the encoder, by all of it together as devices do; and the last re-ranked for
+diversity (maximal marginal relevance) and for calibration to the profile's tags. It's the researcher's
+own measurement: nothing is released.
+
+\b
+Examples:
+  fedprofile strategies runs/shop
+  fedprofile strategies runs/shop --diversity 0.3 --calibration 0.3 --json
+"""
+
+
+@app.command(name="strategies", help=_HELP)
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
+    diversity: Annotated[
+        list[float] | None,
+        typer.Option(metavar="D", help="share from 0 to 1; may be repeated; unset: 0.2 and 0.5"),
+    ] = None,
+    calibration: Annotated[
+        list[float] | None,
+        typer.Option(metavar="C", help="share from 0 to 1; may be repeated; unset: 0.2 and 0.5"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object as the last line of standard output")
+    ] = False,
+) -> None:
+    """See the help text above."""
+    from ..client.reranking import Aims
+
+    if diversity is None and calibration is None:
+        diversity, calibration = list(_SHARES), list(_SHARES)
+    aims = [Aims(diversity=share) for share in diversity or ()]
+    aims += [Aims(calibration=share) for share in calibration or ()]
+    if diversity and calibration:
+        aims.append(Aims(diversity[0], calibration[0]))
+    import torch  # slow to load: --help and mistakes needn't wait
+
+    from .simulate import read
+    from .strategies import compare_strategies
+    from .trained import find_run, load_scorer
+
+    torch.set_num_threads(1)
+    folder, config = find_run(run)
+    with contextlib.redirect_stdout(sys.stderr):
+        log, split, population = read(config)
+        if not split.test.n_users:
+            raise ConfigError(
+                f"{run}: nothing is held out (evaluation.split = '{config.evaluation.split}'); measure a "
+                "run with another split"
+            )
+        scorer = load_scorer(folder, config, log, population)
+        with stage("Measuring", 4 + len(aims)) as progress:
+            strategies = compare_strategies(
+                scorer,
+                split,
+                k=config.evaluation.k,
+                samples=config.evaluation.bootstrap_samples,
+                aims=aims,
+                on_strategy=progress.advance,
+            )
+    found = [strategy.to_dict() for strategy in strategies]
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), "k": config.evaluation.k, "strategies": found}))
+    else:
+        _show(found, config.evaluation.k, Console(highlight=False))
+
+
+def _show(found: list[dict[str, Any]], k: int, out: Console) -> None:
+    users = found[0]["users"]
+    title = f"Lists of {k} new items for {users:,} test users"
+    table = Table("list", title=title, title_justify="left", box=None)
+    table.columns[0].min_width = 17  # "+ calibration 0.2" on a line
+    for heading in _HEADINGS.values():
+        table.add_column(heading, justify="right")
+    for strategy in found:
+        cells = (_number(strategy[measure]) for measure in _HEADINGS)
+        table.add_row(strategy["name"] + ("" if strategy["private"] else "*"), *cells)
+    out.print(table)
+    out.print(
+        "hybrid: what devices do, and below it re-ranked; off tags: how far a list's tags are from the "
+        "profile's own (Kullback-Leibler in nats, 0 is exact); novelty in bits; * needs everybody's data "
+        "in one place, for comparison only",
+        soft_wrap=True,
+    )
+
+
+def _number(value: dict[str, float | None] | float) -> str:
+    mean = value["mean"] if isinstance(value, dict) else value
+    return "–" if mean is None else f"{mean:.4f}" if mean < 1 else f"{mean:.3f}"

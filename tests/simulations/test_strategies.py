@@ -1,0 +1,111 @@
+"""Re-ranked lists of a whole population are those that each device would make."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedprofile.client.profile import build
+from fedprofile.client.reranking import Aims, distribution, divergence, pool_size, rerank
+from fedprofile.client.scoring import Ranking
+from fedprofile.common.decay import Scale
+from fedprofile.common.histories import Histories
+from fedprofile.common.items import ItemTable
+from fedprofile.simulations.splits import Targets
+from fedprofile.simulations.strategies import Reranked, TagShares, _miscalibration
+
+DAY = 86_400
+
+
+def town(seed, n_items=130, users=3):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 6, users)
+    n_events = int(lengths.sum())
+    histories = Histories(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=rng.integers(0, n_items, n_events).astype(np.int32),
+        times=np.concatenate([np.sort(rng.integers(DAY, 900 * DAY, n)) for n in lengths]).astype(
+            np.int64
+        ),
+        sessions=np.zeros(n_events, dtype=np.int32),
+        weights=rng.uniform(0.5, 3, n_events).astype(np.float32),
+        types=np.zeros(n_events, dtype=np.int16),
+    )
+    kinds = ("茶", "mugs", "cake", "tins")
+    tags = tuple(
+        tuple(rng.choice(kinds, size=rng.integers(0, 3), replace=False)) for _ in range(n_items)
+    )
+    vectors = rng.standard_normal((n_items, 5)).astype(np.float32)
+    table = ItemTable(vectors, tuple(f"i{n}" for n in range(n_items)), tags, {"text": (0, 5)})
+    return histories, table, rng.standard_normal((users, n_items)).astype(np.float32)
+
+
+class Fixed:
+    def __init__(self, scores):
+        self.held = scores
+
+    def scores(self, history, now):
+        return self.held
+
+
+def profile_of(histories, user, table):
+    return build(histories.device(user), table=table, scales=(Scale("days", 30.0),), window_size=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_tags_are_those_of_the_profile(seed):
+    histories, table, _ = town(seed)
+    names = sorted({tag for tags in table.tags for tag in tags})
+    found = TagShares.of(table).wanted(histories)
+    for user in range(histories.n_devices):
+        held = profile_of(histories, user, table).tags
+        expected = distribution([held.get(name, 0.0) for name in names])
+        assert found[user] == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    aims=st.sampled_from([Aims(diversity=0.4), Aims(calibration=0.5), Aims(0.3, 0.3)]),
+)
+def test_a_population_gets_the_lists_its_devices_make(seed, aims):
+    histories, table, scores = town(seed)
+    found = Reranked(Fixed(scores), table, TagShares.of(table), 5, aims).scores(
+        histories, np.zeros(histories.n_devices, np.int64)
+    )
+    for user in range(histories.n_devices):
+        profile = profile_of(histories, user, table)
+        rest = np.setdiff1d(np.arange(table.n_items, dtype=np.int32), profile.items)
+        rest = rest[np.argsort(-scores[user, rest], kind="stable")]
+        ranking = Ranking(rest, scores[user, rest], tuple(table.ids[i] for i in rest))
+        device = rerank(ranking.first(pool_size(5)), table, 5, aims=aims, tags=profile.tags)
+        new = found[user].copy()
+        new[profile.items] = -np.inf
+        assert np.argsort(-new, kind="stable")[:5].tolist() == device.items.tolist()
+        others = np.setdiff1d(rest, device.items)
+        assert (found[user, others] == scores[user, others]).all()
+
+
+def test_miscalibration_is_told_of_those_whose_tags_are_known():
+    tags = (("tea",), ("mugs",), ())
+    table = ItemTable(np.eye(3, dtype=np.float32), ("a", "b", "c"), tags, {"text": (0, 3)})
+    histories = Histories(
+        offsets=np.array([0, 1, 2]),
+        items=np.array([0, 2], np.int32),
+        times=np.array([DAY, DAY]),
+        sessions=np.zeros(2, np.int32),
+        weights=np.ones(2, np.float32),
+        types=np.zeros(2, np.int16),
+    )
+    targets = Targets(
+        history=histories,
+        users=np.array([4, 7]),
+        offsets=np.array([0, 1, 2]),
+        items=np.array([1, 1], np.int32),
+        now=np.array([2 * DAY, 2 * DAY]),
+        cold_users=0,
+    )
+    lists = np.array([[0, 1], [0, -1]], np.int32)
+    off = _miscalibration(np.array([4, 7]), lists, targets, TagShares.of(table))
+    assert off.tolist() == pytest.approx([divergence(np.array([0, 1.0]), np.array([0.5, 0.5]))])
