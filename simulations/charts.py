@@ -34,6 +34,8 @@ _COLOURS = {
     "baseline": "#777",
     "bad": "#b3261e",
 }
+# Of the colours of a series, one is a pale fill and no line.
+_LINES = tuple(colour for number, colour in enumerate(SERIES) if number != 1)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,79 @@ class Level:
     label: str
     kind: str
     value: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of :func:`interval_lines`.
+
+    Attributes:
+        label: in the legend.
+        points: place along the bottom, mean, and ends of the interval, None where unknown; ascending.
+        singles: place and value of single runs, shown faintly.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float, float | None, float | None]]
+    singles: Sequence[tuple[float, float]] = ()
+
+
+def interval_lines(
+    lines: Sequence[Line],
+    *,
+    axis: str,
+    below: str,
+    ticks: Sequence[tuple[float, str]],
+    levels: Sequence[Level] = (),
+    apart: float | None = None,
+) -> str:
+    """Means with intervals along an axis of few places, beside models that they are compared with.
+
+    Args:
+        lines: each of at least one point.
+        axis: what is measured.
+        below: what is along the bottom.
+        ticks: places and their names.
+        levels: horizontal lines.
+        apart: a place that no line leads to, for it isn't on the scale of the others.
+    """
+    with drawing(axis, height=4.2) as (figure, axes):
+        places = [place for place, _ in ticks]
+        span = max(places) - min(places) or 1.0
+        for number, line in enumerate(lines):
+            colour = _LINES[number % len(_LINES)]
+            aside = 0.018 * span * (number - (len(lines) - 1) / 2)
+            for place, value in line.singles:
+                axes.plot([place + aside], [value], ".", color=colour, alpha=0.45, markersize=5)
+            for place, _, low, high in line.points:
+                if low is not None and high is not None:
+                    reach = [place + aside] * 2
+                    axes.plot(reach, [low, high], color=colour, linewidth=2.5, alpha=0.55)
+            joined = [(p + aside, mean) for p, mean, _, _ in line.points if p != apart]
+            alone = [(p + aside, mean) for p, mean, _, _ in line.points if p == apart]
+            label = shortened(line.label, 30)
+            for part in filter(None, (joined, alone)):
+                axes.plot(
+                    *zip(*part, strict=True), color=colour, marker="o", markersize=6, label=label
+                )
+                label = ""
+        for level, dashes in zip(levels, cycle(("--", ":", "-.")), strict=False):
+            axes.axhline(
+                level.value,
+                color=MARKERS[level.kind][1],
+                linestyle=dashes,
+                linewidth=1.6,
+                label=shortened(level.label, 34),
+            )
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(min(places) - 0.08 * span, max(places) + 0.08 * span)
+        axes.set_xticks(places, [name for _, name in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(below)
+        axes.set_ylabel(axis)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        legend(axes, columns=2)
+        return svg(figure, axis)
 
 
 def training_curve(

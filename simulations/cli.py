@@ -21,6 +21,7 @@ from ..common.formatting import epsilon as epsilon_text
 from ..common.formatting import scientific
 from .claims import event_level
 from .claims import warnings as warnings_of
+from .sweep_axes import SWEEP, parse_axes
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
@@ -36,6 +37,8 @@ Examples:
   fedprofile simulate --config study.toml --seed 1 --json
   fedprofile simulate --resume --out runs/synthetic-20260131-120000
   fedprofile simulate --data log.csv --split none --recommendations a.parquet
+  fedprofile simulate --data log.csv --sweep epsilon=1,2,4,8,inf --seeds 3
+  fedprofile simulate --sweep epsilon=2,inf --sweep users=0.25,0.5,1 --group country
 
 Exit codes: 0 success; 2 wrong usage or bad input; 3 the budget doesn't allow the first release;
 130 interrupted.
@@ -97,6 +100,20 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="run folder; unset: a new one in runs/")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=V,V,…",
+            help="run every combination: epsilon=1,2,4,8,inf or users=0.25,0.5,1; may be repeated",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="K", help="runs of each combination; unset: 3")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="of users, such as country: a sweep's fairness by it"),
+    ] = None,
     recommendations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Parquet file for every user's list")
     ] = None,
@@ -119,11 +136,24 @@ def command(
         raise ConfigError(
             "--top-k and --include-seen need --recommendations: the file of the lists"
         )
+    sweeps = bool(sweep) or (resume and out is not None and (out / SWEEP).is_file())
+    if not sweeps and (seeds is not None or group is not None):
+        raise ConfigError("--seeds and --group need --sweep: one run has one seed, and no groups")
+    if sweeps and recommendations is not None:
+        raise ConfigError(
+            "--recommendations needs one run: leave --sweep out, or resume one run of the sweep"
+        )
+    axes = parse_axes(sweep or ())
+    if "epsilon" in axes and (epsilon is not None or no_privacy):
+        raise ConfigError(
+            "--sweep epsilon excludes --epsilon and --no-privacy: put the value into the sweep, where "
+            "no privacy is inf"
+        )
     if top_k is not None and top_k < 1:
         raise ConfigError(f"--top-k must be 1 or more, got {top_k}")
     overrides: dict[str, dict[str, Any]] = {
         "": {"seed": seed},
-        "data": {"path": data, "preset": preset, "items": items},
+        "data": {"path": data, "preset": preset, "items": items, "group_column": group},
         "training": {"rounds": rounds},
         "privacy": {"epsilon": epsilon, "delta": delta, "enabled": False if no_privacy else None},
         "evaluation": {"split": split},
@@ -131,8 +161,9 @@ def command(
         "engine": {"kind": engine},
     }
     source = config
-    if resume and config is None and out is not None and (out / "config.toml").is_file():
-        source = out / "config.toml"
+    if resume and config is None and out is not None:
+        kept = out / ("base.toml" if sweeps else "config.toml")
+        source = kept if kept.is_file() else None
     settings = load_config(source, overrides)
     import torch  # slow to load: --help and mistakes needn't wait
 
@@ -152,6 +183,14 @@ def command(
         include_seen=include_seen,
     )
     # Whatever a library prints meanwhile is no result.
+    if sweeps:
+        from .sweep import sweep as run_sweep
+        from .sweep_cli import show_sweep
+
+        with contextlib.redirect_stdout(sys.stderr):
+            found = run_sweep(settings, axes, seeds, out=out, resume=resume)
+        show_sweep(found, as_json=as_json)
+        return
     with contextlib.redirect_stdout(sys.stderr):
         metrics = simulate(settings, options)
     if as_json:
