@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.stats import norm
 
@@ -34,6 +35,8 @@ _COLOURS = {
     "baseline": "#777",
     "bad": "#b3261e",
 }
+_DASHES = ("--", ":", "-.")
+_COLUMN = 24  # letters of a label beside which a second column has room
 # Of the colours of a series, one is a pale fill and no line.
 _LINES = tuple(colour for number, colour in enumerate(SERIES) if number != 1)
 
@@ -55,11 +58,13 @@ class Line:
         label: in the legend.
         points: place along the bottom, mean, and ends of the interval, None where unknown; ascending.
         singles: place and value of single runs, shown faintly.
+        kind: ``ours``, of which each line has a colour of its own, or another of ``MARKERS``.
     """
 
     label: str
     points: Sequence[tuple[float, float, float | None, float | None]]
     singles: Sequence[tuple[float, float]] = ()
+    kind: str = "ours"
 
 
 def interval_lines(
@@ -84,11 +89,15 @@ def interval_lines(
     with drawing(axis, height=4.2) as (figure, axes):
         places = [place for place, _ in ticks]
         span = max(places) - min(places) or 1.0
+        colours, dashes = cycle(_LINES), cycle(_DASHES)
         for number, line in enumerate(lines):
-            colour = _LINES[number % len(_LINES)]
+            marker, colour = MARKERS[line.kind]
+            colour = next(colours) if line.kind == "ours" else colour
+            style = "-" if line.kind == "ours" else next(dashes)
             aside = 0.018 * span * (number - (len(lines) - 1) / 2)
             for place, value in line.singles:
-                axes.plot([place + aside], [value], ".", color=colour, alpha=0.45, markersize=5)
+                beside = place + aside + 0.014 * span
+                axes.plot([beside], [value], ".", color=colour, alpha=0.6, markersize=5)
             for place, _, low, high in line.points:
                 if low is not None and high is not None:
                     reach = [place + aside] * 2
@@ -98,17 +107,15 @@ def interval_lines(
             label = shortened(line.label, 30)
             for part in filter(None, (joined, alone)):
                 axes.plot(
-                    *zip(*part, strict=True), color=colour, marker="o", markersize=6, label=label
+                    *zip(*part, strict=True),
+                    color=colour,
+                    linestyle=style,
+                    marker=marker,
+                    markersize=6,
+                    label=label,
                 )
                 label = ""
-        for level, dashes in zip(levels, cycle(("--", ":", "-.")), strict=False):
-            axes.axhline(
-                level.value,
-                color=MARKERS[level.kind][1],
-                linestyle=dashes,
-                linewidth=1.6,
-                label=shortened(level.label, 34),
-            )
+        _draw(axes, levels)
         axes.set_ylim(bottom=0)
         axes.set_xlim(min(places) - 0.08 * span, max(places) + 0.08 * span)
         axes.set_xticks(places, [name for _, name in ticks])
@@ -116,8 +123,20 @@ def interval_lines(
         axes.set_xlabel(below)
         axes.set_ylabel(axis)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
-        legend(axes, columns=2)
+        labels = [line.label for line in lines] + [level.label for level in levels]
+        legend(axes, columns=1 if max(map(len, labels)) > _COLUMN else 2)
         return svg(figure, axis)
+
+
+def _draw(axes: Axes, levels: Sequence[Level]) -> None:
+    for level, dashes in zip(levels, cycle(_DASHES), strict=False):
+        axes.axhline(
+            level.value,
+            color=MARKERS[level.kind][1],
+            linestyle=dashes,
+            linewidth=1.6,
+            label=shortened(level.label, 34),
+        )
 
 
 def training_curve(
@@ -126,14 +145,7 @@ def training_curve(
     """A metric over rounds, ``(round, value)``, beside models that it is compared with."""
     with drawing(axis, height=3.5) as (figure, axes):
         axes.plot(*zip(*points, strict=True), color=OURS, label="this run", **markers(len(points)))
-        for level, dashes in zip(levels, cycle(("--", ":", "-.")), strict=False):
-            axes.axhline(
-                level.value,
-                color=MARKERS[level.kind][1],
-                linestyle=dashes,
-                linewidth=1.6,
-                label=shortened(level.label, 34),
-            )
+        _draw(axes, levels)
         over_rounds(axes, axis)
         legend(axes, columns=2)
         return svg(figure, axis)

@@ -22,11 +22,11 @@ from ..common.formatting import scientific
 from .claims import event_level
 from .claims import warnings as warnings_of
 from .sweep_axes import SWEEP, parse_axes
+from .tables import WIDE, interval, mean
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
 _TALKATIVE = ("absl", "flwr", "ray")  # loggers of libraries whose remarks are no help to a user
-_WIDE = 100  # columns of a terminal that has room for a second interval
 _HELP = """Train a shared encoder over simulated devices, with user-level privacy, and explain the run.
 
 \b
@@ -212,7 +212,7 @@ def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
     if metrics["models"]:
-        wide = out.width >= _WIDE
+        wide = out.width >= WIDE
         table = Table("model", title="Test users, full ranking, 95 % intervals over users")
         k = config.evaluation.k
         for heading in (f"NDCG@{k}\nnew items", f"HR@{k}\nnew items", f"NDCG@{k}\nall items"):
@@ -220,9 +220,9 @@ def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
         for model in metrics["models"]:
             new, every = model["test"]["new"], model["test"]["all"]
             cells = (
-                _interval(new["ndcg_at_k"]),
-                _mean(new["hr_at_k"]),
-                (_interval if wide else _mean)(every["ndcg_at_k"]),
+                interval(new["ndcg_at_k"]),
+                mean(new["hr_at_k"]),
+                (interval if wide else mean)(every["ndcg_at_k"]),
             )
             table.add_row(model["key"], *cells, style="bold" if model["kind"] == "ours" else None)
         out.print(table)
@@ -240,14 +240,3 @@ def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
         style = {"bad": "bold red", "warn": "yellow"}.get(warning.level)
         remark(f"{warning.title}. {warning.text}", style=style)
     out.print(f"Report: {metrics['paths']['report']}", soft_wrap=True, markup=False)
-
-
-def _interval(value: dict[str, float | None]) -> str:
-    mean, low, high = value["mean"], value["low"], value["high"]
-    if mean is None or low is None or high is None:
-        return _mean(value)
-    return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
-
-
-def _mean(value: dict[str, float | None]) -> str:
-    return "–" if value["mean"] is None else f"{value['mean']:.4f}"

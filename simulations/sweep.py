@@ -57,7 +57,7 @@ def sweep(
         )
     if base.ledger.anchor is not None:
         raise ConfigError(
-            "ledger.anchor is the place of one ledger's head, and each run of a sweep has a ledger of "
+            "ledger.anchor (--anchor) is the place of one ledger's head, and each run of a sweep has a ledger of "
             "its own: leave it unset"
         )
     check_keys(base)

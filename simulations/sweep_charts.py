@@ -66,17 +66,17 @@ def sweep_charts(
 def _users_chart(document: Cell) -> Iterator[tuple[str, str]]:
     points, references = document["points"], document["references"]
     sizes = {point["share"]: point["population_size"] for point in points}
-    of_label: dict[str, list[Cell]] = {}
+    of_line: dict[tuple[str, str], list[Cell]] = {}
     for point in points:
         epsilon = point["epsilon"]
         label = "without privacy" if epsilon is None else f"ε = {epsilon:g}"
-        of_label.setdefault(label, []).append(point)
+        of_line.setdefault((label, "ours"), []).append(point)
     for model in references:
         if model["key"] in _BESIDE_USERS:
-            of_label.setdefault(model["label"], []).append(model)
+            of_line.setdefault((model["label"], model["kind"]), []).append(model)
     lines = [
-        _line(label, ((math.log2(sizes[cell["share"]]), cell["common"]) for cell in cells))
-        for label, cells in of_label.items()
+        _line(label, ((math.log2(sizes[cell["share"]]), cell["common"]) for cell in cells), kind)
+        for (label, kind), cells in of_line.items()
     ]
     lines = [line for line in lines if line.points]
     if lines:
@@ -102,14 +102,14 @@ def _budget(epsilon: float | None) -> str:
     return "∞" if epsilon is None else f"{epsilon:g}"
 
 
-def _line(label: str, cells: Iterable[tuple[float, Cell | None]]) -> Line:
+def _line(label: str, cells: Iterable[tuple[float, Cell | None]], kind: str = "ours") -> Line:
     """Means and intervals of ``cells``, each with its place, as far as they are known."""
     points = []
     for place, cell in cells:
         interval = cell["ndcg_at_k"] if cell else {"mean": None}
         if known(interval["mean"]):
             points.append((place, interval["mean"], interval["low"], interval["high"]))
-    return Line(label, sorted(points))
+    return Line(label, sorted(points), kind=kind)
 
 
 def _levels(models: Sequence[Cell], view: str) -> list[Level]:

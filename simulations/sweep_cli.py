@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..common.formatting import epsilon as epsilon_text
 from ..common.formatting import scientific
+from .tables import WIDE, interval, mean
 
 
 def show_sweep(found: dict[str, Any], *, as_json: bool) -> None:
@@ -19,6 +20,7 @@ def show_sweep(found: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(json.dumps(found))
         return
     out, sweep = Console(highlight=False), found["sweep"]
+    wide = out.width >= WIDE
     several = len(sweep["users"]) > 1
     title = f"Test users, full ranking, {sweep['seeds']} runs each, 95 % intervals"
     table = Table("model", title=title)
@@ -30,11 +32,11 @@ def show_sweep(found: dict[str, Any], *, as_json: bool) -> None:
     for point in sorted(found["points"], key=lambda point: point["share"]):
         size = [f"{point['population_size']:,}"] if several else []
         budget = "∞" if point["epsilon"] is None else f"{point['epsilon']:g}"
-        table.add_row("federated", budget, *size, *_cells(point), style="bold")
+        table.add_row("federated", budget, *size, *_cells(point, wide), style="bold")
     largest = max(sweep["users"])
     for model in found["references"]:
         if model["share"] == largest:
-            table.add_row(model["key"], "–", *(["–"] if several else []), *_cells(model))
+            table.add_row(model["key"], "–", *(["–"] if several else []), *_cells(model, wide))
     out.print(table)
     privacy = found["privacy"]
     if privacy["private_runs"]:
@@ -48,12 +50,6 @@ def show_sweep(found: dict[str, Any], *, as_json: bool) -> None:
     out.print(f"Report: {found['paths']['report']}", soft_wrap=True, markup=False)
 
 
-def _cells(model: dict[str, Any]) -> list[str]:
-    return [_interval(model[view]["ndcg_at_k"]) for view in ("new", "all")]
-
-
-def _interval(value: dict[str, float | None]) -> str:
-    mean, low, high = value["mean"], value["low"], value["high"]
-    if mean is None:
-        return "–"
-    return f"{mean:.4f}" if low is None or high is None else f"{mean:.4f} [{low:.3f}, {high:.3f}]"
+def _cells(model: dict[str, Any], wide: bool) -> list[str]:
+    new, every = (model[view]["ndcg_at_k"] for view in ("new", "all"))
+    return [interval(new), (interval if wide else mean)(every)]

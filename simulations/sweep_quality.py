@@ -52,6 +52,7 @@ class Panel:
         split: of those who take part.
         population: their devices.
         common: bool [users of the log], who takes part at the smallest share.
+        popularity: float [n_items], by how many of those who take part an item was taken.
     """
 
     config: RunConfig
@@ -59,12 +60,15 @@ class Panel:
     split: Split
     population: Population
     common: NDArray[np.bool_]
+    popularity: NDArray[np.float32]
 
     @classmethod
     def at(cls, config: RunConfig, *, smallest: float) -> Panel:
         """The panel of those who take part in a run of ``config``."""
         log, split, population = read(config)
-        return cls(config, log, split, population, taking_part(log.user_ids, smallest))
+        common = taking_part(log.user_ids, smallest)
+        popularity = Popularity.fit(split.train, population.table).counts
+        return cls(config, log, split, population, common, popularity)
 
     def evaluate(self, scorer: Scorer) -> Evaluation:
         """NDCG@k of every test user."""
@@ -72,7 +76,7 @@ class Panel:
             scorer,
             self.split.test,
             self.population.table,
-            Popularity.fit(self.split.train, self.population.table).counts,
+            self.popularity,
             k=self.config.evaluation.k,
             bootstrap_samples=0,
         )

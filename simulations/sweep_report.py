@@ -44,7 +44,7 @@ def render_sweep_report(document: Mapping[str, Any]) -> str:
         privacy=document["privacy"],
         notes=document["notes"],
         views=VIEWS,
-        several_shares=len(sweep["users"]) > 1,
+        by_users=_by_users(document) if len(sweep["users"]) > 1 else [],
         groupings=list(curve[0]["groups"]),
         group_rows={by: _group_rows(curve, beside, by) for by in curve[0]["groups"]},
         verdict=verdict(document),
@@ -65,13 +65,15 @@ def verdict(document: Mapping[str, Any]) -> str:
     private = [p for p in reversed(curve) if p["epsilon"] is not None]
     parts = []
     if without is not None:
-        parts.append(f"without privacy {number(ndcg(without))}")
+        parts.append(f"{number(ndcg(without))} without privacy")
     for point in private:
         kept = ""
         if without is not None and ndcg(without) > 0:
             kept = f" ({share(ndcg(point), ndcg(without))} of that)"
-        parts.append(f"at ε = {epsilon(point['epsilon'])} {number(ndcg(point))}{kept}")
-    sentence = f"NDCG@{sweep['k']} on new items: " + ", ".join(parts) + "."
+        parts.append(f"{number(ndcg(point))}{kept} at ε = {point['epsilon']:g}")
+    sentence = (
+        f"The federated encoder reaches NDCG@{sweep['k']} on new items of {', '.join(parts)}."
+    )
     baselines = [m for m in document["references"] if m["share"] == largest]
     baselines = [m for m in baselines if m["kind"] == "baseline" and known(ndcg(m))]
     if baselines:
@@ -86,8 +88,8 @@ def cost(privacy: Mapping[str, Any]) -> str:
     if not private:
         return "No run was private, so there is no guarantee: ε is infinite."
     joint = (
-        f"Who receives the models of all {private} private runs can tell whether any one user took "
-        f"part by (ε, δ) with ε = {epsilon(privacy['epsilon_of_private_runs'])}, δ = "
+        f"Who receives the models of all {private} private runs can tell by no more than (ε, δ) whether "
+        f"any one user took part, with ε = {epsilon(privacy['epsilon_of_private_runs'])}, δ = "
         f"{scientific(privacy['delta'])}: all their ledgers composed."
     )
     if privacy["repeatable"]:
@@ -98,6 +100,22 @@ def cost(privacy: Mapping[str, Any]) -> str:
             "sums, ε is infinite: hand out none of those."
         )
     return joint
+
+
+def _by_users(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each point and reference, those of one ε or model together."""
+    sizes = {point["share"]: point["population_size"] for point in document["points"]}
+    points = [
+        {"label": "Federated encoder", "own": True, **point}
+        for budget in document["sweep"]["epsilon"]
+        for point in document["points"]
+        if point["epsilon"] == budget
+    ]
+    references = [
+        {"epsilon": None, "own": False, "population_size": sizes[model["share"]], **model}
+        for model in sorted(document["references"], key=lambda model: model["label"])
+    ]
+    return [*points, *references]
 
 
 def _limits(document: Mapping[str, Any]) -> Iterator[Statement]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def sweep_document(
         "sweep": {
             **provenance(base),
             "name": folder.path.name,
+            "repeat": _repeat(plan),
             "dataset": base.data.path,
             "encoder": first["run"]["encoder"],
             "parameters": first["run"]["parameters"],
@@ -99,6 +101,18 @@ def joint_cost(ledgers: Mapping[Path, bool]) -> dict[str, Any]:
         "epsilon": _finite(cost) if number == len(ledgers) else None,
         "repeatable": any(c.opening.randomness == "seeded" for c in chains.values()),
     }
+
+
+def _repeat(plan: SweepPlan) -> str:
+    """The command that runs the same sweep again, from within its folder."""
+    axes = {"epsilon": plan.epsilons, "users": plan.shares}
+    options = [
+        word
+        for axis, values in axes.items()
+        for word in ("--sweep", f"{axis}=" + ",".join(f"{value:.12g}" for value in values))
+    ]
+    words = ["fedprofile", "simulate", "--config", "base.toml", *options, "--seeds"]
+    return shlex.join([*words, str(plan.seeds)])
 
 
 def _run(run: PlannedRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
