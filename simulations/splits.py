@@ -166,6 +166,8 @@ def make_split(
     else:
         split, where = _time_split(histories, config, members)
         remedy = "move the cuts, give more data, or use split 'none'"
+    if members is not None:
+        remedy += ", or have more users take part (data.user_share)"
     for part, size in (
         ("no training events", split.train.n_events),
         ("no user with history and a validation target", split.validation.n_users),

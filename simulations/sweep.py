@@ -57,8 +57,8 @@ def sweep(
         )
     if base.ledger.anchor is not None:
         raise ConfigError(
-            "ledger.anchor (--anchor) is the place of one ledger's head, and each run of a sweep has a ledger of "
-            "its own: leave it unset"
+            "ledger.anchor (--anchor) is the place of one ledger's head, and each run of a sweep has a "
+            "ledger of its own: leave it unset"
         )
     check_keys(base)
     if resume and out is not None:

@@ -81,7 +81,7 @@ def _users_chart(document: Cell) -> Iterator[tuple[str, str]]:
     lines = [line for line in lines if line.points]
     if lines:
         ticks = [(math.log2(size), count(size)) for size in sizes.values()]
-        axis = f"NDCG@{document['sweep']['k']}, new items"
+        axis = f"NDCG@{document['sweep']['k']}, the same test users"
         yield "users", interval_lines(lines, axis=axis, below="users who take part", ticks=ticks)
 
 

@@ -40,8 +40,10 @@ def show_sweep(found: dict[str, Any], *, as_json: bool) -> None:
     out.print(table)
     privacy = found["privacy"]
     if privacy["private_runs"]:
+        number = privacy["private_runs"]
+        runs = f"the {number} private runs together cost" if number > 1 else "the private run costs"
         out.print(
-            f"Privacy: the {privacy['private_runs']} private runs together cost "
+            f"Privacy: {runs} "
             f"ε = {epsilon_text(privacy['epsilon_of_private_runs'])}, "
             f"δ = {scientific(privacy['delta'])}; each run's own ε holds for that run alone. Choosing by "
             "these figures is covered by none.",

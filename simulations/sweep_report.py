@@ -87,8 +87,11 @@ def cost(privacy: Mapping[str, Any]) -> str:
     private, others = privacy["private_runs"], privacy["other_runs"]
     if not private:
         return "No run was private, so there is no guarantee: ε is infinite."
+    models = (
+        f"the models of all {private} private runs" if private > 1 else "the private run's model"
+    )
     joint = (
-        f"Who receives the models of all {private} private runs can tell by no more than (ε, δ) whether "
+        f"Who receives {models} can tell by no more than (ε, δ) whether "
         f"any one user took part, with ε = {epsilon(privacy['epsilon_of_private_runs'])}, δ = "
         f"{scientific(privacy['delta'])}: all their ledgers composed."
     )

@@ -54,7 +54,7 @@ def test_groups_of_a_column_come_largest_first_and_small_ones_together():
     values = ["UK"] * 90 + ["日本"] * 30 + [None] * 25 + ["Malta"] * 12 + ["Iceland"] * 9
     groups = by_value(values)
     assert sizes(groups) == {"UK": 90, "日本": 30, UNKNOWN: 25, "others (2 groups)": 21}
-    assert [group.name for group in groups][0] == "UK"
+    assert groups[0].name == "UK"
 
 
 def test_a_single_small_group_takes_the_next_larger_one_with_it():
