@@ -22,7 +22,7 @@ from ..common.console import stage
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
 from .baselines import Popularity
-from .bootstrap import Interval, crossed_interval
+from .bootstrap import crossed_interval
 from .comparison import CLASSICAL, LABELS, Candidate, references
 from .dataset import InteractionLog
 from .evaluation import Evaluation, Scorer, View, evaluate
@@ -81,39 +81,46 @@ class Panel:
             bootstrap_samples=0,
         )
 
-    def describe(self, found: Sequence[Evaluation]) -> dict[str, Any]:
+    def describe(
+        self, found: Sequence[Evaluation], against: Sequence[Evaluation] | None = None
+    ) -> dict[str, Any]:
         """Means of one or several models of a kind with intervals, JSON-ready.
 
         ``new`` and ``all`` are views over the own test users; ``common`` is new items over the common
-        ones, and ``groups`` new items over groups of the own ones.
+        ones, and ``groups`` new items over groups of the own ones. With ``against``, as many models of
+        another kind, each has its ``difference`` to those, paired by user. The two kinds were trained
+        independently, so any pairing of their models gives the variance of both.
         """
-        new = _matrix(found, "new_items")
+        new, every = (
+            (_matrix(found, view), None if against is None else _matrix(against, view))
+            for view in ("new_items", "all_items")
+        )
         users = found[0].new_items.ranks.users
         return {
-            "new": self._cell(new),
-            "all": self._cell(_matrix(found, "all_items")),
-            "common": self._cell(new[:, self.common[users]]),
+            "new": self._cell(*new),
+            "all": self._cell(*every),
+            "common": self._cell(*new, rows=np.flatnonzero(self.common[users])),
             "groups": {
-                by: [{"name": g.name, **self._cell(new[:, g.rows])} for g in groups]
+                by: [{"name": g.name, **self._cell(*new, rows=g.rows)} for g in groups]
                 for by, groups in self._groups(users).items()
             },
         }
 
-    def difference(self, ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> Interval:
-        """``ours − theirs`` on new items, paired by user.
+    def _cell(
+        self,
+        values: NDArray[np.float64],
+        against: NDArray[np.float64] | None,
+        rows: NDArray[np.int64] | slice = slice(None),
+    ) -> dict[str, Any]:
+        def interval(of: NDArray[np.float64]) -> dict[str, float | None]:
+            samples = self.config.evaluation.bootstrap_samples
+            return crossed_interval(of[:, rows], samples=samples).to_dict()
 
-        Runs of the two have nothing in common, so that any pairing of them gives the variance of both.
-        """
-        of_ours, of_theirs = _matrix(ours, "new_items"), _matrix(theirs, "new_items")
-        return crossed_interval(of_ours - of_theirs, samples=self._samples)
-
-    @property
-    def _samples(self) -> int:
-        return self.config.evaluation.bootstrap_samples
-
-    def _cell(self, values: NDArray[np.float64]) -> dict[str, Any]:
-        interval = crossed_interval(values, samples=self._samples)
-        return {"users": values.shape[1], "ndcg_at_k": interval.to_dict()}
+        return {
+            "users": values[:, rows].shape[1],
+            "ndcg_at_k": interval(values),
+            "difference": None if against is None else interval(values - against),
+        }
 
     def _groups(self, users: NDArray[np.int64]) -> dict[str, list[Group]]:
         groups = {ACTIVITY: by_activity(self.split.train.lengths[users])}
@@ -158,15 +165,11 @@ def _points(
     without = found.get(math.inf)
     for epsilon, evaluations in found.items():
         private = math.isfinite(epsilon)
-        difference = None
-        if private and without is not None:
-            difference = panel.difference(evaluations, without).to_dict()
         yield {
             "epsilon": epsilon if private else None,
             "share": panel.config.data.user_share,
             "population_size": panel.population.size,
-            **panel.describe(evaluations),
-            "difference": difference,
+            **panel.describe(evaluations, without if private else None),
             "runs": [
                 {
                     "name": run.name,

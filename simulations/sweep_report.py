@@ -9,7 +9,7 @@ from typing import Any
 from ..common.files import write_atomically
 from ..common.formatting import epsilon, known, number, scientific, share
 from ..common.pages import render_page
-from ..common.strength import Statement
+from ..common.strength import Level, Statement, strength
 from .report import VIEWS
 from .sweep_charts import group_of, ndcg, sweep_charts
 
@@ -49,6 +49,7 @@ def render_sweep_report(document: Mapping[str, Any]) -> str:
         group_rows={by: _group_rows(curve, beside, by) for by in curve[0]["groups"]},
         verdict=verdict(document),
         cost=cost(document["privacy"]),
+        level=_level(document["privacy"], curve[0]["population_size"]),
         limits=list(_limits(document)),
         charts=dict(sweep_charts(document, curve, beside)),
     )
@@ -103,6 +104,17 @@ def cost(privacy: Mapping[str, Any]) -> str:
             "sums, ε is infinite: hand out none of those."
         )
     return joint
+
+
+def _level(privacy: Mapping[str, Any], population_size: int) -> Level:
+    """How much the joint guarantee of the private runs says."""
+    if privacy["private_runs"] and privacy["repeatable"]:
+        return "warn"
+    return strength(
+        privacy["epsilon_of_private_runs"],
+        delta=privacy["delta"],
+        population_size=population_size,
+    )
 
 
 def _by_users(document: Mapping[str, Any]) -> list[dict[str, Any]]:

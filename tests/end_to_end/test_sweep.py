@@ -86,7 +86,7 @@ def test_a_sweep_is_measured_resumed_and_told_alike(fedprofile, town, monkeypatc
     assert [run["name"] for run in found["runs"]] == RUNS
     cells = {(p["epsilon"], p["share"]): p for p in found["points"]}
     assert set(cells) == {(8.0, 0.6), (8.0, 1.0), (None, 0.6), (None, 1.0)}
-    for (epsilon, _), point in cells.items():
+    for (epsilon, share), point in cells.items():
         for run in point["runs"]:
             own = json.loads(Path("s", run["name"], "metrics.json").read_text(encoding="utf-8"))
             test = own["models"][0]["test"]
@@ -96,7 +96,12 @@ def test_a_sweep_is_measured_resumed_and_told_alike(fedprofile, town, monkeypatc
             assert own["privacy"]["population_size"] == point["population_size"]
         means = [run["new"] for run in point["runs"]]
         assert point["new"]["ndcg_at_k"]["mean"] == pytest.approx(sum(means) / 2)
-        assert (point["difference"] is None) == (epsilon is None)
+        difference = point["new"]["difference"]
+        if epsilon is None:
+            assert difference is None
+        else:
+            without = cells[None, share]["new"]["ndcg_at_k"]["mean"]
+            assert difference["mean"] == pytest.approx(sum(means) / 2 - without)
         for groups in point["groups"].values():
             assert sum(group["users"] for group in groups) in (0, point["new"]["users"])
             assert all(group["users"] >= 20 for group in groups)

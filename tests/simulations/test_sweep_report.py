@@ -17,16 +17,20 @@ from fedprofile.simulations.sweep_report import (
 HOSTILE = "<script>alert(1)</script>&\"'$x^$"
 
 
-def cell(mean, users=400):
+LOSS = {"mean": -0.0123, "low": -0.02, "high": -0.004}
+
+
+def cell(mean, users=400, difference=None):
     low, high = (None, None) if mean is None else (0.9 * mean, 1.1 * mean)
-    return {"users": users, "ndcg_at_k": {"mean": mean, "low": low, "high": high}}
+    interval = {"mean": mean, "low": low, "high": high}
+    return {"users": users, "ndcg_at_k": interval, "difference": difference}
 
 
-def measured(mean, share):
+def measured(mean, share, difference=None):
     groups = {"United Kingdom": 1.0, "Germany": 0.8, "others (7 groups)": 1.2}
     return {
         "share": share,
-        "new": cell(mean),
+        "new": cell(mean, difference=difference),
         "all": cell(3 * mean, 450),
         "common": cell(1.05 * mean, 90),
         "groups": {
@@ -34,7 +38,9 @@ def measured(mean, share):
                 {"name": f"{first}–{first + 9} events", **cell(mean * (1 + first / 50), 133)}
                 for first in (2, 12, 22)
             ],
-            "country": [{"name": n, **cell(mean * times, 60)} for n, times in groups.items()],
+            "country": [
+                {"name": n, **cell(mean * times, 60, difference)} for n, times in groups.items()
+            ],
         },
     }
 
@@ -45,10 +51,11 @@ def example(epsilons=(1.0, 8.0, None), shares=(0.5, 1.0)):
         {
             "epsilon": epsilon,
             "population_size": int(4000 * share),
-            **measured(0.07 * share**0.3 * (1 if epsilon is None else epsilon**0.1 / 1.6), share),
-            "difference": None
-            if epsilon is None
-            else {"mean": -0.0123, "low": -0.02, "high": -0.004},
+            **measured(
+                0.07 * share**0.3 * (1 if epsilon is None else epsilon**0.1 / 1.6),
+                share,
+                None if epsilon is None else LOSS,
+            ),
             "runs": [{"name": f"run {n}", "new": 0.05 + n / 500, "all": 0.2} for n in (1, 2)],
         }
         for share in shares
@@ -231,7 +238,7 @@ def test_nobody_to_measure_and_no_groups():
         part["groups"] = {"training events": []}
     for point in document["points"]:
         point["runs"] = [{"name": "a", "new": None, "all": None}]
-        point["difference"] = {"mean": None, "low": None, "high": None}
+        point["new"]["difference"] = {"mean": None, "low": None, "high": None}
     text = Page(render_sweep_report(document)).text
     assert "nothing was measured" in text
     assert "Too few test users" in text
