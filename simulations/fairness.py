@@ -34,18 +34,19 @@ class Group:
 
 
 def by_activity(events: NDArray[np.int64]) -> list[Group]:
-    """Thirds by number of events (int64 [p]); equal numbers stay together, so they differ in size."""
+    """Thirds by number of events (int64 [p]); equal numbers stay together, so they differ in size.
+
+    Names tell where thirds are cut, and not the least and the most, each of which is some one user's.
+    """
     if len(events) == 0:
         return []
     cuts = np.quantile(events, [1 / 3, 2 / 3], method="inverted_cdf")
     thirds = np.searchsorted(cuts, events, side="left")
-    groups = []
-    for third in np.unique(thirds):
-        rows = np.flatnonzero(thirds == third)
-        least, most = events[rows].min(), events[rows].max()
-        name = f"{least:,}" if least == most else f"{least:,}–{most:,}"
-        groups.append(Group(f"{name} events", rows))
-    return large_enough(groups)
+    lower, upper = cuts.tolist()
+    middle = f"{upper:,}" if upper == lower + 1 else f"{lower + 1:,}–{upper:,}"
+    names = (f"up to {lower:,}", middle, f"more than {upper:,}")
+    groups = [Group(f"{name} events", np.flatnonzero(thirds == n)) for n, name in enumerate(names)]
+    return large_enough([group for group in groups if len(group.rows)])
 
 
 def by_value(values: Sequence[str | None]) -> list[Group]:

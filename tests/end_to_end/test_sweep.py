@@ -94,6 +94,7 @@ def test_a_sweep_is_measured_resumed_and_told_alike(fedprofile, town, monkeypatc
             assert run["all"] == pytest.approx(test["all"]["ndcg_at_k"]["mean"], abs=1e-12)
             assert test["new"]["users"] == point["new"]["users"]
             assert own["privacy"]["population_size"] == point["population_size"]
+            assert ("a share of 0.6 takes part" in " ".join(own["notes"])) == (share == 0.6)
         means = [run["new"] for run in point["runs"]]
         assert point["new"]["ndcg_at_k"]["mean"] == pytest.approx(sum(means) / 2)
         difference = point["new"]["difference"]

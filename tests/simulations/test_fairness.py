@@ -46,7 +46,11 @@ def test_thirds_by_activity_keep_equals_together(events):
 def test_thirds_are_thirds_where_numbers_differ():
     events = np.random.default_rng(0).permutation(300)
     groups = by_activity(events)
-    assert sizes(groups) == {"0–99 events": 100, "100–199 events": 100, "200–299 events": 100}
+    assert sizes(groups) == {
+        "up to 99 events": 100,
+        "100–199 events": 100,
+        "more than 199 events": 100,
+    }
     assert sorted(events[groups[0].rows]) == list(range(100))
 
 
@@ -67,3 +71,9 @@ def test_one_group_is_no_comparison():
     assert by_value(["UK"] * 100 + ["Malta"]) == []
     assert by_activity(np.full(100, 4)) == []
     assert by_value([]) == by_activity(np.zeros(0, np.int64)) == []
+
+
+def test_a_third_of_one_number_is_called_by_it():
+    groups = by_activity(np.repeat([1, 2, 3], 30))
+    assert sizes(groups) == {"up to 1 events": 30, "2 events": 30, "more than 2 events": 30}
+    assert len(by_activity(np.repeat([1, 9], [90, 30]))) == 2  # most are alike: no middle
