@@ -50,6 +50,19 @@ class DataConfig(Section):
     session_gap_minutes: float = Field(
         30.0, gt=0, description="a longer pause starts a new session where none is given"
     )
+    group_column: str | None = Field(
+        None,
+        min_length=1,
+        description="what users are grouped by where fairness is shown: an attribute that the preset "
+        "knows, such as country, or another column; unset: by activity alone",
+    )
+    user_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the users who take part, by a hash of their ids; the catalogue, the cuts "
+        "and the cleaning stay those of all",
+    )
     synthetic_users: int = Field(4_000, ge=1, description="users of the built-in population")
     synthetic_items: int = Field(1_500, ge=2, description="items of the built-in population")
     synthetic_seed: int = Field(0, description="another one, another population of the same kind")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.stats import norm
 
@@ -34,6 +35,10 @@ _COLOURS = {
     "baseline": "#777",
     "bad": "#b3261e",
 }
+_DASHES = ("--", ":", "-.")
+_COLUMN = 24  # letters of a label beside which a second column has room
+# Of the colours of a series, one is a pale fill and no line.
+_LINES = tuple(colour for number, colour in enumerate(SERIES) if number != 1)
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,102 @@ class Level:
     value: float
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of :func:`interval_lines`.
+
+    Attributes:
+        label: in the legend.
+        points: place along the bottom, mean, and ends of the interval, None where unknown; ascending.
+        singles: place and value of single runs, shown faintly.
+        kind: ``ours``, of which each line has a colour of its own, or another of ``MARKERS``.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float, float | None, float | None]]
+    singles: Sequence[tuple[float, float]] = ()
+    kind: str = "ours"
+
+
+def interval_lines(
+    lines: Sequence[Line],
+    *,
+    axis: str,
+    below: str,
+    ticks: Sequence[tuple[float, str]],
+    levels: Sequence[Level] = (),
+    apart: float | None = None,
+) -> str:
+    """Means with intervals along an axis of few places, beside models that they are compared with.
+
+    Args:
+        lines: each of at least one point.
+        axis: what is measured.
+        below: what is along the bottom.
+        ticks: places and their names.
+        levels: horizontal lines.
+        apart: a place that no line leads to, for it isn't on the scale of the others.
+    """
+    with drawing(axis, height=4.2) as (figure, axes):
+        places = [place for place, _ in ticks]
+        span = max(places) - min(places) or 1.0
+        colours, dashes = cycle(_LINES), cycle(_DASHES)
+        for number, line in enumerate(lines):
+            marker, colour = MARKERS[line.kind]
+            colour = next(colours) if line.kind == "ours" else colour
+            style = "-" if line.kind == "ours" else next(dashes)
+            aside = 0.018 * span * (number - (len(lines) - 1) / 2)
+            for place, value in line.singles:
+                beside = place + aside + 0.014 * span
+                axes.plot([beside], [value], ".", color=colour, alpha=0.6, markersize=5)
+            for place, _, low, high in line.points:
+                if low is not None and high is not None:
+                    reach = [place + aside] * 2
+                    axes.plot(reach, [low, high], color=colour, linewidth=2.5, alpha=0.55)
+            joined = [(p + aside, mean) for p, mean, _, _ in line.points if p != apart]
+            alone = [(p + aside, mean) for p, mean, _, _ in line.points if p == apart]
+            label = shortened(line.label, 30)
+            for part in filter(None, (joined, alone)):
+                axes.plot(
+                    *zip(*part, strict=True),
+                    color=colour,
+                    linestyle=style,
+                    marker=marker,
+                    markersize=6,
+                    label=label,
+                )
+                label = ""
+        _draw(axes, levels)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(min(places) - 0.08 * span, max(places) + 0.08 * span)
+        axes.set_xticks(places, [name for _, name in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(below)
+        axes.set_ylabel(axis)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        labels = [line.label for line in lines] + [level.label for level in levels]
+        legend(axes, columns=1 if max(map(len, labels)) > _COLUMN else 2)
+        return svg(figure, axis)
+
+
+def _draw(axes: Axes, levels: Sequence[Level]) -> None:
+    for level, dashes in zip(levels, cycle(_DASHES), strict=False):
+        axes.axhline(
+            level.value,
+            color=MARKERS[level.kind][1],
+            linestyle=dashes,
+            linewidth=1.6,
+            label=shortened(level.label, 34),
+        )
+
+
 def training_curve(
     points: Sequence[tuple[int, float]], levels: Sequence[Level], *, axis: str
 ) -> str:
     """A metric over rounds, ``(round, value)``, beside models that it is compared with."""
     with drawing(axis, height=3.5) as (figure, axes):
         axes.plot(*zip(*points, strict=True), color=OURS, label="this run", **markers(len(points)))
-        for level, dashes in zip(levels, cycle(("--", ":", "-.")), strict=False):
-            axes.axhline(
-                level.value,
-                color=MARKERS[level.kind][1],
-                linestyle=dashes,
-                linewidth=1.6,
-                label=shortened(level.label, 34),
-            )
+        _draw(axes, levels)
         over_rounds(axes, axis)
         legend(axes, columns=2)
         return svg(figure, axis)

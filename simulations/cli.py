@@ -21,11 +21,12 @@ from ..common.formatting import epsilon as epsilon_text
 from ..common.formatting import scientific
 from .claims import event_level
 from .claims import warnings as warnings_of
+from .sweep_axes import SWEEP, parse_axes
+from .tables import WIDE, interval, mean
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
 _TALKATIVE = ("absl", "flwr", "ray")  # loggers of libraries whose remarks are no help to a user
-_WIDE = 100  # columns of a terminal that has room for a second interval
 _HELP = """Train a shared encoder over simulated devices, with user-level privacy, and explain the run.
 
 \b
@@ -36,6 +37,8 @@ Examples:
   fedprofile simulate --config study.toml --seed 1 --json
   fedprofile simulate --resume --out runs/synthetic-20260131-120000
   fedprofile simulate --data log.csv --split none --recommendations a.parquet
+  fedprofile simulate --data log.csv --sweep epsilon=1,2,4,8,inf --seeds 3
+  fedprofile simulate --sweep epsilon=2,inf --sweep users=0.25,0.5,1 --group country
 
 Exit codes: 0 success; 2 wrong usage or bad input; 3 the budget doesn't allow the first release;
 130 interrupted.
@@ -97,6 +100,20 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="run folder; unset: a new one in runs/")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=V,V,…",
+            help="run every combination: epsilon=1,2,4,8,inf or users=0.25,0.5,1; may be repeated",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="K", help="runs of each combination; unset: 3")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="of users, such as country: a sweep's fairness by it"),
+    ] = None,
     recommendations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Parquet file for every user's list")
     ] = None,
@@ -119,11 +136,24 @@ def command(
         raise ConfigError(
             "--top-k and --include-seen need --recommendations: the file of the lists"
         )
+    sweeps = bool(sweep) or (resume and out is not None and (out / SWEEP).is_file())
+    if not sweeps and (seeds is not None or group is not None):
+        raise ConfigError("--seeds and --group need --sweep: one run has one seed, and no groups")
+    if sweeps and recommendations is not None:
+        raise ConfigError(
+            "--recommendations needs one run: leave --sweep out, or resume one run of the sweep"
+        )
+    axes = parse_axes(sweep or ())
+    if "epsilon" in axes and (epsilon is not None or no_privacy):
+        raise ConfigError(
+            "--sweep epsilon excludes --epsilon and --no-privacy: put the value into the sweep, where "
+            "no privacy is inf"
+        )
     if top_k is not None and top_k < 1:
         raise ConfigError(f"--top-k must be 1 or more, got {top_k}")
     overrides: dict[str, dict[str, Any]] = {
         "": {"seed": seed},
-        "data": {"path": data, "preset": preset, "items": items},
+        "data": {"path": data, "preset": preset, "items": items, "group_column": group},
         "training": {"rounds": rounds},
         "privacy": {"epsilon": epsilon, "delta": delta, "enabled": False if no_privacy else None},
         "evaluation": {"split": split},
@@ -131,8 +161,9 @@ def command(
         "engine": {"kind": engine},
     }
     source = config
-    if resume and config is None and out is not None and (out / "config.toml").is_file():
-        source = out / "config.toml"
+    if resume and config is None and out is not None:
+        kept = out / ("base.toml" if sweeps else "config.toml")
+        source = kept if kept.is_file() else None
     settings = load_config(source, overrides)
     import torch  # slow to load: --help and mistakes needn't wait
 
@@ -152,6 +183,14 @@ def command(
         include_seen=include_seen,
     )
     # Whatever a library prints meanwhile is no result.
+    if sweeps:
+        from .sweep import sweep as run_sweep
+        from .sweep_cli import show_sweep
+
+        with contextlib.redirect_stdout(sys.stderr):
+            found = run_sweep(settings, axes, seeds, out=out, resume=resume)
+        show_sweep(found, as_json=as_json)
+        return
     with contextlib.redirect_stdout(sys.stderr):
         metrics = simulate(settings, options)
     if as_json:
@@ -173,7 +212,7 @@ def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
     if metrics["models"]:
-        wide = out.width >= _WIDE
+        wide = out.width >= WIDE
         table = Table("model", title="Test users, full ranking, 95 % intervals over users")
         k = config.evaluation.k
         for heading in (f"NDCG@{k}\nnew items", f"HR@{k}\nnew items", f"NDCG@{k}\nall items"):
@@ -181,9 +220,9 @@ def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
         for model in metrics["models"]:
             new, every = model["test"]["new"], model["test"]["all"]
             cells = (
-                _interval(new["ndcg_at_k"]),
-                _mean(new["hr_at_k"]),
-                (_interval if wide else _mean)(every["ndcg_at_k"]),
+                interval(new["ndcg_at_k"]),
+                mean(new["hr_at_k"]),
+                (interval if wide else mean)(every["ndcg_at_k"]),
             )
             table.add_row(model["key"], *cells, style="bold" if model["kind"] == "ours" else None)
         out.print(table)
@@ -201,14 +240,3 @@ def _show(config: RunConfig, metrics: dict[str, Any], out: Console) -> None:
         style = {"bad": "bold red", "warn": "yellow"}.get(warning.level)
         remark(f"{warning.title}. {warning.text}", style=style)
     out.print(f"Report: {metrics['paths']['report']}", soft_wrap=True, markup=False)
-
-
-def _interval(value: dict[str, float | None]) -> str:
-    mean, low, high = value["mean"], value["low"], value["high"]
-    if mean is None or low is None or high is None:
-        return _mean(value)
-    return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
-
-
-def _mean(value: dict[str, float | None]) -> str:
-    return "–" if value["mean"] is None else f"{value['mean']:.4f}"

@@ -7,6 +7,7 @@ the encoder trained centrally is the ceiling of what a federation could learn.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .models import EncoderScorer, LocalOnly, train_centrally
 from .population import Population
 from .splits import Split, Targets
 
-_LABELS = {
+LABELS = {
     "federated": "Federated encoder (this run)",
     "federated-no-dp": "Federated encoder without DP",
     "central": "Same encoder trained centrally",
@@ -44,6 +45,24 @@ _LABELS = {
     "ease": "EASE on the decayed profile",
     "personal-frequency": "Personal frequency",
 }
+"""Key of a model → what people call it."""
+
+CLASSICAL = "classical baselines"
+"""Those of :mod:`.baselines`, in :func:`references`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A model that is to be measured; see :class:`ModelResult`."""
+
+    key: str
+    kind: str
+    private: bool
+    scorer: Scorer
+    settings: str
+
+
+Maker = Callable[[], list[Candidate]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +91,7 @@ class ModelResult:
         """JSON-ready content."""
         return {
             "key": self.key,
-            "label": _LABELS[self.key],
+            "label": LABELS[self.key],
             "kind": self.kind,
             "private": self.private,
             "test": self.test.to_dict(),
@@ -92,31 +111,53 @@ def compare(
     encoder: Encoder,
 ) -> list[ModelResult]:
     """Measure the run's model, first, and unless switched off all it should be held against."""
-    candidates: list[tuple[str, str, bool, Scorer, str]] = [
-        ("federated", "ours", config.privacy.enabled, scorer, "")
-    ]
+    candidates = [Candidate("federated", "ours", config.privacy.enabled, scorer, "")]
     counts = Popularity.fit(split.train, population.table)
     if config.evaluation.baselines:
-        with stage("Baselines", 4) as progress:
-            if config.privacy.enabled and config.training.rounds:
-                reference = _without_privacy(config, population, trainer, encoder, split)
-                candidates.append(("federated-no-dp", "ceiling", False, reference, "same settings"))
-            progress.advance("federated without DP")
-            central, epoch = _central(config, population, trainer, encoder, split)
-            candidates.append(("central", "ceiling", False, central, f"epoch {epoch}"))
-            progress.advance("central training")
-            if not config.model.item_ids:
-                local = LocalOnly(encoder, population.table, config.model, config.training, trainer)
-                candidates.append(("local-only", "baseline", True, local, "nothing is shared"))
-            progress.advance("local only")
-            tuned = tuned_baselines(split, population.table, k=config.evaluation.k)
-            candidates += [(n, "baseline", False, m, _settings(m)) for n, m in tuned.items()]
-            progress.advance("classical baselines")
+        makers: dict[str, Maker] = {}
+        if config.privacy.enabled and config.training.rounds:
+            makers["federated without DP"] = lambda: [
+                _without_privacy(config, population, trainer, encoder, split)
+            ]
+        makers |= references(
+            config, split=split, population=population, trainer=trainer, encoder=encoder
+        )
+        with stage("Baselines", len(makers)) as progress:
+            for name, make in makers.items():
+                candidates += make()
+                progress.advance(name)
     return _measure(candidates, config, split, population, counts)
 
 
+def references(
+    config: RunConfig,
+    *,
+    split: Split,
+    population: Population,
+    trainer: Trainer,
+    encoder: Encoder,
+) -> dict[str, Maker]:
+    """What no ε changes: models that see everything in clear, or nothing of others, by what they are
+    called together; each is made when it is asked for."""
+
+    def local() -> list[Candidate]:
+        alone = LocalOnly(encoder, population.table, config.model, config.training, trainer)
+        return [Candidate("local-only", "baseline", True, alone, "nothing is shared")]
+
+    def classical() -> list[Candidate]:
+        tuned = tuned_baselines(split, population.table, k=config.evaluation.k)
+        return [Candidate(n, "baseline", False, m, _settings(m)) for n, m in tuned.items()]
+
+    makers: dict[str, Maker] = {
+        "central training": lambda: [_central(config, population, trainer, encoder, split)]
+    }
+    if not config.model.item_ids:
+        makers["local only"] = local
+    return {**makers, CLASSICAL: classical}
+
+
 def _measure(
-    candidates: list[tuple[str, str, bool, Scorer, str]],
+    candidates: Sequence[Candidate],
     config: RunConfig,
     split: Split,
     population: Population,
@@ -125,9 +166,9 @@ def _measure(
     evaluation = config.evaluation
     results: list[ModelResult] = []
     with stage("Measuring", len(candidates)) as progress:
-        for key, kind, private, model, settings in candidates:
+        for candidate in candidates:
             test = evaluate(
-                model,
+                candidate.scorer,
                 split.test,
                 population.table,
                 counts.counts,
@@ -141,9 +182,19 @@ def _measure(
                     test.new_items.ranks,
                     samples=evaluation.bootstrap_samples,
                 )
-            validation = mean_ndcg(model, split.validation, k=evaluation.k)
-            results.append(ModelResult(key, kind, private, test, validation, settings, difference))
-            progress.advance(key)
+            validation = mean_ndcg(candidate.scorer, split.validation, k=evaluation.k)
+            results.append(
+                ModelResult(
+                    candidate.key,
+                    candidate.kind,
+                    candidate.private,
+                    test,
+                    validation,
+                    candidate.settings,
+                    difference,
+                )
+            )
+            progress.advance(candidate.key)
     return results
 
 
@@ -163,7 +214,7 @@ def _without_privacy(
     trainer: Trainer,
     encoder: Encoder,
     split: Split,
-) -> EncoderScorer:
+) -> Candidate:
     """The same federation without clip and noise, in a scratch folder."""
     privacy = config.privacy.model_copy(update={"enabled": False})
     open_config = config.model_copy(update={"privacy": privacy})
@@ -193,13 +244,14 @@ def _without_privacy(
                 now=statistics_time(config, split, population),
                 on_round=lambda *_: None,
             )
-    return EncoderScorer(
+    scorer = EncoderScorer(
         encoder=encoder,
         weights=result.weights,
         table=population.table,
         prior=result.priors.current,
         model=config.model,
     )
+    return Candidate("federated-no-dp", "ceiling", False, scorer, "same settings")
 
 
 def _central(
@@ -208,7 +260,7 @@ def _central(
     trainer: Trainer,
     encoder: Encoder,
     split: Split,
-) -> tuple[EncoderScorer, int]:
+) -> Candidate:
     """The ceiling, stopped at the epoch that is best on validation."""
     exact = popularity_contribution(
         population.histories,
@@ -242,7 +294,7 @@ def _central(
         on_epoch=keep_best,
     )
     scorer = EncoderScorer(encoder, best["weights"], population.table, priors.current, config.model)
-    return scorer, best["epoch"]
+    return Candidate("central", "ceiling", False, scorer, f"epoch {best['epoch']}")
 
 
 def _settings(model: Scorer) -> str:

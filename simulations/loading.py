@@ -35,17 +35,21 @@ from .synthetic import synthesise
 BUILT_IN = {"synthetic": synthesise, "sequences": sequences}
 """``data.path`` → a population made on the spot."""
 
+_USER = ("user", "user_id")  # who somebody is, which is no group
+
 
 def load_log(config: DataConfig) -> InteractionLog:
     """Read, clean, normalise and encode the interactions that ``config`` names.
 
     Raises:
         ConfigError: an unknown preset.
-        DataError: a file can't be used, or too little is left of it.
+        DataError: a file can't be used, too little is left of it, or nobody knows the group column.
     """
     if config.path in BUILT_IN:
         make = BUILT_IN[config.path]
-        return make(config.synthetic_users, config.synthetic_items, config.synthetic_seed)
+        log = make(config.synthetic_users, config.synthetic_items, config.synthetic_seed)
+        _check_group(config, log.users)
+        return log
     path = Path(config.path)
     files = list_files(path)
     items_path = Path(config.items) if config.items is not None else None
@@ -56,7 +60,7 @@ def load_log(config: DataConfig) -> InteractionLog:
         items_path = preset.companion(path, preset.item_tables)
     item_table = _read_items(items_path, config, preset) if items_path is not None else None
     users_path = preset.companion(path, preset.user_tables)
-    user_table = _read_users(users_path, preset) if users_path is not None else None
+    user_table = _read_users(users_path, preset, config) if users_path is not None else None
     tables = _read_interactions(config, files, preset, item_table is not None)
     listed = item_table["item_id"] if item_table is not None else None
     cleaner, described = _clean(tables, config, preset, listed, str(items_path))
@@ -68,6 +72,7 @@ def load_log(config: DataConfig) -> InteractionLog:
     )
     catalogue = build_catalogue(described, item_table)
     users = build_users(described, user_table)
+    _check_group(config, users)
     event_types = sorted(events["event"].unique())
     histories, moved = encode_events(
         events,
@@ -104,7 +109,7 @@ def _clean(
     columns = cleaner.rows.columns
     roles = preset.resolve(config.columns, columns, config.path, listed is not None)
     names = [table.name for table in tables]
-    interpret(cleaner, roles, preset.resolve_attributes(columns), preset.event, names)
+    interpret(cleaner, roles, _attributes(preset, config, columns), preset.event, names)
     remove_unusable(cleaner, preset, config)
     if listed is not None:
         remove_unknown_items(cleaner, listed, items_source)
@@ -148,10 +153,28 @@ def _read_items(path: Path, config: DataConfig, preset: Preset) -> pl.DataFrame:
     return table.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
 
 
-def _read_users(path: Path, preset: Preset) -> pl.DataFrame:
+def _read_users(path: Path, preset: Preset, config: DataConfig) -> pl.DataFrame:
     """``user_id`` (unique) and attributes of the users."""
     rows = stack(read_tables(path, preset.header(path), preset.fallback_encoding))
-    attributes = preset.resolve_attributes(rows.columns)
+    attributes = _attributes(preset, config, rows.columns)
     columns = {"user_id": preset.columns["user"][0], **attributes}
     table = pl.DataFrame([as_text(rows[column]).alias(name) for name, column in columns.items()])
     return table.unique("user_id", keep="first", maintain_order=True)
+
+
+def _attributes(preset: Preset, config: DataConfig, found: Sequence[str]) -> dict[str, str]:
+    """User attribute → column: what the preset knows, and the column that users are grouped by."""
+    attributes = preset.resolve_attributes(found)
+    group = config.group_column
+    if group is not None and group in found and group not in {*attributes, *_USER}:
+        attributes[group] = group
+    return attributes
+
+
+def _check_group(config: DataConfig, users: pl.DataFrame) -> None:
+    if config.group_column is not None and config.group_column not in users.columns[1:]:
+        raise DataError(
+            f"{config.path}: data.group_column = '{config.group_column}', but nothing of that name is "
+            f"known of its users (known: {', '.join(users.columns[1:]) or 'nothing'}); name a column of "
+            "the interactions or the user table, or an attribute of the preset"
+        )

@@ -8,7 +8,7 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..common import accounting
@@ -104,10 +104,19 @@ def run_metrics(
             if record["round"] > 0
         ],
         "models": [model.to_dict() for model in models],
-        "notes": list(_NOTES),
+        "notes": [*_NOTES, *_sampled(config)],
     }
     cleaned: dict[str, Any] = _finite(document)
     return cleaned
+
+
+def _sampled(config: RunConfig) -> Iterator[str]:
+    if config.data.user_share < 1:
+        yield (
+            f"Of the users of the log, a share of {config.data.user_share:g} takes part "
+            "(data.user_share), chosen by a hash of their ids; the catalogue, the cuts and the cleaning "
+            "are those of all."
+        )
 
 
 def _data(log: InteractionLog, split: Split, config: RunConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..common.config import RunConfig, load_config
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
+from .sweep_axes import SWEEP
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,7 @@ class RunFolder:
                 "start one"
             )
         check_writable(path)
-        recorded = load_config(folder.config)
-        if recorded.digest() != config.digest():
-            names = ", ".join(_differences(recorded.deciding(), config.deciding()))
-            raise RunFolderError(
-                f"{path}: was run with another configuration ({names} differ); resume without those "
-                "options, or choose another --out"
-            )
+        check_same(path, load_config(folder.config), config)
         return folder
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -137,6 +132,20 @@ class RunFolder:
         """Write the released weights with what a reader needs to load them."""
         tensors = {name: weight.contiguous() for name, weight in weights.items()}
         write_atomically(self.model, save(tensors, dict(metadata)))
+
+
+def check_same(path: Path, recorded: RunConfig, config: RunConfig) -> None:
+    """Refuse to go on in ``path`` with what would give another result.
+
+    Raises:
+        RunFolderError: names what differs.
+    """
+    if recorded.digest() != config.digest():
+        names = ", ".join(_differences(recorded.deciding(), config.deciding()))
+        raise RunFolderError(
+            f"{path}: was run with another configuration ({names} differ); resume without those "
+            "options, or choose another --out"
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -173,6 +182,6 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str
 def _way_on(path: Path) -> str:
     if not path.is_dir():
         return "is a file; choose another --out"
-    if (path / "config.toml").is_file():
+    if any((path / name).is_file() for name in ("config.toml", SWEEP)):
         return "exists already; go on with it by --resume, or choose another --out"
     return "exists already and holds no run; choose another --out, or empty it"

@@ -42,6 +42,7 @@ from .results import run_metrics
 from .run_folder import RunFolder
 from .run_ledger import check_keys, earlier_releases, open_ledger
 from .splits import Split, make_split
+from .subsample import taking_part
 
 _CURVE_POINTS = 10
 
@@ -152,7 +153,10 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
     """
     remark(f"Reading {config.data.path}")
     log = load_log(config.data)
-    split = make_split(log.histories, config.evaluation)
+    members = None
+    if config.data.user_share < 1:
+        members = taking_part(log.user_ids, config.data.user_share)
+    split = make_split(log.histories, config.evaluation, members)
     table = build_item_table(log.catalogue, config.items)
     population = Population.of(
         split.train,

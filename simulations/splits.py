@@ -113,7 +113,7 @@ def quantile_times(
     return validation, test
 
 
-def leave_one_out(histories: Histories) -> Split:
+def leave_one_out(histories: Histories, members: NDArray[np.bool_] | None = None) -> Split:
     """Hold out each user's last event for the test, and the one before it for validation.
 
     What this lets in: users end at different times, so training sees events of others from after
@@ -123,8 +123,13 @@ def leave_one_out(histories: Histories) -> Split:
     Events of one moment (a basket) have no order, and their order in a file may follow the item, so
     which of them counts as last is drawn at random with a fixed seed. The rest of that basket stays
     in the history, which is a second thing that this protocol lets in.
+
+    Args:
+        histories: the cleaned log.
+        members: bool [n_devices], who takes part; None: all. What is drawn for somebody doesn't hang on
+            the others.
     """
-    histories = _shuffle_moments(histories)
+    histories = _only(_shuffle_moments(histories), members)
     from_end = np.repeat(histories.offsets[1:], histories.lengths) - np.arange(histories.n_events)
     return Split(
         train=histories.where(from_end > 2),
@@ -135,23 +140,34 @@ def leave_one_out(histories: Histories) -> Split:
     )
 
 
-def make_split(histories: Histories, config: EvaluationConfig) -> Split:
+def make_split(
+    histories: Histories, config: EvaluationConfig, members: NDArray[np.bool_] | None = None
+) -> Split:
     """Split as the configuration says; ``none`` trains on everything and holds nothing out.
+
+    Args:
+        histories: the cleaned log.
+        config: the split, and its cuts.
+        members: bool [n_devices], who takes part; None: all. Cuts at quantiles are those of all, so
+            that whoever takes part has the same history and targets whoever else does.
 
     Raises:
         ConfigError: the cuts leave no training events, or no user with both history and targets.
     """
     if config.split == "none":
+        histories = _only(histories, members)
         nothing = np.zeros(histories.n_events, dtype=np.bool_)
         empty = _targets(histories, known=nothing, target=nothing)
         return Split(histories, empty, empty, None, None)
     if config.split == "leave-one-out":
-        split = leave_one_out(histories)
+        split = leave_one_out(histories, members)
         where = "evaluation.split = 'leave-one-out'"
         remedy = "users need three events: give more data, or use split 'none'"
     else:
-        split, where = _time_split(histories, config)
+        split, where = _time_split(histories, config, members)
         remedy = "move the cuts, give more data, or use split 'none'"
+    if members is not None:
+        remedy += ", or have more users take part (data.user_share)"
     for part, size in (
         ("no training events", split.train.n_events),
         ("no user with history and a validation target", split.validation.n_users),
@@ -162,7 +178,9 @@ def make_split(histories: Histories, config: EvaluationConfig) -> Split:
     return split
 
 
-def _time_split(histories: Histories, config: EvaluationConfig) -> tuple[Split, str]:
+def _time_split(
+    histories: Histories, config: EvaluationConfig, members: NDArray[np.bool_] | None
+) -> tuple[Split, str]:
     if config.validation_from is not None and config.test_from is not None:
         where = (
             f"evaluation.validation_from = {config.validation_from}, test_from = {config.test_from}"
@@ -176,7 +194,11 @@ def _time_split(histories: Histories, config: EvaluationConfig) -> tuple[Split, 
         if histories.n_events == 0:
             raise ConfigError(f"{where}: the log has no events to cut; give more data")
         cuts = quantile_times(histories, config.validation_quantile, config.test_quantile)
-    return global_time_split(histories, *cuts), where
+    return global_time_split(_only(histories, members), *cuts), where
+
+
+def _only(histories: Histories, members: NDArray[np.bool_] | None) -> Histories:
+    return histories if members is None else histories.where(members[histories.devices])
 
 
 def midnight(day: dt.date) -> int:

@@ -43,7 +43,7 @@ FLOWER = {
 OPACUS = {
     "client/local_privacy.py",  # gradients of single examples
     "common/user_level_optimizer.py",
-    "common/accounting.py:epsilon_prv",  # the cross-check alone
+    "common/accounting.py:_prv_accountant",  # the cross-check alone
 }
 SCORING_PATH = (
     "client.profile",

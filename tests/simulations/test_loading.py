@@ -367,3 +367,32 @@ def test_online_retail_accounts_for_every_row():
     assert report.rows_kept == baskets - removed["rare users"]
     assert log.catalogue["text"].null_count() == 0
     assert set(log.users.columns) == {"user_id", "country"}
+
+
+def test_a_column_to_group_users_by_is_kept_under_its_name(tmp_path):
+    path = write(
+        tmp_path / "log.csv",
+        "user_id,item_id,timestamp,region\na,x,1,north\na,y,2,south\na,z,3,south\nb,x,1,\nb,y,2,\n",
+    )
+    plain = load_log(DataConfig(path=path))
+    assert plain.users.columns == ["user_id"]
+    grouped = load_log(DataConfig(path=path, group_column="region"))
+    assert grouped.users.to_dict(as_series=False) == {
+        "user_id": ["a", "b"],
+        "region": ["south", None],  # what a user has most often
+    }
+    np.testing.assert_array_equal(grouped.histories.items, plain.histories.items)
+
+
+def test_an_attribute_that_the_preset_knows_can_be_grouped_by():
+    small = {"synthetic_users": 5, "synthetic_items": 5}
+    assert "country" in load_log(DataConfig(group_column="country", **small)).users.columns
+
+
+@pytest.mark.parametrize("column", ["planet", "user_id", "user"])
+def test_a_group_column_that_says_nothing_of_users_is_refused(tmp_path, column):
+    path = write(tmp_path / "log.csv", "user_id,item_id,timestamp\na,x,1\na,y,2\nb,x,1\nb,y,2\n")
+    with pytest.raises(DataError, match=rf"data\.group_column = '{column}'.*known: nothing"):
+        load_log(DataConfig(path=path, group_column=column))
+    with pytest.raises(DataError, match="known: country"):
+        load_log(DataConfig(group_column=column, synthetic_users=5, synthetic_items=5))

@@ -192,3 +192,22 @@ def test_empty_parts_are_refused_in_one_line(config, words):
 def test_an_empty_log_is_refused():
     with pytest.raises(ConfigError, match="no events"):
         make_split(log([], []), EvaluationConfig())
+
+
+@given(logs(), st.integers(0, 2**5 - 1), st.sampled_from(["global-time", "leave-one-out", "none"]))
+def test_who_takes_part_has_the_same_history_and_targets_whoever_else_does(histories, bits, kind):
+    members = (bits >> np.arange(histories.n_devices)) & 1 == 1
+    config = EvaluationConfig(split=kind)
+    try:
+        whole = make_split(histories, config)
+        some = make_split(histories, config, members)
+    except ConfigError:
+        return  # nobody is left on one of the sides
+    chosen = {int(user) for user in np.flatnonzero(members)}
+    assert (some.validation_time, some.test_time) == (whole.validation_time, whole.test_time)
+    for ours, theirs in ((some.validation, whole.validation), (some.test, whole.test)):
+        assert rows(ours) == {u: items for u, items in rows(theirs).items() if u in chosen}
+        assert known(ours) == {u: items for u, items in known(theirs).items() if u in chosen}
+    for user in range(histories.n_devices):
+        expected = whole.train.device(user).items if members[user] else []
+        np.testing.assert_array_equal(some.train.device(user).items, expected)
