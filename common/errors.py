@@ -8,6 +8,7 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 │   ├── Unreachable                the server can't be reached just now
 │   ├── NotAdmitted                the server doesn't let the device in
 │   ├── RunOver                    the server has given up the run that a message belongs to
+│   ├── NotTaken                   the server broke off a reply that it had let come
 │   └── StoreError                 a device's store that can't be opened or written
 │       ├── StoreDamaged           it was damaged and is set aside
 │       └── StoreFull              the disk is full; what was stored before can be read
@@ -60,6 +61,10 @@ class NotAdmitted(DeviceError):
 
 class RunOver(DeviceError):
     """The server has given up the run that a message belongs to; nobody waits for an answer."""
+
+
+class NotTaken(DeviceError):
+    """The server broke off a reply that it had let come; offered again, it says whether it wants it."""
 
 
 class StoreError(DeviceError):
