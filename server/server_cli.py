@@ -205,6 +205,8 @@ def status(path: Annotated[Path, _DIR], as_json: Annotated[bool, _JSON] = False)
         f"{standing.revoked} revoked, {'?' if standing.online is None else standing.online} online",
         "release": standing.release or "none yet",
         "ended": standing.stopped or "no",
+        "signing key": standing.signing_key,
+        "CA, SHA-256": standing.ca_sha256,
     }
     for name, text in lines.items():
         typer.echo(f"{name:14} {text}")
