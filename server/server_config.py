@@ -59,6 +59,8 @@ class FederationConfig(Section):
             raise ValueError("quorum can't be above population_size")
         if len(set(self.event_types)) < len(self.event_types):
             raise ValueError("event_types names one twice")
+        if self.metrics_port == self.port:
+            raise ValueError("metrics_port can't be port: the two are served apart")
         return self
 
 

@@ -18,6 +18,7 @@ from ..common.flower_switches import quieten_flower
 from .folder import ServerFolder
 from .journal import JournalReader, keep_journal, note
 from .pki import ensure_certificate
+from .ports import await_predecessor, check_ports
 
 TRY_AGAIN = 75
 """Exit code of a process whose trouble may pass (EX_TEMPFAIL of sysexits.h)."""
@@ -96,10 +97,12 @@ def supervise(folder: ServerFolder, stop: threading.Event) -> None:
     """Run the server until its federation is finished or ``stop`` is set.
 
     Raises:
-        ServerError: a server runs in this folder already, or a process fails for good.
+        ServerError: a server runs in this folder already, a port is taken, or a process fails for good.
     """
     keep_journal(folder.log)
     with _only_one(folder):
+        await_predecessor(folder)
+        check_ports(folder)
         ensure_certificate(folder)
         quieten_flower(folder.flower)
         link, service = _Process("superlink", folder), _Process("service", folder)
