@@ -30,6 +30,7 @@ from .sections import Section, validated
 
 _FACTS, _CA, _ITEMS, _MODEL = "server.json", "ca.crt", "items.safetensors", "model.safetensors"
 _LARGEST = 2 * 2**30  # bytes, unpacked
+_LARGEST_FACTS = 2**20
 
 
 class ServerFacts(Section):
@@ -161,6 +162,24 @@ class ServerBundle:
             DataError: it is missing or damaged.
         """
         return ItemTable.load(self.folder / _ITEMS)
+
+
+def read_facts(archive: Path) -> ServerFacts:
+    """What a bundle says of its server, without unpacking it.
+
+    Raises:
+        ConfigError: it is no server bundle.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(_FACTS) as file:
+            content = file.read(_LARGEST_FACTS + 1)
+    except OSError as error:
+        raise ConfigError(f"{archive}: can't read it ({error.strerror})") from error
+    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ConfigError(f"{archive}: not a server bundle ({error})") from error
+    if len(content) > _LARGEST_FACTS:
+        raise ConfigError(f"{archive}: not a server bundle; its {_FACTS} is too long")
+    return _facts(content, where=f"{archive}: {_FACTS}")
 
 
 def certificate_sha256(path: Path) -> str:

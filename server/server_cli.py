@@ -15,9 +15,9 @@ from ..common.console import remark
 from ..common.errors import ServerError
 from ..common.flower_switches import quieten_flower
 from ..common.sections import read_toml, validated
+from ..common.server_config import ServerConfig
 from .enrolment import Enrolment
 from .folder import ServerFolder
-from .server_config import ServerConfig
 
 _JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
 _DIR = typer.Argument(metavar="DIR", help="folder of the server")
