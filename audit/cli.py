@@ -16,9 +16,7 @@ from .ledgers import find_evidence
 _FAILED = 1
 _STYLES = {"holds": "green", "fails": "bold red", "not run": "yellow"}
 _JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
-_EITHER = typer.Argument(
-    metavar="LEDGER|FOLDER", help="a ledger, or the folder of a run or server with one"
-)
+_EITHER = typer.Argument(metavar="LEDGER|DIR", help="ledger, or folder of a run or server")
 
 verify_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 compose_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -29,7 +27,7 @@ _VERIFY = """Check a ledger, trusting nobody: is it whole, was it signed, what d
 \b
 Examples:
   fedprofile audit verify runs/shop
-  fedprofile audit verify shop                   the folder of a server, running or not
+  fedprofile audit verify shop          the folder of a server, running or not
   fedprofile audit verify ledger.jsonl --anchor /mnt/notary/shop.json
   fedprofile audit verify runs/shop --public-key federation.pem
   fedprofile audit verify runs/shop --device-ledger a.jsonl

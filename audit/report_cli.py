@@ -36,9 +36,7 @@ Exit codes: 0 holds; 1 does not hold, which the page says in red; 2 wrong usage 
 def command(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="LEDGER|FOLDER", help="a ledger, or the folder of a run or server with one"
-        ),
+        typer.Argument(metavar="LEDGER|DIR", help="ledger, or folder of a run or server"),
     ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="for report.html and report.json; none yet in it")

@@ -13,6 +13,7 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 │       ├── StoreDamaged           it was damaged and is set aside
 │       └── StoreFull              the disk is full; what was stored before can be read
 ├── ServerError                    a server's folder, keys, enrolment or processes
+│   └── ServerFull                 its disk is full or can't be written; what was stored before can be read
 ├── LedgerError                    a ledger, its anchor or its key that can't be read or used
 │   └── BadEntry                   a line of a ledger that doesn't hold, with its number
 ├── MessageError                   a message outside the wire format
@@ -81,6 +82,10 @@ class StoreFull(StoreError):
 
 class ServerError(FedprofileError):
     """A server's folder, keys, enrolment or processes are missing or can't be used."""
+
+
+class ServerFull(ServerError):
+    """A server's disk is full or can't be written; what was stored before can be read."""
 
 
 class LedgerError(FedprofileError):
