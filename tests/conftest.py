@@ -1,6 +1,9 @@
 """A small town: devices with visits, a catalogue, and federations over them that run in a second."""
 
 import datetime as dt
+import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,6 +302,34 @@ def serve(monkeypatch):
         monkeypatch.setattr(service, "Link", Link)
         monkeypatch.setattr(service, "admit", admitted)
         service.Service(folder, threading.Event()).run()
+
+    return run
+
+
+@pytest.fixture
+def on_tiny_disk(tmp_path):
+    """Run a program that gets the folder of a disk of its own, so small that it can be filled."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    trial = [*mount, 'mount -t tmpfs tmpfs "$1"', "sh", disk]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(trial, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this system doesn't let users mount")
+
+    def run(program, *arguments, size, timeout=60):
+        script = f'mount -t tmpfs -o size={size} tmpfs "$1" && exec "$2" -c "$3" "$@"'
+        found = subprocess.run(
+            [*mount, script, "sh", disk, sys.executable, program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout
 
     return run
 
