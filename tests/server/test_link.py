@@ -42,7 +42,7 @@ from fedprofile.server import link as link_module
 from fedprofile.server.admission import admit, apply_enrolment
 from fedprofile.server.enrolment import Enrolment
 from fedprofile.server.folder import ServerFolder
-from fedprofile.server.link import Link, LinkGrid, ReplySize
+from fedprofile.server.link import Link, LinkGrid, LinkLost, ReplySize
 
 BINDING = Binding(run="r", round=1, release=3, items="i", model="m")
 SHAPES = {"w": (300, 40)}
@@ -448,6 +448,17 @@ def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
         node.push(small_update(kept[0]))
     following.finish()
     grid.finish()
+
+
+def test_messages_that_are_not_kept_are_told(grid, node, monkeypatch):
+    """As on a full disk, where Flower's server says so, and its client raises an error of its own."""
+
+    def refused(self, messages):
+        raise ObjectPushError("0" * 64, 1, "s")
+
+    monkeypatch.setattr(link_module.HttpGrid, "push_messages", refused)
+    with pytest.raises(LinkLost, match="keeps no messages"):
+        grid.send_and_receive([instruction(node)], timeout=1)
 
 
 def test_a_stop_ends_a_wait(link, node):
