@@ -33,6 +33,8 @@ def shop(finished, made_server, serve, tmp_path):
     """A copy of it, to tamper with."""
     if not finished.exists():
         shutil.copytree(made_server.path, finished)
+        # Three rounds: the last model is the average of two, which no single release led to.
+        change(finished / "server.toml", b"rounds = 2", b"rounds = 3")
         serve(ServerFolder.open(finished))
     shutil.copytree(finished, tmp_path / "shop")
     return ServerFolder.open(tmp_path / "shop")
@@ -61,7 +63,7 @@ def test_the_folder_of_a_server_holds_and_misses_nothing(shop):
     # Everybody is sampled, and Opacus is left out here; nothing of a run folder is asked for.
     assert [f.check for f in found.values() if f.outcome == "not run"] == ["sampler", "PRV"]
     assert "metrics" not in found
-    assert found["releases"].what.startswith("3 signed manifests")  # two rounds, and the average
+    assert found["releases"].what.startswith("4 signed manifests")  # three rounds, and the average
 
 
 def test_before_the_first_release_it_says_so(made_server):
@@ -96,7 +98,7 @@ def other_weights(path):
 
 FAULTS = {
     "other rounds": (
-        lambda shop: change(shop.config_file, b"rounds = 2", b"rounds = 3"),
+        lambda shop: change(shop.config_file, b"rounds = 3", b"rounds = 4"),
         "configuration",
     ),
     "a larger population": (
@@ -118,6 +120,10 @@ FAULTS = {
         "releases",
     ),
     "a model that no release led to": (lambda shop: resigned(shop, weights="0" * 64), "releases"),
+    "an average that the checkpoint doesn't hold": (
+        lambda shop: sorted(shop.checkpoints.iterdir())[-1].unlink(),
+        "releases",
+    ),
     "a release that isn't in the ledger": (lambda shop: resigned(shop, release=99), "releases"),
     "a round that wasn't made": (lambda shop: resigned(shop, round=9), "releases"),
     "a nicer figure": (lambda shop: resigned(shop, epsilon=1e9), "releases"),
@@ -161,7 +167,7 @@ def test_every_fault_is_named_by_the_check_that_is_for_it(shop, fault):
 def test_what_a_crash_leaves_is_no_fault(shop):
     # A folder without a manifest, and a manifest that never became the latest.
     (shop.releases / "000009").mkdir()
-    (shop.releases / "latest").write_text("000002")
+    (shop.releases / "latest").write_text("000003")
     assert findings(shop)["releases"].outcome == "holds"
 
 
