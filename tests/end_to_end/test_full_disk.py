@@ -93,7 +93,6 @@ def test_full_disk(on_tiny_disk, tmp_path):
     found = json.loads(
         on_tiny_disk(PROGRAM, tmp_path / "at", size="64m", timeout=600).splitlines()[-1]
     )
-    print(found)
     assert found["filled"] == 28  # ENOSPC
     # It ended, and said why, in one line and without a trace of the program.
     for told in (found["told"], found["again"]):
