@@ -16,7 +16,7 @@ from .ledgers import find_evidence
 _FAILED = 1
 _STYLES = {"holds": "green", "fails": "bold red", "not run": "yellow"}
 _JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
-_EITHER = typer.Argument(metavar="LEDGER|RUN", help="a ledger, or a run folder with one")
+_EITHER = typer.Argument(metavar="LEDGER|DIR", help="ledger, or folder of a run or server")
 
 verify_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 compose_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -27,6 +27,7 @@ _VERIFY = """Check a ledger, trusting nobody: is it whole, was it signed, what d
 \b
 Examples:
   fedprofile audit verify runs/shop
+  fedprofile audit verify shop          the folder of a server, running or not
   fedprofile audit verify ledger.jsonl --anchor /mnt/notary/shop.json
   fedprofile audit verify runs/shop --public-key federation.pem
   fedprofile audit verify runs/shop --device-ledger a.jsonl
@@ -93,7 +94,9 @@ def verify(
 
 @compose_app.command(help=_COMPOSE)
 def compose(
-    paths: Annotated[list[Path], typer.Argument(metavar="LEDGER…", help="ledgers or run folders")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="LEDGER…", help="ledgers or folders with one")
+    ],
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """See the help text above."""

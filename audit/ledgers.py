@@ -1,4 +1,4 @@
-"""Where the evidence lies: a ledger by itself, or a run folder with all that belongs to it."""
+"""Where the evidence lies: a ledger by itself, or the folder of a run or a server that it is part of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from ..common.errors import LedgerError
 LEDGER = "ledger.jsonl"
 DEVICE = "device.toml"
 """What only the folder of a device holds, which publishes no head and keeps no run."""
+SERVER = "server.toml"
+"""What only the folder of a server holds."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,11 @@ class Evidence:
 
     Attributes:
         ledger: the file.
-        run: the run folder, None where a ledger was named.
+        run: the run folder, None where none was named.
         anchor: where the head was published; None where nobody says.
         devices: folder of devices' ledgers; None where nobody says.
         kept: how many user-level ledgers the configuration says are in there.
+        server: the folder of a server, None where none was named.
     """
 
     ledger: Path
@@ -29,13 +32,19 @@ class Evidence:
     anchor: Path | None
     devices: Path | None = None
     kept: int = 0
+    server: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where all that belongs to the ledger lies, as far as that is known."""
+        return self.run or self.server
 
 
 def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
-    """What ``path``, a ledger or a run folder, leads to.
+    """What ``path``, a ledger or the folder of a run or a server, leads to.
 
     Args:
-        path: LEDGER or RUN.
+        path: of either.
         anchor: named by the officer; None: where the run's configuration has it.
 
     Raises:
@@ -46,11 +55,20 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
         raise LedgerError(f"{anchor}: no such anchor; name the file that the head was published in")
     if not path.is_dir():
         if not path.is_file():
-            raise LedgerError(f"{path}: no such ledger or run folder")
+            raise LedgerError(f"{path}: no such ledger or folder of one")
         return Evidence(path, None, anchor)
     ledger = path / LEDGER
+    if (path / SERVER).is_file():
+        if not ledger.is_file():
+            raise LedgerError(
+                f"{path}: a server that has released nothing yet; its ledger begins with the first "
+                f"fedprofile server run {path}"
+            )
+        return Evidence(ledger, None, anchor or path / "anchor.json", server=path)
     if not ledger.is_file():
-        raise LedgerError(f"{path}: holds no {LEDGER}; name a run folder or a ledger")
+        raise LedgerError(
+            f"{path}: holds no {LEDGER}; name a ledger, or the folder of a run or server"
+        )
     if (path / DEVICE).is_file():
         return Evidence(ledger, None, anchor)
     from ..common.config import (  # loads numpy, which a ledger doesn't need

@@ -237,17 +237,17 @@ def read_canaries(path: Path, chain: Chain | None) -> Measurement:
     return _measurement(path, _read(path, Canaries, "fedprofile audit canaries --out"), chain)
 
 
-def find_results(named: Path | None, run: Path | None, places: tuple[str, ...]) -> Path | None:
-    """The file of ``named``, a file or a folder that has it; unset, that in the run folder, if any.
+def find_results(named: Path | None, folder: Path | None, places: tuple[str, ...]) -> Path | None:
+    """The file of ``named``, a file or a folder that has it; unset, that in ``folder``, if any.
 
     Args:
         named: by the officer.
-        run: the run folder.
+        folder: of the run or server; None: none is known.
         places: where it may lie in a folder, the first that exists counts.
     """
     if named is not None and not named.is_dir():
         return named
-    folder = named or run
+    folder = named or folder
     if folder is None:
         return None
     found = next((folder / place for place in places if (folder / place).is_file()), None)

@@ -24,7 +24,7 @@ from .devices import USER, describe_device
 from .findings import Finding
 from .forecast import forecast_from
 from .hazards import hazards
-from .ledgers import Evidence
+from .ledgers import SERVER, Evidence
 from .measurements import Measurement, find_results, read_canaries, read_probes
 from .privacy_checks import releases_of
 from .report_page import render
@@ -46,12 +46,12 @@ class ReportOptions:
     """What a report is asked for.
 
     Attributes:
-        path: ledger or run folder, as the officer named it.
+        path: ledger or folder, as the officer named it.
         command: the whole command, to make the report again.
         public_key: hex, of who should have signed.
         device_ledgers: what devices wrote down.
-        probes: results of ``audit probe``; None: where the run folder has them.
-        canaries: results of ``audit canaries``; None: where the run folder has them.
+        probes: results of ``audit probe``; None: where the folder has them.
+        canaries: results of ``audit canaries``; None: where the folder has them.
     """
 
     path: Path
@@ -75,8 +75,8 @@ def make_report(evidence: Evidence, options: ReportOptions) -> dict[str, Any]:
     )
     chain = verification.chain
     # 2. What was measured on the running program.
-    probes = find_results(options.probes, evidence.run, _PROBES)
-    canaries = find_results(options.canaries, evidence.run, _CANARIES)
+    probes = find_results(options.probes, evidence.folder, _PROBES)
+    canaries = find_results(options.canaries, evidence.folder, _CANARIES)
     probed = None if probes is None else read_probes(probes, chain)
     watched = None if canaries is None else read_canaries(canaries, chain)
     measured = [m for m in (probed, watched) if m is not None]
@@ -88,9 +88,10 @@ def make_report(evidence: Evidence, options: ReportOptions) -> dict[str, Any]:
             "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "version": importlib.metadata.version("fedprofile"),
             "command": options.command,
-            "subject": evidence.run.resolve().name if evidence.run else evidence.ledger.name,
+            "subject": (evidence.folder or evidence.ledger).resolve().name,
             "ledger": str(evidence.ledger),
             "run": str(evidence.run) if evidence.run else None,
+            "server": str(evidence.server) if evidence.server else None,
             "anchor": str(evidence.anchor) if evidence.anchor else None,
         },
         "verdict": {
@@ -246,12 +247,13 @@ def _commands(
     ]
     told = [{"what": what, "command": shlex.join(command)} for what, command in commands]
     found = {m.result.__class__.__name__.lower(): m.result.run.command for m in measured}
-    config = evidence.run / "config.toml" if evidence.run else None
+    config = evidence.folder and evidence.folder / ("config.toml" if evidence.run else SERVER)
     for what, how in (("probes", "probe"), ("canaries", "canaries")):
         if what in found:
             told.append({"what": f"{what}, as their file says", "command": _quoted(found[what])})
-        elif config is not None and evidence.run is not None:
-            out = evidence.run / ("probe.json" if what == "probes" else "canaries")
+        elif config is not None and (evidence.run is not None or what == "probes"):
+            # Canaries are users of a simulation; a server's devices are their owners'.
+            out = config.with_name("probe.json" if what == "probes" else "canaries")
             command = [*subject, how, "--config", str(config), "--out", str(out)]
             told.append({"what": f"{what}, not run yet", "command": shlex.join(command)})
     what = "this page, with ε over releases, their table and the hazards"

@@ -19,7 +19,7 @@ _FAILED = 1
 _HELP = """Tell an audit on one HTML page that opens offline, and as JSON: what a lawyer can quote, every
 check, what is left, and what nobody checked.
 
-Results of probes and canaries are taken from the run folder where they lie in it.
+Results of probes and canaries are taken from the folder where they lie in it.
 
 \b
 Examples:
@@ -35,7 +35,8 @@ Exit codes: 0 holds; 1 does not hold, which the page says in red; 2 wrong usage 
 @app.command(name="report", help=_HELP)
 def command(
     path: Annotated[
-        Path, typer.Argument(metavar="LEDGER|RUN", help="a ledger, or a run folder with one")
+        Path,
+        typer.Argument(metavar="LEDGER|DIR", help="ledger, or folder of a run or server"),
     ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="for report.html and report.json; none yet in it")

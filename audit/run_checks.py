@@ -18,7 +18,8 @@ from ..common.weights import hash_of_weights
 from .findings import Finding, judge
 from .privacy_checks import Cost
 
-_SAME = 1e-6  # relative, between two computations of one ε
+SAME = 1e-6
+"""Relative, between two computations of one ε."""
 Fault = tuple[int | None, str]
 
 
@@ -27,7 +28,7 @@ def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:
     return [
         _check_config(folder / "config.toml", chain),
         _check_metrics(folder / "metrics.json", chain, cost),
-        _check_checkpoint(folder / "checkpoints", chain),
+        check_checkpoint(folder / "checkpoints", chain),
     ]
 
 
@@ -60,7 +61,7 @@ def _metrics_faults(metrics: dict[str, Any], chain: Chain, cost: Cost) -> Iterat
     told, opening = metrics["privacy"], chain.opening
     declared = cost.to_dict()["epsilon_pld"]
     if (told["epsilon"] is None) != (declared is None) or (
-        declared is not None and abs(told["epsilon"] - declared) > _SAME * max(1.0, declared)
+        declared is not None and abs(told["epsilon"] - declared) > SAME * max(1.0, declared)
     ):
         yield None, f"metrics.json tells ε = {told['epsilon']}, the ledger comes to {declared}"
     if (told["delta"], told["population_size"]) != (opening.delta, opening.population_size):
@@ -71,7 +72,8 @@ def _metrics_faults(metrics: dict[str, Any], chain: Chain, cost: Cost) -> Iterat
         yield None, f"metrics.json tells {done} rounds, the ledger has {rounds} committed"
 
 
-def _check_checkpoint(folder: Path, chain: Chain) -> Finding:
+def check_checkpoint(folder: Path, chain: Chain) -> Finding:
+    """Whether the last of the checkpoints in ``folder`` holds what the ledger's releases led to."""
     paths = sorted(folder.glob("round-*.safetensors"))
     if not paths:
         return Finding("checkpoint", "not run", "there is none")

@@ -71,9 +71,9 @@ def verify(
     """Run every check that ``evidence`` allows; those after a broken chain are left out.
 
     Args:
-        evidence: ledger, and run folder and anchor where there are any.
+        evidence: ledger, and anchor and the folder of its run or server where there are any.
         public_key: hex, of who should have signed.
-        device_ledgers: what devices wrote down, besides those in the run folder.
+        device_ledgers: what devices wrote down, besides those in a run folder.
 
     Raises:
         LedgerError: a ledger can't be read.
@@ -99,6 +99,10 @@ def verify(
         from .run_checks import check_run  # loads numpy, which a ledger by itself doesn't need
 
         findings += check_run(evidence.run, chain, cost)
+    if evidence.server is not None:
+        from .server_checks import check_server
+
+        findings += check_server(evidence.server, chain, cost)
     if evidence.devices is not None:
         findings += check_devices(chain, evidence.devices, kept=evidence.kept)
     findings += [check_device(chain, path) for path in device_ledgers]

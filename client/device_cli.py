@@ -20,11 +20,13 @@ from rich.table import Table
 
 from ..common.console import remark
 from ..common.errors import FedprofileError
+from ..common.formatting import printable
 from .answers import GetStatusResponse
 from .connect import connect
 from .device import Device
 from .device_config import DeviceConfig, StoreConfig
 from .device_folder import DeviceFolder
+from .membership import Lifetime, Membership, read_lifetime, read_membership
 from .model_bundle import ModelBundle, install_bundle
 
 DEVICE = typer.Argument(metavar="DIR", help="folder of the device", show_default=False)
@@ -68,7 +70,8 @@ Examples:
 
 Exit codes: 0 stopped; 2 another process runs it, or the store can't be opened.
 """
-_STATUS = """Tell how a device is: what it holds, and what its owner allows.
+_STATUS = """Tell how a device is: what it holds, what its owner allows, which server it has joined, and
+what taking part has cost of its lifetime budget.
 
 \b
 Examples:
@@ -179,13 +182,19 @@ def status(path: Annotated[Path, DEVICE], as_json: Annotated[bool, JSON] = False
     """See the help text above."""
     with connect(path) as device:
         found = device.status()
+    folder = DeviceFolder.open(path)
+    joined, lifetime = read_membership(folder), read_lifetime(folder)
     if as_json:
-        tell(found)
+        more = {"server": joined, "lifetime": lifetime}
+        told = {name: value and dataclasses.asdict(value) for name, value in more.items()}
+        tell({**dataclasses.asdict(found), **told})
     else:
-        _show(found, Console(highlight=False))
+        _show(found, joined, lifetime, Console(highlight=False))
 
 
-def _show(found: GetStatusResponse, out: Console) -> None:
+def _show(
+    found: GetStatusResponse, joined: Membership | None, lifetime: Lifetime | None, out: Console
+) -> None:
     table = Table(show_header=False, box=None)
     rows = {
         "device": f"{found.name}, fedprofile {found.version}",
@@ -199,6 +208,7 @@ def _show(found: GetStatusResponse, out: Console) -> None:
         "consent": _switched(found.consent, found.consent_since),
         "paused": _switched(found.paused, found.paused_since),
         "store": f"{found.store_bytes / 1e6:.1f} MB",
+        **_taking_part(joined, lifetime),
     }
     for name, value in rows.items():
         table.add_row(name, plain(value))
@@ -209,6 +219,24 @@ def _show(found: GetStatusResponse, out: Console) -> None:
             "delete the files, or keep them for a repair.",
             style="bold red",
         )
+    if lifetime is not None and lifetime.problem:
+        remark(f"No round can be charged: {lifetime.problem}", style="bold red")
+
+
+def _taking_part(joined: Membership | None, lifetime: Lifetime | None) -> dict[str, str]:
+    if joined is None or lifetime is None:
+        return {"server": "none; device enroll joins one"}
+    broken = f", {joined.broken_off} replies broken off" if joined.broken_off else ""
+    spent = "unknown" if lifetime.epsilon is None else f"{lifetime.epsilon:.3f}"
+    return {
+        "server": f"{printable(joined.federation)} at {printable(joined.address)}"
+        + ("" if joined.key else "; no key yet, device enroll makes one"),
+        "signing key": joined.signing_key,
+        "CA, SHA-256": joined.ca_sha256,
+        "rounds today": f"{joined.rounds_today} of {joined.rounds_per_day}{broken}",
+        "lifetime ε": f"{spent} of {lifetime.allowed:g} at δ = {lifetime.delta:.3g}, "
+        f"{lifetime.releases} releases",
+    }
 
 
 def _switched(on: bool, since: int | None) -> str:

@@ -22,12 +22,14 @@ class Diary:
         rounds: begun on that day.
         releases: signing key of a server → the last of its releases that was answered or begun.
         node: Flower's id of this node, as the server gave it last; 0: none.
+        broken: times that a server broke off a reply; the reply was offered again.
     """
 
     day: str = ""
     rounds: NonNegativeInt = 0
     releases: dict[str, int] | None = None
     node: NonNegativeInt = 0
+    broken: NonNegativeInt = 0
 
     @classmethod
     def read(cls, path: Path) -> Diary:
@@ -56,6 +58,10 @@ class Diary:
         return replace(
             self, day=today.isoformat(), rounds=done + 1, releases={**known, server: release}
         )
+
+    def broken_off(self) -> Diary:
+        """This diary with one more reply that a server broke off."""
+        return replace(self, broken=self.broken + 1)
 
 
 _DIARY = TypeAdapter(Diary)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +40,9 @@ from .device import Device
 from .device_folder import DeviceFolder
 from .fleet import decode
 from .host import DeviceHost
-from .lifetime import LifetimeBudget, Terms, promised
+from .lifetime import LifetimeBudget, promised
 from .local_training import Trainer
+from .membership import terms_of
 from .node_keys import load_node_key, public_pem
 from .outbox import Outbox, name_of
 from .withdrawal import begin_answer, finish_answer
@@ -59,7 +59,7 @@ def answer(folder: DeviceFolder, instruction: Message) -> None:
     training = instruction.metadata.message_type == TRAIN
     task = read_train_task(instruction) if training else read_popularity_task(instruction)
     name = name_of(task.binding)
-    with LifetimeBudget.open(folder.ledger, terms=_terms(folder, bundle)) as budget:
+    with LifetimeBudget.open(folder.ledger, terms=terms_of(folder, bundle)) as budget:
         try:
             charge = budget.charge(
                 task="training" if training else "statistics/popularity",
@@ -129,18 +129,6 @@ def _own_key(folder: DeviceFolder) -> int:
     """What the device's random choices follow from: its own key, whoever else takes part."""
     digest = hashlib.blake2b(public_pem(load_node_key(folder)), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _terms(folder: DeviceFolder, bundle: ServerBundle) -> Terms:
-    policy = folder.config.policy
-    return Terms(
-        population=bundle.facts.federation,
-        target_epsilon=policy.lifetime_epsilon,
-        delta=policy.lifetime_delta,
-        randomness="csprng",
-        code_version=metadata.version("fedprofile"),
-        config_digest=hashlib.sha256(policy.model_dump_json().encode()).hexdigest(),
-    )
 
 
 def main() -> None:

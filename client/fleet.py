@@ -46,6 +46,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_object_contents_from_iterable,
@@ -54,7 +55,7 @@ from flwr.supercore.primitives.asymmetric import sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from ..common.errors import DeviceError, MessageError, NotAdmitted, RunOver, Unreachable
+from ..common.errors import DeviceError, MessageError, NotAdmitted, NotTaken, RunOver, Unreachable
 from .node_keys import NodeKey, public_pem
 
 HEARTBEAT = 10.0  # seconds; Flower allows no less, and takes a node for gone after two
@@ -187,7 +188,10 @@ class Fleet:
             Unreachable: no answer.
             NotAdmitted: the server refuses this node.
             RunOver: nobody waits for the reply any more.
+            NotTaken: the server let the reply come and then took no more of it: it was done with the
+                round, its disk is full, or it all took too long.
         """
+        reply.metadata.__dict__["_message_id"] = ""  # the id is the hash of a message without one
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             tree = get_object_tree(reply)
@@ -208,7 +212,12 @@ class Fleet:
                 for number in dict.fromkeys(answer.objects_to_push)
                 if number in objects
             ]
-            self._call(lambda: push_object_contents_from_iterable(wanted, push_object_fn=push_one))
+            try:
+                self._call(
+                    lambda: push_object_contents_from_iterable(wanted, push_object_fn=push_one)
+                )
+            except ObjectPushError as error:
+                raise NotTaken(f"{self._address}: broke off a reply") from error
 
     def close(self) -> None:
         """Go offline, if the server can be told."""

@@ -25,7 +25,7 @@ from typing import Any, Self
 from ..common import accounting
 from ..common.errors import BudgetError, ConfigError, LedgerError, MessageError
 from ..common.ledger import Ledger
-from ..common.ledger_entries import Reserve, Unit
+from ..common.ledger_entries import Open, Reserve, Unit, events_of, read_chain
 from ..common.mechanism import Mechanism, Randomness
 from ..common.messages import Binding
 from ..common.signing import SigningKey
@@ -118,7 +118,7 @@ class LifetimeBudget:
             code_version=terms.code_version,
         )
         try:
-            limit = _limit(path, ledger, terms)
+            limit = _limit(path, ledger.opening, terms)
         except ConfigError:
             ledger.close()
             raise
@@ -224,6 +224,23 @@ class LifetimeBudget:
         return known
 
 
+def read_spent(path: Path, *, terms: Terms) -> tuple[float, int]:
+    """ε of all that was charged to the ledger in ``path``, and for how many releases; changes nothing.
+
+    Raises:
+        LedgerError: the ledger can't be read or doesn't hold together.
+        ConfigError: it was started on other terms, or for a lower limit.
+    """
+    if not _begun(path):
+        return 0.0, 0
+    chain = read_chain(path)
+    opening = chain.opening
+    _limit(path, opening, terms)
+    events = events_of(chain.entries)
+    spent = accounting.epsilon(events, delta=opening.delta, adjacency=opening.adjacency)
+    return spent, sum(isinstance(entry, Reserve) for entry in chain.entries)
+
+
 BudgetOf = Callable[[int], LifetimeBudget | None]
 """Number of a device → its budget, to be closed after use; None where it keeps none."""
 
@@ -265,8 +282,7 @@ def _begun(path: Path) -> bool:
         raise LedgerError(f"{path}: can't read the ledger ({error.strerror})") from error
 
 
-def _limit(path: Path, ledger: Ledger, terms: Terms) -> float | None:
-    opening = ledger.opening
+def _limit(path: Path, opening: Open, terms: Terms) -> float | None:
     for key in ("unit", "population", "population_size", "delta"):
         was, now = getattr(opening, key), getattr(terms, key)
         if was != now:

@@ -28,6 +28,7 @@ from ..common.errors import (
     FedprofileError,
     MessageError,
     NotAdmitted,
+    NotTaken,
     RunOver,
     TaskRefused,
     Unreachable,
@@ -263,6 +264,9 @@ class Node:
     def _hand_over(self, fleet: Fleet) -> None:
         """Send what waits; a reply that the server no longer wants is done with too.
 
+        One that it broke off stays and is offered again: a server that is done with the round wants
+        nothing of it then, and any other takes the rest.
+
         Raises:
             Unreachable: it waits on.
         """
@@ -279,6 +283,10 @@ class Node:
                 fleet.push(reply)
             except RunOver as error:
                 _log.warning("nobody waits for a reply: %s", error)
+            except NotTaken as error:
+                _log.warning("%s; it is kept and offered again", error)
+                Diary.read(self._diary).broken_off().write(self._diary)
+                continue
             self._outbox.sent(path)
 
     def _keep(self, message: Message) -> Message:

@@ -165,6 +165,10 @@ class TrainingConfig(Section):
         0.5, ge=0, lt=1, description="share of the last rounds whose models are averaged"
     )
 
+    def rate(self, population_size: int) -> float:
+        """Poisson rate q over so many devices."""
+        return self.sampling_probability or min(1.0, self.cohort / population_size)
+
 
 class LocalPrivacyConfig(Section):
     """Event-level DP-SGD on each device, against the server itself; counted apart, never added."""

@@ -8,10 +8,12 @@ FedprofileError                    exit code 2: what was wrong, where, what to d
 │   ├── Unreachable                the server can't be reached just now
 │   ├── NotAdmitted                the server doesn't let the device in
 │   ├── RunOver                    the server has given up the run that a message belongs to
+│   ├── NotTaken                   the server broke off a reply that it had let come
 │   └── StoreError                 a device's store that can't be opened or written
 │       ├── StoreDamaged           it was damaged and is set aside
 │       └── StoreFull              the disk is full; what was stored before can be read
 ├── ServerError                    a server's folder, keys, enrolment or processes
+│   └── ServerFull                 its disk is full or can't be written; what was stored before can be read
 ├── LedgerError                    a ledger, its anchor or its key that can't be read or used
 │   └── BadEntry                   a line of a ledger that doesn't hold, with its number
 ├── MessageError                   a message outside the wire format
@@ -62,6 +64,10 @@ class RunOver(DeviceError):
     """The server has given up the run that a message belongs to; nobody waits for an answer."""
 
 
+class NotTaken(DeviceError):
+    """The server broke off a reply that it had let come; offered again, it says whether it wants it."""
+
+
 class StoreError(DeviceError):
     """A device's store can't be opened or written."""
 
@@ -76,6 +82,10 @@ class StoreFull(StoreError):
 
 class ServerError(FedprofileError):
     """A server's folder, keys, enrolment or processes are missing or can't be used."""
+
+
+class ServerFull(ServerError):
+    """A server's disk is full or can't be written; what was stored before can be read."""
 
 
 class LedgerError(FedprofileError):

@@ -7,6 +7,7 @@ refunded, because nobody can know whether it got out. docs/ledger.md describes t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import math
@@ -403,7 +404,8 @@ class Ledger:
         try:
             written = os.write(self._descriptor, line + b"\n")
             if written <= len(line):
-                raise OSError(f"only {written} of {len(line) + 1} bytes written")
+                what = f"only {written} of {len(line) + 1} bytes written"
+                raise OSError(errno.ENOSPC, what)
             os.fsync(self._descriptor)
             self._chain.add(entry, line)
             # The ledger first: an anchor ahead of it would look like a tail cut off.

@@ -8,8 +8,10 @@ server the device trusts, so it is handed over as a key is.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import ssl
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from .sections import Section, validated
 
 _FACTS, _CA, _ITEMS, _MODEL = "server.json", "ca.crt", "items.safetensors", "model.safetensors"
 _LARGEST = 2 * 2**30  # bytes, unpacked
+_LARGEST_FACTS = 2**20
 
 
 class ServerFacts(Section):
@@ -138,6 +141,15 @@ class ServerBundle:
         return self.folder / _CA
 
     @property
+    def ca_sha256(self) -> str:
+        """Fingerprint of that certificate, hex.
+
+        Raises:
+            ConfigError: it is missing or no certificate.
+        """
+        return certificate_sha256(self.ca)
+
+    @property
     def model(self) -> Path:
         """The untrained encoder."""
         return self.folder / _MODEL
@@ -150,6 +162,39 @@ class ServerBundle:
             DataError: it is missing or damaged.
         """
         return ItemTable.load(self.folder / _ITEMS)
+
+
+def read_facts(archive: Path) -> ServerFacts:
+    """What a bundle says of its server, without unpacking it.
+
+    Raises:
+        ConfigError: it is no server bundle.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(_FACTS) as file:
+            content = file.read(_LARGEST_FACTS + 1)
+    except OSError as error:
+        raise ConfigError(f"{archive}: can't read it ({error.strerror})") from error
+    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ConfigError(f"{archive}: not a server bundle ({error})") from error
+    if len(content) > _LARGEST_FACTS:
+        raise ConfigError(f"{archive}: not a server bundle; its {_FACTS} is too long")
+    return _facts(content, where=f"{archive}: {_FACTS}")
+
+
+def certificate_sha256(path: Path) -> str:
+    """Fingerprint of the PEM certificate in ``path``, hex: SHA-256, as ``openssl x509`` tells it.
+
+    Raises:
+        ConfigError: it can't be read, or is no certificate.
+    """
+    try:
+        der = ssl.PEM_cert_to_DER_cert(path.read_text(encoding="ascii"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't read the certificate ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: no certificate; put it back") from error
+    return hashlib.sha256(der).hexdigest()
 
 
 def _facts(content: bytes, *, where: str) -> ServerFacts:

@@ -54,7 +54,7 @@ def plan_budget(
             left of the budget.
         ConfigError: the population is too small for a default δ.
     """
-    rate = training.sampling_probability or min(1.0, training.cohort / population_size)
+    rate = training.rate(population_size)
 
     def mechanism(clip: float, noise: float, q: float) -> Mechanism:
         return Mechanism(

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ..common.errors import ServerError
 from ..common.files import sync_folder, write_atomically
-from .server_config import ServerConfig, load_server_config
+from ..common.server_config import ServerConfig, load_server_config
 
 _LONGEST_SOCKET = 100  # bytes; the system's limit is 104 or 108
 _OTHERS = 0o077  # permission bits of everybody but the owner

@@ -20,9 +20,14 @@ class _Line(logging.Formatter):
         return json.dumps(values, ensure_ascii=False)
 
 
+class _Journal(logging.handlers.WatchedFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Go on without: a full disk is told by what can't do without it, and once."""
+
+
 def keep_journal(path: Path) -> None:
     """Append to ``path`` from now on; a file that was rotated away is opened anew."""
-    handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
+    handler = _Journal(path, encoding="utf-8")
     handler.setFormatter(_Line())
     _logger.handlers[:] = [handler]
     _logger.propagate = False
@@ -46,7 +51,7 @@ class JournalReader:
         self._read = path.stat().st_size if path.exists() else 0
 
     def news(self) -> list[dict[str, Any]]:
-        """Whole lines since the last call."""
+        """Whole lines since the last call; what a full disk cut short is left out."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._read)
@@ -56,4 +61,12 @@ class JournalReader:
             return []
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [entry for line in whole.splitlines() if (entry := _entry(line)) is not None]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and "event" in entry else None

@@ -48,6 +48,7 @@ from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_htt
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
     ObjectUnavailableError,
     inflate_object_from_contents,
     pull_objects,
@@ -244,7 +245,11 @@ class LinkGrid(HttpGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Replies of the nodes that are online, until all are there or ``timeout`` seconds are over."""
+        """Replies of the nodes that are online, until all are there or ``timeout`` seconds are over.
+
+        Raises:
+            LinkLost: the SuperLink doesn't keep what is to be sent, on a full disk, say.
+        """
         online = set(self.get_node_ids())
         asked = [message for message in messages if message.metadata.dst_node_id in online]
         if not asked:
@@ -252,7 +257,11 @@ class LinkGrid(HttpGrid):
         for message in asked:
             if timeout is not None:
                 message.metadata.ttl = timeout + _GRACE
-        waiting = dict(zip(self.push_messages(asked), asked, strict=True))
+        try:
+            numbers = self.push_messages(asked)
+        except ObjectPushError as error:
+            raise LinkLost("the SuperLink keeps no messages; see run/superlink.log") from error
+        waiting = dict(zip(numbers, asked, strict=True))
         waiting.pop("", None)  # the node went meanwhile
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         arriving: dict[str, _Arriving] = {}

@@ -26,10 +26,10 @@ from ..common.items import ItemTable
 from ..common.ledger import Ledger
 from ..common.messages import Release
 from ..common.releases import Manifest
+from ..common.server_config import ServerConfig
 from ..common.signing import SigningKey
 from ..common.weights import hash_of_weights
 from .folder import ServerFolder
-from .server_config import ServerConfig
 
 _KEPT = 3  # model files; manifests are kept for good
 _MANIFEST, _MODEL, _POPULARITY = "manifest.json", "model.safetensors", "popularity.f32"

@@ -15,9 +15,9 @@ from ..common.console import remark
 from ..common.errors import ServerError
 from ..common.flower_switches import quieten_flower
 from ..common.sections import read_toml, validated
+from ..common.server_config import ServerConfig
 from .enrolment import Enrolment
 from .folder import ServerFolder
-from .server_config import ServerConfig
 
 _JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
 _DIR = typer.Argument(metavar="DIR", help="folder of the server")
@@ -205,6 +205,8 @@ def status(path: Annotated[Path, _DIR], as_json: Annotated[bool, _JSON] = False)
         f"{standing.revoked} revoked, {'?' if standing.online is None else standing.online} online",
         "release": standing.release or "none yet",
         "ended": standing.stopped or "no",
+        "signing key": standing.signing_key,
+        "CA, SHA-256": standing.ca_sha256,
     }
     for name, text in lines.items():
         typer.echo(f"{name:14} {text}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from ..common.config_docs import keys_markdown
-from .server_config import ServerConfig
+from ..common.server_config import ServerConfig
 
 _INTRODUCTION = """\
 # Configuration of a server

@@ -8,6 +8,7 @@ start goes on from there with a Flower run of its own, so that replies to the ol
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
@@ -16,6 +17,7 @@ import time
 from datetime import UTC, date, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from flwr.app import Message
@@ -24,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..common.encoder import build_encoder
-from ..common.errors import FedprofileError, ReplyRejected
+from ..common.errors import FedprofileError, ReplyRejected, ServerFull
 from ..common.items import ItemTable
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Reserve
@@ -43,8 +45,9 @@ from .link import Link, LinkGrid, LinkLost, ReplySize
 from .metrics import Metrics
 from .popularity import ItemPriors
 from .releases import Releases
+from .room import check_room, of_the_disk
 from .strategy import RoundRecord
-from .supervisor import TRY_AGAIN, follow_parent
+from .supervisor import CANT_WRITE, TRY_AGAIN, follow_parent
 
 _LINK_TIMEOUT = 60.0  # for the SuperLink to come up
 _DELIVERY_TIMEOUT = 60.0
@@ -190,10 +193,11 @@ class Service:
         )
 
     def _ready(self, link: Link) -> None:
-        """Before a round costs anything: enough devices, and not before its time.
+        """Before a round costs anything: enough devices, not before its time, and room for its results.
 
         Raises:
             Stopped: the operator asked for it.
+            ServerFull: the disk is full; nothing was charged.
         """
         federation = self._config.federation
         told = False
@@ -208,6 +212,7 @@ class Service:
                 note("waiting", online=online, quorum=federation.quorum)
                 told = True
             self._stop.wait(_POLL)
+        check_room(self._folder)
         self._last_start = time.monotonic()
 
     def _gather(self, link: Link) -> None:
@@ -285,10 +290,18 @@ def main() -> None:
         note("failed", error=type(error).__name__)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(TRY_AGAIN)
-    except FedprofileError as error:
-        note("failed", error=type(error).__name__)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except (FedprofileError, OSError) as error:
+        _fail(error)
+
+
+def _fail(error: FedprofileError | OSError) -> NoReturn:
+    """End over an error of ours, with the code that says whether another try is worth a release."""
+    found = of_the_disk(error) or error
+    code = CANT_WRITE if isinstance(found, ServerFull) else getattr(found, "exit_code", 1)
+    note("failed", error=type(found).__name__)
+    with contextlib.suppress(OSError):  # its log is on the same disk
+        print(f"error: {found}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

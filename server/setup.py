@@ -11,6 +11,7 @@ from ..common.errors import FedprofileError, ServerError
 from ..common.files import write_atomically
 from ..common.items import ItemTable
 from ..common.server_bundle import ServerFacts, write_bundle
+from ..common.server_config import ServerConfig
 from ..common.signing import SigningKey
 from .budget import plan_budget
 from .catalogue import read_catalogue
@@ -18,7 +19,6 @@ from .folder import ServerFolder
 from .item_vectors import build_item_table
 from .pki import create_authority, ensure_certificate
 from .releases import model_file
-from .server_config import ServerConfig
 
 
 def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> ServerFolder:

@@ -10,6 +10,7 @@ import httpx
 
 from ..common import accounting
 from ..common.ledger_entries import Commit, Reserve, Stop, events_of, read_chain
+from ..common.server_bundle import certificate_sha256
 from ..common.signing import SigningKey
 from .enrolment import Enrolment
 from .folder import ServerFolder
@@ -23,6 +24,8 @@ class Standing:
 
     Attributes:
         federation: its name.
+        signing_key: hex, the public key that devices know the server by.
+        ca_sha256: hex, fingerprint of the authority that they trust for it.
         running: whether its SuperLink answers.
         rounds: planned.
         round: the last that was committed; 0 before.
@@ -42,6 +45,8 @@ class Standing:
     """
 
     federation: str
+    signing_key: str
+    ca_sha256: str
     running: bool
     rounds: int
     round: int
@@ -77,13 +82,15 @@ def read_standing(folder: ServerFolder) -> Standing:
     Raises:
         LedgerError: the ledger doesn't hold together.
         ServerError: who is enrolled can't be read.
+        ConfigError: the certificate of its authority can't be read.
     """
     config = folder.config
     enrolment = Enrolment(folder.devices, population_size=config.federation.population_size)
     devices = enrolment.devices()
     active = [device for device in devices if device.revoked is None]
     online = _online(folder)
-    latest = Releases(folder, SigningKey.load(folder.signing_key)).latest()
+    key = SigningKey.load(folder.signing_key)
+    latest = Releases(folder, key).latest()
     entries = read_chain(folder.ledger).entries if folder.ledger.exists() else []
     rounds = {entry.sequence: entry.round or 0 for entry in entries if isinstance(entry, Reserve)}
     commits = [entry for entry in entries if isinstance(entry, Commit)]
@@ -96,6 +103,8 @@ def read_standing(folder: ServerFolder) -> Standing:
     last = entries[-1] if entries else None
     return Standing(
         federation=config.federation.name,
+        signing_key=key.public_key,
+        ca_sha256=certificate_sha256(folder.ca),
         running=online is not None,
         rounds=config.training.rounds,
         round=rounds[commits[-1].release] if commits else 0,

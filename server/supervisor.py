@@ -13,14 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..common.console import remark
-from ..common.errors import ServerError
+from ..common.errors import ServerError, ServerFull
 from ..common.flower_switches import quieten_flower
 from .folder import ServerFolder
 from .journal import JournalReader, keep_journal, note
 from .pki import ensure_certificate
+from .ports import await_predecessor, check_ports
+from .room import check_room
 
 TRY_AGAIN = 75
 """Exit code of a process whose trouble may pass (EX_TEMPFAIL of sysexits.h)."""
+
+CANT_WRITE = 74
+"""Exit code of a process that can't write to its disk (EX_IOERR)."""
 
 _POLL = 0.2
 _LONGEST_PAUSE = 30.0
@@ -96,10 +101,14 @@ def supervise(folder: ServerFolder, stop: threading.Event) -> None:
     """Run the server until its federation is finished or ``stop`` is set.
 
     Raises:
-        ServerError: a server runs in this folder already, or a process fails for good.
+        ServerError: a server runs in this folder already, a port is taken, or a process fails for good.
+        ServerFull: the disk is full, or became so.
     """
     keep_journal(folder.log)
     with _only_one(folder):
+        await_predecessor(folder)
+        check_ports(folder)
+        check_room(folder)
         ensure_certificate(folder)
         quieten_flower(folder.flower)
         link, service = _Process("superlink", folder), _Process("service", folder)
@@ -110,12 +119,12 @@ def supervise(folder: ServerFolder, stop: threading.Event) -> None:
                 _tell(journal)
                 code = link.tend()
                 if code is not None:
-                    _ended(link, code)
+                    _ended(folder, link, code)
                 code = service.tend()
                 if code == 0:
                     return
                 if code is not None:
-                    _ended(service, code)
+                    _ended(folder, service, code)
         finally:
             service.end()
             link.end()
@@ -140,15 +149,21 @@ def _tell(journal: JournalReader) -> None:
             remark(f"{entry['process']} ended with code {entry['code']}; it is started again")
 
 
-def _ended(process: _Process, code: int) -> None:
+def _ended(folder: ServerFolder, process: _Process, code: int) -> None:
     """Note a death; trouble of the process's own making is tolerated a few times.
 
     Raises:
         ServerError: too often.
+        ServerFull: the disk is full or can't be written: the next try would cost what this one did.
     """
     note("died", process=process.name, code=code, failures=process.failures)
+    if code > 0:
+        check_room(folder)
+    words = process.last_words().removeprefix("error: ")
+    if code == CANT_WRITE:
+        raise ServerFull(words)
     if 0 < code < TRY_AGAIN and process.failures >= _TRIES:
-        raise ServerError(f"{process.name} fails: {process.last_words().removeprefix('error: ')}")
+        raise ServerError(f"{process.name} fails: {words}")
 
 
 @contextmanager

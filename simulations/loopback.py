@@ -32,8 +32,8 @@ from ..client.node_keys import ensure_node_key
 from ..common.errors import ServerError
 from ..common.ledger_entries import Entry, read_ledger
 from ..common.sections import validated
+from ..common.server_config import ServerConfig
 from ..server.enrolment import Enrolment
-from ..server.server_config import ServerConfig
 from ..server.setup import create_server
 
 _COMMAND = "from fedprofile.common.cli import main; main()"

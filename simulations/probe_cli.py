@@ -14,11 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..common.config import load_config
+from ..common.config import RunConfig, load_config
 from ..common.console import remark, stage
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
 from ..common.formatting import number
+from ..common.sections import read_toml
+from ..common.server_config import load_server_config
 
 if TYPE_CHECKING:
     from .probe_report import Report
@@ -31,13 +33,14 @@ _DOES_NOT_HOLD = 1
 _HELP = """Run small federations of made-up users and measure whether the mechanism runs as declared.
 
 Encoder, clip, noise, sampling rate, local training and server optimizer are those of the
-configuration; its data is not read.
+configuration, of a run or of a server; its data is not read.
 
 \b
 Examples:
   fedprofile audit probe
   fedprofile audit probe --config study.toml
   fedprofile audit probe --config runs/shop/config.toml --json
+  fedprofile audit probe --config shop --out shop       a server's folder
   fedprofile audit probe --config runs/shop/config.toml --out runs/shop
 
 Exit codes: 0 every probe holds; 1 one doesn't; 2 wrong usage or bad input.
@@ -47,7 +50,8 @@ Exit codes: 0 every probe holds; 1 one doesn't; 2 wrong usage or bad input.
 @app.command(name="probe", help=_HELP)
 def command(
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML file; unset: the defaults")
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML, or a folder of a run or server; unset: defaults"),
     ] = None,
     out: Annotated[
         Path | None,
@@ -58,7 +62,7 @@ def command(
     ] = False,
 ) -> None:
     """See the help text above."""
-    settings = load_config(config)
+    settings, probed = _read(config)
     import torch  # slow to load: --help and mistakes needn't wait
 
     from .probe import STEPS, run_probes
@@ -71,7 +75,7 @@ def command(
     warnings.filterwarnings("ignore", module="opacus")
     # Whatever a library prints meanwhile is no result.
     with contextlib.redirect_stdout(sys.stderr), stage("Probing", STEPS) as progress:
-        report = run_probes(settings, advance=progress.advance)
+        report = run_probes(probed, advance=progress.advance)
     found = {**report.describe(), "run": provenance(settings)}
     if kept is not None:
         text = json.dumps(found, indent=2, ensure_ascii=False)
@@ -83,6 +87,27 @@ def command(
         _show(report, Console(highlight=False))
     if not report.holds:
         raise typer.Exit(_DOES_NOT_HOLD)
+
+
+def _read(path: Path | None) -> tuple[RunConfig, RunConfig]:
+    """A configuration, and what is probed of it.
+
+    The two differ for a server, whose sampling rate and δ follow from the size of its population.
+    """
+    if path is not None and path.is_dir():
+        server = path / "server.toml"
+        path = server if server.is_file() else path / "config.toml"
+    if path is None or "federation" not in read_toml(path):
+        settings = load_config(path)
+        return settings, settings
+    deployed = load_server_config(path)
+    settings = deployed.run()
+    rate = settings.training.rate(deployed.federation.population_size)
+    sections = {
+        "training": settings.training.model_copy(update={"sampling_probability": rate}),
+        "privacy": settings.privacy.model_copy(update={"delta": deployed.delta}),
+    }
+    return settings, settings.model_copy(update=sections)
 
 
 def _new_file(out: Path) -> Path:
@@ -97,10 +122,10 @@ def _new_file(out: Path) -> Path:
 
 
 def _show(report: Report, out: Console) -> None:
-    table = Table("probe", "", title="Does the mechanism run as declared?")
+    # What must hold is a sentence each, and would leave no room for figures in 80 columns.
+    table = Table("probe", "", box=None, title="Does the mechanism run as declared?")
     table.add_column("measured", justify="right")
     table.add_column("expected", justify="right")
-    table.add_column("what must hold")
     for probe in report.probes:
         result = probe.result
         table.add_row(
@@ -110,7 +135,6 @@ def _show(report: Report, out: Console) -> None:
             number(result.low)
             if result.low == result.high
             else f"{number(result.low)} to {number(result.high)}",
-            probe.claim,
             style=None if probe.holds else "bold red",
         )
     out.print(table)

@@ -77,9 +77,7 @@ class Probed:
         if not config.privacy.enabled:
             raise ConfigError("privacy.enabled = false: there is no mechanism to probe")
         training = config.training
-        rate = training.sampling_probability or min(
-            1.0, training.cohort / config.data.synthetic_users
-        )
+        rate = training.rate(config.data.synthetic_users)
         size = min(_MOST_IDLE, max(_FEWEST_IDLE, math.ceil(_LEAST_COHORT / rate)))
         try:
             plan = plan_budget(

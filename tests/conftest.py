@@ -1,7 +1,13 @@
 """A small town: devices with visits, a catalogue, and federations over them that run in a second."""
 
+import datetime as dt
+import shutil
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -11,16 +17,29 @@ from fedprofile.audit.accountants import PLD, PRV, RDP, UNAMPLIFIED, Answer, Ans
 from fedprofile.audit.cohort_test import check_cohorts
 from fedprofile.audit.worker import answers
 from fedprofile.client.app import build_client_app
-from fedprofile.common.config import RunConfig
+from fedprofile.common.config import (
+    ItemsConfig,
+    ModelConfig,
+    PrivacyConfig,
+    RunConfig,
+    StatisticsConfig,
+    TrainingConfig,
+)
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.histories import Histories
 from fedprofile.common.items import ItemTable
 from fedprofile.common.ledger import Ledger
+from fedprofile.common.messages import RELEASE, hosting_reply
+from fedprofile.common.server_config import FederationConfig, ServerConfig
 from fedprofile.common.signing import SigningKey
+from fedprofile.server import service
 from fedprofile.server.app import Federation
 from fedprofile.server.budget import plan_budget
+from fedprofile.server.link import Node
+from fedprofile.server.setup import create_server
 from fedprofile.simulations.federate import randomness
 from fedprofile.simulations.grid import InProcessGrid
+from fedprofile.simulations.loopback import free_port
 from fedprofile.simulations.population import Population
 
 DAY = 86_400
@@ -218,6 +237,101 @@ def accountants_inline(accountants_here):
 def inline_accountants(accountants_inline, monkeypatch):
     """An audit takes those."""
     monkeypatch.setattr("fedprofile.audit.verify.Accountants", accountants_inline)
+
+
+@pytest.fixture(scope="session")
+def made_server(tmp_path_factory):
+    """The folder of a server, made once: it takes a second."""
+    config = ServerConfig(
+        federation=FederationConfig(population_size=3, port=free_port()),
+        items=ItemsConfig(dimension=8),
+        statistics=StatisticsConfig(as_of=dt.date(2026, 1, 1)),
+        model=ModelConfig(encoder="mean", width=4, heads=1, window=4),
+        training=TrainingConfig(rounds=2, sampling_probability=1.0),
+        privacy=PrivacyConfig(delta=1e-3, noise_multiplier=4.0),
+    )
+    return create_server(tmp_path_factory.mktemp("made") / "server", config, items=None)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Run a server's federation in this process: its Service, with a grid in place of the SuperLink."""
+
+    def run(folder):
+        config, table = folder.config, ItemTable.load(folder.items)
+        size = config.federation.population_size
+        population = Population.of(
+            make_histories(size, table.n_items),
+            user_ids=[f"device {number}" for number in range(size)],
+            table=table,
+            model=config.model,
+            n_types=len(config.federation.event_types),
+        )
+        trainer = population.trainer(threads=1, compiled=False)
+        app = build_client_app(population.host_finder(1, trainer))
+
+        class Grid(InProcessGrid):
+            def _answer(self, message):
+                if message.metadata.message_type != RELEASE:
+                    return super()._answer(message)
+                return hosting_reply(message, first=message.metadata.dst_node_id - 2, count=1)
+
+            def finish(self, *, details=""):
+                pass
+
+        class Link:
+            def __init__(self, socket):
+                pass
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *exception):
+                pass
+
+            def wait(self, timeout):
+                pass
+
+            def begin(self, *, stop, largest):
+                return Grid(app, nodes=size)
+
+        def admitted(enrolment, link):
+            nodes = [Node(2 + number, "", online=True) for number in range(size)]
+            return [(SimpleNamespace(number=i), node) for i, node in enumerate(nodes)]
+
+        monkeypatch.setattr(service, "Link", Link)
+        monkeypatch.setattr(service, "admit", admitted)
+        service.Service(folder, threading.Event()).run()
+
+    return run
+
+
+@pytest.fixture
+def on_tiny_disk(tmp_path):
+    """Run a program that gets the folder of a disk of its own, so small that it can be filled."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    trial = [*mount, 'mount -t tmpfs tmpfs "$1"', "sh", disk]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(trial, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this system doesn't let users mount")
+
+    def run(program, *arguments, size, timeout=60):
+        script = f'mount -t tmpfs -o size={size} tmpfs "$1" && exec "$2" -c "$3" "$@"'
+        found = subprocess.run(
+            [*mount, script, "sh", disk, sys.executable, program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    return run
 
 
 # A test is no benchmark: on a busy machine an example may take any time.

@@ -1,9 +1,6 @@
 """Devices with a small model, made without a federation."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,34 +94,6 @@ def make_device(tmp_path, monkeypatch, run_folder):
     yield make
     for device in opened:
         device.close()
-
-
-@pytest.fixture
-def on_tiny_disk(tmp_path):
-    """Run a program that gets the folder of a disk of its own, so small that it can be filled."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    trial = [*mount, 'mount -t tmpfs tmpfs "$1"', "sh", disk]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run(trial, capture_output=True, check=False).returncode
-    ):
-        pytest.skip("this system doesn't let users mount")
-
-    def run(program, *arguments, size):
-        script = f'mount -t tmpfs -o size={size} tmpfs "$1" && exec "$2" -c "$3" "$@"'
-        found = subprocess.run(
-            [*mount, script, "sh", disk, sys.executable, program, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert found.returncode == 0, found.stderr
-        return found.stdout
-
-    return run
 
 
 def decrypt(path, key):

@@ -29,6 +29,7 @@ from fedprofile.common.errors import (
     DataError,
     MessageError,
     NotAdmitted,
+    NotTaken,
     RunOver,
     StoreError,
     TaskRefused,
@@ -326,6 +327,22 @@ def test_a_reply_that_nobody_waits_for_is_done_with(node, device, bundle, key):
     with pytest.raises(NotAdmitted):
         work(node, fleet)
     assert len(Outbox(device.outbox).waiting()) == 1
+
+
+def test_a_reply_that_is_broken_off_is_kept_and_holds_up_no_other(node, device, bundle, key):
+    messages = [task_of(bundle, release=number, sign=key.sign)[0] for number in (5, 6)]
+    fleet = FakeFleet(*messages)
+    fleet.fails = NotTaken("broke off a reply")
+    work(node, fleet)
+    kept = [reply.object_id for _, reply in Outbox(device.outbox).waiting()]
+    assert len(kept) == 2  # the second task was taken and answered, too
+    assert Diary.read(device.diary).broken == 3  # the first reply was offered twice
+    fleet.fails = None
+    sent = work(Node(device, Owner(), conditions=Conditions), fleet)
+    assert [reply.object_id for reply in sent] == kept
+    assert reasons(sent) == ["update", "update"]
+    assert (device.path / "made").read_text() == "2"
+    assert charged(device) == [5, 6]
 
 
 def test_what_is_not_the_servers_or_not_wanted_is_declined_by_a_word(node, device, bundle, key):

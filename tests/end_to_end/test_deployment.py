@@ -5,6 +5,8 @@ The short form: one kill of each kind in one federation. ``python -m benchmarks.
 
 import pytest
 
+from fedprofile.audit.ledgers import find_evidence
+from fedprofile.audit.verify import verify
 from fedprofile.common.accounting import epsilon
 from fedprofile.common.ledger_entries import Commit, Reserve
 from fedprofile.simulations.loopback import Loopback, entries_of, wait_for
@@ -26,6 +28,7 @@ def spent(path):
     return epsilon(events, delta=entries[0].delta)
 
 
+@pytest.mark.usefixtures("inline_accountants")
 def test_whatever_is_killed_the_federation_ends_and_each_release_is_paid_once(tmp_path):
     one_statistic = {"privacy": {"statistics_share": 0.0}, "training": {"rounds": 3}}
     with Loopback(tmp_path, devices=1, settings=one_statistic) as loopback:
@@ -74,3 +77,6 @@ def test_whatever_is_killed_the_federation_ends_and_each_release_is_paid_once(tm
     assert set(answered) <= {entry.sequence for entry in reserved(ledger)}
     assert (device.models / "manifest.json").exists()
     assert loopback.journal()[-1]["event"] == "ended"
+    # Whatever was killed, the folder tells what its ledger tells.
+    findings = verify(find_evidence(loopback.server.path)).findings
+    assert [finding for finding in findings if finding.outcome == "fails"] == []

@@ -26,7 +26,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from fedprofile.client import fleet as fleet_module
 from fedprofile.client.fleet import Fleet, decode, encode
 from fedprofile.client.node_keys import NodeKey, public_pem
-from fedprofile.common.errors import NotAdmitted, ReplyRejected, RunOver, Unreachable
+from fedprofile.common.errors import NotAdmitted, NotTaken, ReplyRejected, RunOver, Unreachable
 from fedprofile.common.messages import (
     Binding,
     TrainTask,
@@ -42,7 +42,7 @@ from fedprofile.server import link as link_module
 from fedprofile.server.admission import admit, apply_enrolment
 from fedprofile.server.enrolment import Enrolment
 from fedprofile.server.folder import ServerFolder
-from fedprofile.server.link import Link, LinkGrid, ReplySize
+from fedprofile.server.link import Link, LinkGrid, LinkLost, ReplySize
 
 BINDING = Binding(run="r", round=1, release=3, items="i", model="m")
 SHAPES = {"w": (300, 40)}
@@ -369,7 +369,7 @@ def test_a_reply_that_is_too_large_is_malformed(link, node, largest):
     grid = link.begin(stop=threading.Event(), largest=largest)
 
     def answer():
-        with contextlib.suppress(ObjectPushError):  # refused at the announcement
+        with contextlib.suppress(NotTaken):  # refused at the announcement
             node.push(small_update(pulled(node)))
 
     (reply,) = exchange(grid, [instruction(node)], answer)
@@ -377,6 +377,60 @@ def test_a_reply_that_is_too_large_is_malformed(link, node, largest):
         read_update(reply, binding=BINDING, shapes=SHAPES)
     assert refused.value.reason == "malformed"
     grid.finish()
+
+
+def test_a_reply_that_is_broken_off_is_wanted_no_more_when_it_is_offered_again(
+    link, node, monkeypatch
+):
+    grid = link.begin(stop=threading.Event(), largest=ReplySize(3, 2**30))
+    refused = threading.Event()
+    confirm = LinkGrid._confirm
+    push = fleet_module.push_object_contents_from_iterable
+    wanted = []
+
+    def confirmed(self, answer):
+        confirm(self, answer)
+        refused.set()
+
+    def once_refused(contents, *, push_object_fn):
+        wanted.append(len(contents))
+        assert refused.wait(10)
+        push(contents, push_object_fn=push_object_fn)
+
+    monkeypatch.setattr(LinkGrid, "_confirm", confirmed)
+    monkeypatch.setattr(fleet_module, "push_object_contents_from_iterable", once_refused)
+
+    def answer():
+        reply = small_update(pulled(node))
+        with pytest.raises(NotTaken):
+            node.push(reply)
+        node.push(reply)
+
+    exchange(grid, [instruction(node)], answer)
+    assert wanted[0] > 3
+    assert wanted[1:] == [0]
+    grid.finish()
+
+
+def test_a_reply_that_is_broken_off_halfway_is_taken_when_it_is_offered_again(
+    grid, node, monkeypatch
+):
+    push = fleet_module.push_object_contents_from_iterable
+
+    def halfway(contents, *, push_object_fn):
+        push(contents[::2], push_object_fn=push_object_fn)
+        raise ObjectPushError("0" * 64, 1, "expired")
+
+    def answer():
+        reply = small_update(pulled(node))
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet_module, "push_object_contents_from_iterable", halfway)
+            with pytest.raises(NotTaken):
+                node.push(reply)
+        node.push(reply)
+
+    (reply,) = exchange(grid, [instruction(node)], answer)
+    assert read_update(reply, binding=BINDING, shapes=SHAPES).devices == 1
 
 
 def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
@@ -394,6 +448,17 @@ def test_a_reply_to_a_run_that_is_over_is_refused(link, node):
         node.push(small_update(kept[0]))
     following.finish()
     grid.finish()
+
+
+def test_messages_that_are_not_kept_are_told(grid, node, monkeypatch):
+    """As on a full disk, where Flower's server says so, and its client raises an error of its own."""
+
+    def refused(self, messages):
+        raise ObjectPushError("0" * 64, 1, "s")
+
+    monkeypatch.setattr(link_module.HttpGrid, "push_messages", refused)
+    with pytest.raises(LinkLost, match="keeps no messages"):
+        grid.send_and_receive([instruction(node)], timeout=1)
 
 
 def test_a_stop_ends_a_wait(link, node):

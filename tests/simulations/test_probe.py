@@ -1,5 +1,6 @@
 """Faulty builds, and the probes that catch them; and no alarm without a fault."""
 
+import datetime as dt
 import json
 import logging
 from dataclasses import replace
@@ -21,9 +22,11 @@ from fedprofile.common.ledger import Ledger
 from fedprofile.common.ledger_entries import Reserve, read_ledger
 from fedprofile.common.messages import read_update
 from fedprofile.common.randomness import NoiseSource
+from fedprofile.common.server_config import ServerConfig
 from fedprofile.common.user_level_optimizer import UserLevelDPOptimizer
 from fedprofile.server import app as server_app
 from fedprofile.server import strategy, validation
+from fedprofile.server.budget import plan_budget
 from fedprofile.server.strategy import PrivateAveraging
 from fedprofile.simulations import probe, probe_cli, probe_runs
 from fedprofile.simulations.chance_probes import (
@@ -615,3 +618,67 @@ def test_a_configuration_without_a_mechanism_is_refused(call, sections, complain
     found = call(**sections)
     assert isinstance(found.exception, ConfigError)
     assert complaint in str(found.exception)
+
+
+@pytest.mark.usefixtures("once", "_repeatable")
+def test_the_table_fits_eighty_columns_and_cuts_no_name(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = call()
+    table = [line for line in found.stdout.splitlines() if " probes hold" not in line]
+    assert max(map(len, table)) <= 80
+    names = {
+        entry["name"] for entry in json.loads(call("--json").stdout.splitlines()[-1])["probes"]
+    }
+    assert names <= {line.split()[0] for line in table if line.strip()}
+
+
+# Noise is calibrated, and so shows whose rate and δ it is of.
+SERVER = {
+    "federation": {"population_size": 900},
+    "items": {"dimension": 8},
+    "statistics": {"as_of": dt.date(2026, 1, 1)},
+    "model": SMALL["model"],
+    "training": {"cohort": 90, "rounds": 3, "negatives": 5},
+}
+
+
+def test_a_server_is_probed_with_its_own_rate_and_noise(tmp_path, monkeypatch):
+    deployed = ServerConfig.model_validate(SERVER)
+    (tmp_path / "server.toml").write_text(deployed.to_toml(), encoding="utf-8")
+    seen = []
+
+    def run(config, *, advance):
+        seen.append(Probed.of(config).plan)
+        raise ConfigError("enough seen")
+
+    monkeypatch.setattr(probe, "run_probes", run)
+    command = typer.main.get_command(probe_cli.app)
+    for named in (tmp_path, tmp_path / "server.toml"):
+        found = CliRunner().invoke(command, ["--config", str(named)])
+        assert str(found.exception) == "enough seen"
+    plan = plan_budget(deployed.privacy, deployed.training, population_size=900)
+    for each in seen:
+        assert each.training.sampling_probability == plan.training.sampling_probability == 0.1
+        assert each.training.noise_multiplier == plan.training.noise_multiplier
+        assert each.popularity.noise_multiplier == plan.popularity.noise_multiplier
+        assert each.delta == plan.delta == deployed.delta
+
+
+@pytest.mark.usefixtures("once", "_repeatable")
+def test_results_are_of_the_configuration_that_the_servers_ledger_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "run_probes", partial(run_probes, rounds=ROUNDS))
+    sections = {**SERVER, "privacy": {"noise_multiplier": 1.5}}
+    deployed = ServerConfig.model_validate(sections)
+    (tmp_path / "server.toml").write_text(deployed.to_toml(), encoding="utf-8")
+    command = typer.main.get_command(probe_cli.app)
+    found = CliRunner().invoke(command, ["--config", str(tmp_path), "--out", str(tmp_path)])
+    assert found.exit_code == 0, found.output
+    kept = json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
+    assert kept["run"]["config_digest"] == deployed.run().digest()
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    command = typer.main.get_command(probe_cli.app)
+    found = CliRunner().invoke(command, ["--config", str(tmp_path)])
+    assert isinstance(found.exception, ConfigError)
+    assert "config.toml: can't read" in str(found.exception)

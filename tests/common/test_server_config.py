@@ -7,7 +7,7 @@ import pytest
 
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.sections import validated
-from fedprofile.server.server_config import ServerConfig, load_server_config
+from fedprofile.common.server_config import ServerConfig, load_server_config
 from fedprofile.server.server_config_docs import server_configuration_markdown
 
 AS_OF = {"statistics": {"as_of": dt.date(2026, 1, 1)}}
@@ -36,6 +36,7 @@ def test_where_devices_meet_does_not_decide_the_result():
     ("section", "why"),
     [
         ({"quorum": 5, "population_size": 4}, "quorum"),
+        ({"port": 9443, "metrics_port": 9443}, "metrics_port"),
         ({"event_types": ["view", "view"]}, "twice"),
         ({"event_types": []}, "event_types"),
         ({"port": 70_000}, "port"),

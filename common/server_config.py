@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import Field, model_validator
 
-from ..common.config import (
+from .config import (
     ItemsConfig,
     LedgerConfig,
     ModelConfig,
@@ -16,8 +16,8 @@ from ..common.config import (
     StatisticsConfig,
     TrainingConfig,
 )
-from ..common.sections import Section, read_toml, validated
-from ..common.strength import Statement, weaknesses
+from .sections import Section, read_toml, validated
+from .strength import Statement, weaknesses
 
 
 class FederationConfig(Section):
@@ -59,6 +59,8 @@ class FederationConfig(Section):
             raise ValueError("quorum can't be above population_size")
         if len(set(self.event_types)) < len(self.event_types):
             raise ValueError("event_types names one twice")
+        if self.metrics_port == self.port:
+            raise ValueError("metrics_port can't be port: the two are served apart")
         return self
 
 
@@ -85,7 +87,7 @@ class ServerConfig(Section):
     @property
     def delta(self) -> float:
         """δ of the guarantee: as set, or N^-1.1."""
-        from ..common.accounting import default_delta  # loads what only accounting needs
+        from .accounting import default_delta  # loads what only accounting needs
 
         given = self.privacy.delta
         return default_delta(self.federation.population_size) if given is None else given
