@@ -19,6 +19,7 @@ from ..common.console import remark, stage
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
 from ..common.formatting import number
+from ..common.ledger_entries import Reserve, read_chain
 from ..common.sections import read_toml
 from ..common.server_config import load_server_config
 
@@ -92,14 +93,15 @@ def command(
 def _read(path: Path | None) -> tuple[RunConfig, RunConfig]:
     """A configuration, and what is probed of it.
 
-    The two differ for a server, whose sampling rate and δ follow from the size of its population.
+    The two differ for a server, whose sampling rate and δ follow from the size of its population, and
+    where a ledger lies beside it: then noise, rate and δ are those that were released with.
     """
     if path is not None and path.is_dir():
         server = path / "server.toml"
         path = server if server.is_file() else path / "config.toml"
     if path is None or "federation" not in read_toml(path):
         settings = load_config(path)
-        return settings, settings
+        return settings, settings if path is None else _as_released(settings, path)
     deployed = load_server_config(path)
     settings = deployed.run()
     rate = settings.training.rate(deployed.federation.population_size)
@@ -107,7 +109,28 @@ def _read(path: Path | None) -> tuple[RunConfig, RunConfig]:
         "training": settings.training.model_copy(update={"sampling_probability": rate}),
         "privacy": settings.privacy.model_copy(update={"delta": deployed.delta}),
     }
-    return settings, settings.model_copy(update=sections)
+    return settings, _as_released(settings.model_copy(update=sections), path)
+
+
+def _as_released(settings: RunConfig, path: Path) -> RunConfig:
+    """``settings`` with the last training release of the ledger beside them: σ may be calibrated."""
+    ledger = path.with_name("ledger.jsonl")
+    if not settings.privacy.enabled or not ledger.is_file():
+        return settings
+    chain = read_chain(ledger)
+    made = [e for e in chain.entries if isinstance(e, Reserve) and e.task == "training"]
+    if not made:
+        return settings
+    mechanism = made[-1].mechanism
+    sections = {
+        "training": settings.training.model_copy(
+            update={"sampling_probability": mechanism.sampling_probability}
+        ),
+        "privacy": settings.privacy.model_copy(
+            update={"noise_multiplier": mechanism.noise_multiplier, "delta": chain.opening.delta}
+        ),
+    }
+    return settings.model_copy(update=sections)
 
 
 def _new_file(out: Path) -> Path:

@@ -23,6 +23,7 @@ from fedprofile.common.ledger_entries import Reserve, read_ledger
 from fedprofile.common.messages import read_update
 from fedprofile.common.randomness import NoiseSource
 from fedprofile.common.server_config import ServerConfig
+from fedprofile.common.signing import SigningKey
 from fedprofile.common.user_level_optimizer import UserLevelDPOptimizer
 from fedprofile.server import app as server_app
 from fedprofile.server import strategy, validation
@@ -662,6 +663,33 @@ def test_a_server_is_probed_with_its_own_rate_and_noise(tmp_path, monkeypatch):
         assert each.training.noise_multiplier == plan.training.noise_multiplier
         assert each.popularity.noise_multiplier == plan.popularity.noise_multiplier
         assert each.delta == plan.delta == deployed.delta
+
+
+def test_a_run_is_probed_with_the_noise_its_ledger_tells(tmp_path):
+    config = RunConfig.model_validate({**SMALL, "privacy": {}, "training": {"rounds": 3}})
+    (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    plan = plan_budget(config.privacy, config.training, population_size=5_000)
+    with Ledger.create(
+        tmp_path / "ledger.jsonl",
+        signing_key=SigningKey.generate(),
+        target_epsilon=config.privacy.epsilon,
+        randomness="csprng",
+        code_version="1",
+        config_digest=config.digest(),
+        population="town",
+        population_size=5_000,
+        delta=plan.delta,
+    ) as ledger:
+        _, before = probe_cli._read(tmp_path)
+        assert before.privacy.noise_multiplier is None
+        ledger.reserve(task="training", mechanism=plan.training, run="r", round=1)
+    settings, probed = probe_cli._read(tmp_path)
+    assert settings == config
+    found = Probed.of(probed).plan
+    assert found.training.noise_multiplier == plan.training.noise_multiplier
+    assert found.training.sampling_probability == plan.training.sampling_probability
+    assert found.popularity.noise_multiplier == pytest.approx(plan.popularity.noise_multiplier)
+    assert found.delta == plan.delta
 
 
 @pytest.mark.usefixtures("once", "_repeatable")
