@@ -60,7 +60,7 @@ class StatisticsConfig(Section):
 
     half_lives_days: tuple[float, ...] = Field(
         (7.0, 45.0),
-        description="time scales of recent popularity, beside the one over all time",
+        description="time scales of recent popularity, which ranks; without any, all time does",
     )
     as_of: dt.date | None = Field(
         None,

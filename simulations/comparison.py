@@ -217,9 +217,7 @@ def _central(
         n_items=population.table.n_items,
         clip_norm=POPULARITY_CLIP,
     )
-    priors = item_priors(
-        exact.arrays["popularity"].astype(np.float64), stddev=0.0, vectors=population.table.vectors
-    )
+    priors = item_priors(exact.arrays["popularity"].astype(np.float64), stddev=0.0)
     best: dict[str, Any] = {"quality": -1.0, "epoch": 0, "weights": {}}
 
     def keep_best(epoch: int, weights: dict[str, Tensor]) -> None:
