@@ -19,6 +19,7 @@ from fedprofile.common.ledger import Ledger
 from fedprofile.common.signing import SigningKey
 from fedprofile.server.app import Federation
 from fedprofile.server.budget import plan_budget
+from fedprofile.server.split import Sizes
 from fedprofile.simulations.federate import randomness
 from fedprofile.simulations.grid import InProcessGrid
 from fedprofile.simulations.population import Population
@@ -73,9 +74,6 @@ class Town:
     now: int = NOW
 
     def __post_init__(self):
-        self.plan = plan_budget(
-            self.config.privacy, self.config.training, population_size=self.population.size
-        )
         self.trainer = self.population.trainer(threads=1, compiled=False)
         self.encoder = build_encoder(
             self.config.model,
@@ -83,6 +81,14 @@ class Town:
             n_items=self.population.table.n_items,
             n_types=self.population.n_types,
             seed=7,
+        )
+        self.plan = plan_budget(
+            self.config.privacy,
+            self.config.training,
+            population_size=self.population.size,
+            sizes=Sizes.of(
+                self.encoder, self.config.statistics, n_items=self.population.table.n_items
+            ),
         )
         self.rounds = []
 
