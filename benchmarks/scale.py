@@ -39,6 +39,7 @@ from fedprofile.common.ledger import Ledger
 from fedprofile.common.signing import SigningKey
 from fedprofile.server.budget import plan_budget
 from fedprofile.server.item_vectors import build_item_table
+from fedprofile.server.split import Sizes
 from fedprofile.simulations.federate import run_federation
 from fedprofile.simulations.population import Population
 from fedprofile.simulations.synthetic import synthesise
@@ -183,7 +184,12 @@ def _run(
     player: int,
     seconds: list[list[float]],
 ) -> None:
-    plan = plan_budget(config.privacy, config.training, population_size=population.size)
+    sizes = Sizes.of(
+        population.untrained_encoder(), config.statistics, n_items=population.table.n_items
+    )
+    plan = plan_budget(
+        config.privacy, config.training, population_size=population.size, sizes=sizes
+    )
     table: ItemTable = population.table
     with turns.playing(player), tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
         began = time.perf_counter()

@@ -17,6 +17,8 @@ from ..common.histories import Histories
 from ..common.updates import ClippedUpdate
 from .examples import first_encounters
 
+_ALL_TIME = 0.1  # of the squared clip, where there are recent scales beside it
+
 
 def popularity_contribution(
     histories: Histories,
@@ -28,8 +30,11 @@ def popularity_contribution(
 ) -> ClippedUpdate:
     """Sum over devices of their discoveries, decayed on each time scale, clipped per device.
 
-    Sensitivity: a device's part on each of the s scales is scaled down to norm ≤ C/√s, so its whole
-    part has norm ≤ √(s · C²/s) = C; adding or removing the device moves the sum by no more.
+    Sensitivity: a device's part on scale s is scaled down to norm ≤ C·√a_s with Σ a_s = 1, so its whole
+    part has norm ≤ √(Σ a_s · C²) = C; adding or removing the device moves the sum by no more.
+
+    All time has a = 1/10 and the recent scales share the rest: to the one every device adds something,
+    to the others only those that were active lately, against the same noise.
 
     Args:
         histories: n devices.
@@ -44,11 +49,12 @@ def popularity_contribution(
     fresh = first_encounters(histories)
     age = np.maximum(now - histories.times, 0) / SECONDS_PER_DAY
     scales = (np.inf, *half_lives_days)
-    bound = clip_norm / math.sqrt(len(scales))
+    recent = len(half_lives_days)
+    shares = [_ALL_TIME, *[(1 - _ALL_TIME) / recent] * recent] if recent else [1.0]
     total = np.zeros((len(scales), n_items), dtype=np.float32)
-    for row, half_life in enumerate(scales):
+    for row, (half_life, share) in enumerate(zip(scales, shares, strict=True)):
         weights = np.where(fresh, np.exp2(-age / half_life), 0.0)
-        total[row] = _clipped_sum(histories, weights, n_items, bound)
+        total[row] = _clipped_sum(histories, weights, n_items, clip_norm * math.sqrt(share))
     return ClippedUpdate(
         arrays={"popularity": total}, devices=histories.n_devices, clip_norm=clip_norm
     )

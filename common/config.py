@@ -73,7 +73,7 @@ class StatisticsConfig(Section):
 
     half_lives_days: tuple[float, ...] = Field(
         (7.0, 45.0),
-        description="time scales of recent popularity, beside the one over all time",
+        description="time scales of recent popularity, which ranks; without any, all time does",
     )
     as_of: dt.date | None = Field(
         None,
@@ -219,17 +219,18 @@ class PrivacyConfig(Section):
     noise_multiplier: float | None = Field(
         None, gt=0, description="unset: calibrated so that all rounds fit into epsilon"
     )
-    statistics_share: float = Field(
-        0.3,
+    statistics_share: float | None = Field(
+        None,
         ge=0,
         lt=1,
-        description="share of μ² (Gaussian DP) for one-shot statistics; all where rounds = 0",
+        description="share of μ² (Gaussian DP) for one-shot statistics, all where rounds = 0; unset: by "
+        "population, items, weights and epsilon, as --plan shows",
     )
     local: LocalPrivacyConfig = LocalPrivacyConfig()
 
     @model_validator(mode="after")
     def _check(self) -> PrivacyConfig:
-        if self.local.enabled and (self.statistics_share or not self.enabled):
+        if self.local.enabled and (self.statistics_share != 0 or not self.enabled):
             raise ValueError(
                 "privacy.local hides events in updates, and popularity would leave devices beside them "
                 "in clear; set privacy.statistics_share = 0 and keep privacy.enabled = true"

@@ -257,7 +257,7 @@ class Federation:
             flat = np.full(self._table.n_items, -np.log(self._table.n_items), dtype=np.float32)
             return ItemPriors(long_run=flat, current=flat)
         noisy: NDArray[np.float64] = checkpoint.popularity.numpy()
-        return item_priors(noisy, stddev=mechanism.noise_stddev, vectors=self._table.vectors)
+        return item_priors(noisy, stddev=mechanism.noise_stddev)
 
 
 def build_server_app(federation: Federation) -> ServerApp:

@@ -13,6 +13,7 @@ from ..common.calibration import calibrate_noise_multiplier
 from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
+from .split import Sizes, popularity_signal, statistics_share, training_signal
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -29,12 +30,14 @@ class BudgetPlan:
         target_epsilon: None without privacy.
         popularity: the one-shot release; None where it gets no share.
         training: every round.
+        share: of μ² that popularity gets; None where there is nothing to share.
     """
 
     delta: float
     target_epsilon: float | None
     popularity: Mechanism | None
     training: Mechanism
+    share: float | None = None
 
 
 def plan_budget(
@@ -42,12 +45,13 @@ def plan_budget(
     training: TrainingConfig,
     *,
     population_size: int,
+    sizes: Sizes,
     earlier: Mapping[DpEvent, int] | None = None,
 ) -> BudgetPlan:
     """Noise of every release, so that with ``earlier`` ones they cost at most ``privacy.epsilon``.
 
     The statistics get their share of μ² in the sense of Gaussian DP (Dong, Roth & Su 2022, corollary
-    2: μ² adds up); what the exact accountant leaves is the rounds'.
+    2: μ² adds up), by :mod:`.split` where none is set; what the exact accountant leaves is the rounds'.
 
     Raises:
         BudgetError: the releases, or with a given noise the first round, don't fit, or nothing is
@@ -90,13 +94,16 @@ def plan_budget(
     if not training.rounds:
         alone = mechanism(POPULARITY_CLIP, calibrated(1.0, 1), 1.0)
         never = mechanism(privacy.clip_norm, privacy.noise_multiplier or 1.0, rate)
-        return BudgetPlan(delta, privacy.epsilon, alone, never)
+        return BudgetPlan(delta, privacy.epsilon, alone, never, 1.0)
     popularity = None
-    if privacy.statistics_share > 0:
-        left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2
-        if used:
-            left -= gaussian_mu(epsilon=used, delta=delta) ** 2
-        noise = 1 / math.sqrt(left * privacy.statistics_share)
+    left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2
+    if used:
+        left -= gaussian_mu(epsilon=used, delta=delta) ** 2
+    share = privacy.statistics_share
+    if share is None:
+        share = _planned_share(sizes, training.rounds, math.sqrt(left), rate, population_size)
+    if share > 0:
+        noise = 1 / math.sqrt(left * share)
         popularity = mechanism(POPULARITY_CLIP, noise, 1.0)
         spent[popularity.event()] += 1
     if privacy.noise_multiplier is None:
@@ -104,7 +111,25 @@ def plan_budget(
     else:
         every_round = mechanism(privacy.clip_norm, privacy.noise_multiplier, rate)
         _check_rounds(every_round, training.rounds, spent, delta, privacy.epsilon)
-    return BudgetPlan(delta, privacy.epsilon, popularity, every_round)
+    return BudgetPlan(delta, privacy.epsilon, popularity, every_round, share)
+
+
+def _planned_share(
+    sizes: Sizes, rounds: int, mu: float, rate: float, population_size: int
+) -> float:
+    """By signals to noise of each release alone with the whole μ.
+
+    R rounds at a rate q cost μ with a noise multiplier of q·√R/μ, by the central limit for more noise than
+    signal (Bu, Dong, Long & Su 2020, theorem 5).
+    """
+    popularity = popularity_signal(sizes, noise_multiplier=1 / mu, population_size=population_size)
+    learned = training_signal(
+        sizes,
+        noise_multiplier=rate * math.sqrt(rounds) / mu,
+        expected_cohort=rate * population_size,
+        rounds=rounds,
+    )
+    return statistics_share(popularity, learned)
 
 
 def _check_rounds(

@@ -25,7 +25,7 @@ from flwr.supercore.run import RunNotRunningException
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..common.encoder import build_encoder
+from ..common.encoder import Encoder, build_encoder
 from ..common.errors import FedprofileError, ReplyRejected, ServerFull
 from ..common.items import ItemTable
 from ..common.ledger import Ledger
@@ -46,6 +46,7 @@ from .metrics import Metrics
 from .popularity import ItemPriors
 from .releases import Releases
 from .room import check_room, of_the_disk
+from .split import Sizes
 from .strategy import RoundRecord
 from .supervisor import CANT_WRITE, TRY_AGAIN, follow_parent
 
@@ -91,22 +92,39 @@ class Service:
         config = self._config
         # 1. What the federation is: configuration, items, budget. The same after every restart.
         table = ItemTable.load(self._folder.items)
+        encoder = self._encoder(table)
         plan = plan_budget(
-            config.privacy, config.training, population_size=config.federation.population_size
+            config.privacy,
+            config.training,
+            population_size=config.federation.population_size,
+            sizes=Sizes.of(encoder, config.statistics, n_items=table.n_items),
         )
         with self._open_ledger(plan) as ledger:
             if ledger.stopped is None:
                 check_crashes(self._folder, ledger.entries)
-            self._serve(plan, table, ledger)
+            self._serve(plan, table, encoder, ledger)
 
-    def _serve(self, plan: BudgetPlan, table: ItemTable, ledger: Ledger) -> None:
+    def _encoder(self, table: ItemTable) -> Encoder:
+        """The shared encoder as every device's bundle has it."""
+        config = self._config
+        encoder = build_encoder(
+            config.model,
+            blocks=table.blocks,
+            n_items=table.n_items,
+            n_types=len(config.federation.event_types),
+            seed=0,
+        )
+        encoder.load_state_dict(load_file(self._folder.model))
+        return encoder
+
+    def _serve(self, plan: BudgetPlan, table: ItemTable, encoder: Encoder, ledger: Ledger) -> None:
         with Link(self._folder.socket) as link:
             # 2. A Flower run of its own; what an earlier one still awaits is refused from now on.
             link.wait(_LINK_TIMEOUT)
             grid = link.begin(stop=self._stop, largest=self._largest_reply(table))
             try:
                 if ledger.stopped is None:
-                    self._train(plan, table, ledger, link, grid)
+                    self._train(plan, table, encoder, ledger, link, grid)
                 # 3. Hand out the model, also one that was finished before.
                 self._gather(link)
                 self._deliver(grid)
@@ -122,20 +140,17 @@ class Service:
         return ReplySize.of([*weights, popularity])
 
     def _train(
-        self, plan: BudgetPlan, table: ItemTable, ledger: Ledger, link: Link, grid: LinkGrid
+        self,
+        plan: BudgetPlan,
+        table: ItemTable,
+        encoder: Encoder,
+        ledger: Ledger,
+        link: Link,
+        grid: LinkGrid,
     ) -> None:
         config = self._config
         as_of = config.statistics.as_of
         assert as_of is not None, "the configuration asks for it"
-        encoder = build_encoder(
-            config.model,
-            blocks=table.blocks,
-            n_items=table.n_items,
-            n_types=len(config.federation.event_types),
-            seed=0,
-        )
-        encoder.load_state_dict(load_file(self._folder.model))
-
         attendance = Attendance()
 
         def on_round(record: RoundRecord, weights: dict[str, Tensor], priors: ItemPriors) -> None:

@@ -6,7 +6,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from ..common.encoder import build_encoder
+from ..common.encoder import Encoder, build_encoder
 from ..common.errors import FedprofileError, ServerError
 from ..common.files import write_atomically
 from ..common.items import ItemTable
@@ -19,6 +19,7 @@ from .folder import ServerFolder
 from .item_vectors import build_item_table
 from .pki import create_authority, ensure_certificate
 from .releases import model_file
+from .split import Sizes
 
 
 def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> ServerFolder:
@@ -34,7 +35,14 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
     """
     # What may fail for a reason that has nothing to do with the disk comes first.
     table = build_item_table(read_catalogue(items), config.items)
-    plan_budget(config.privacy, config.training, population_size=config.federation.population_size)
+    encoder = _untrained(config, table)
+    plan_budget(
+        config.privacy,
+        config.training,
+        population_size=config.federation.population_size,
+        sizes=Sizes.of(encoder, config.statistics, n_items=table.n_items),
+    )
+    weights = {name: weight.detach().numpy() for name, weight in encoder.named_parameters()}
     fresh = not path.exists()
     folder = ServerFolder.create(path, config)
     try:
@@ -42,7 +50,7 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
         ensure_certificate(folder)
         key = SigningKey.create(folder.signing_key)
         table.save(folder.items)
-        write_atomically(folder.model, _untrained(config, table))
+        write_atomically(folder.model, model_file(weights, config, table))
         federation = config.federation
         address = f"[{federation.host}]" if ":" in federation.host else federation.host
         facts = ServerFacts(
@@ -70,16 +78,14 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
     return folder
 
 
-def _untrained(config: ServerConfig, table: ItemTable) -> bytes:
-    encoder = build_encoder(
+def _untrained(config: ServerConfig, table: ItemTable) -> Encoder:
+    return build_encoder(
         config.model,
         blocks=table.blocks,
         n_items=table.n_items,
         n_types=len(config.federation.event_types),
         seed=secrets.randbits(62),
     )
-    weights = {name: weight.detach().numpy() for name, weight in encoder.named_parameters()}
-    return model_file(weights, config, table)
 
 
 def _undo(path: Path, fresh: bool) -> None:

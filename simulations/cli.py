@@ -35,6 +35,7 @@ Examples:
   fedprofile simulate --data log.csv --items items.csv --epsilon 2
   fedprofile simulate --data retail/ --preset online-retail-ii --no-privacy
   fedprofile simulate --config study.toml --seed 1 --json
+  fedprofile simulate --data log.csv --epsilon 2 --plan
   fedprofile simulate --resume --out runs/synthetic-20260131-120000
   fedprofile simulate --data log.csv --split none --recommendations a.parquet
   fedprofile simulate --data log.csv --sweep epsilon=1,2,4,8,inf --seeds 3
@@ -123,6 +124,10 @@ def command(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="lists may repeat items of the history")
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="show releases, noise and ε of the run, and release nothing"),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="one JSON object as the last line of standard output")
     ] = False,
@@ -149,6 +154,10 @@ def command(
             "--sweep epsilon excludes --epsilon and --no-privacy: put the value into the sweep, where "
             "no privacy is inf"
         )
+    if plan and recommendations is not None:
+        raise ConfigError("--plan makes no lists: leave --recommendations out")
+    if plan and sweeps:
+        raise ConfigError("--plan is of one run: leave --sweep out")
     if top_k is not None and top_k < 1:
         raise ConfigError(f"--top-k must be 1 or more, got {top_k}")
     overrides: dict[str, dict[str, Any]] = {
@@ -175,6 +184,9 @@ def command(
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="opacus")
+    if plan:
+        _plan(settings, out, as_json)
+        return
     options = SimulateOptions(
         out=out,
         resume=resume,
@@ -197,6 +209,19 @@ def command(
         typer.echo(json.dumps(_summary(metrics)))
     else:
         _show(settings, metrics, Console(highlight=False))
+
+
+def _plan(settings: RunConfig, folder: Path | None, as_json: bool) -> None:
+    from .plan import plan, show
+    from .run_folder import RunFolder
+
+    # Without --out there is no folder yet, and nothing in it that could count.
+    with contextlib.redirect_stdout(sys.stderr):
+        planned = plan(settings, RunFolder(folder or Path("runs") / "planned"))
+    if as_json:
+        typer.echo(json.dumps(planned))
+    else:
+        show(planned, Console(highlight=False))
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

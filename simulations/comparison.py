@@ -24,6 +24,7 @@ from ..common.ledger import Ledger
 from ..common.signing import SigningKey
 from ..server.budget import POPULARITY_CLIP, plan_budget
 from ..server.popularity import item_priors
+from ..server.split import Sizes
 from .baselines import Popularity, tuned_baselines
 from .bootstrap import Interval, paired_difference
 from .evaluation import Evaluation, Scorer, evaluate, score_chunks
@@ -218,7 +219,8 @@ def _without_privacy(
     """The same federation without clip and noise, in a scratch folder."""
     privacy = config.privacy.model_copy(update={"enabled": False})
     open_config = config.model_copy(update={"privacy": privacy})
-    plan = plan_budget(privacy, config.training, population_size=population.size)
+    sizes = Sizes.of(encoder, config.statistics, n_items=population.table.n_items)
+    plan = plan_budget(privacy, config.training, population_size=population.size, sizes=sizes)
     with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
         ledger = Ledger.create(
             Path(scratch) / "ledger.jsonl",
@@ -269,9 +271,7 @@ def _central(
         n_items=population.table.n_items,
         clip_norm=POPULARITY_CLIP,
     )
-    priors = item_priors(
-        exact.arrays["popularity"].astype(np.float64), stddev=0.0, vectors=population.table.vectors
-    )
+    priors = item_priors(exact.arrays["popularity"].astype(np.float64), stddev=0.0)
     best: dict[str, Any] = {"quality": -1.0, "epoch": 0, "weights": {}}
 
     def keep_best(epoch: int, weights: dict[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ from ..common.signing import SigningKey
 from ..server.budget import BudgetPlan, plan_budget
 from ..server.checkpoint import Checkpoint
 from ..server.item_vectors import build_item_table
+from ..server.split import Sizes
 from .federate import run_federation
 from .population import Population
 from .probe_observed import Observed, Release
@@ -79,14 +80,6 @@ class Probed:
         training = config.training
         rate = training.rate(config.data.synthetic_users)
         size = min(_MOST_IDLE, max(_FEWEST_IDLE, math.ceil(_LEAST_COHORT / rate)))
-        try:
-            plan = plan_budget(
-                config.privacy,
-                training.model_copy(update={"sampling_probability": rate}),
-                population_size=size,
-            )
-        except BudgetError as error:
-            raise ConfigError(str(error)) from error
         log = synthesise(_BUSY_DEVICES, _ITEMS, 0)
         # Vectors are public input, whatever text encoder made them; a pretrained one isn't needed here.
         items = config.items
@@ -97,6 +90,15 @@ class Probed:
         encoder = build_encoder(
             config.model, blocks=table.blocks, n_items=table.n_items, n_types=1, seed=0
         )
+        try:
+            plan = plan_budget(
+                config.privacy,
+                training.model_copy(update={"sampling_probability": rate}),
+                population_size=size,
+                sizes=Sizes.of(encoder, config.statistics, n_items=table.n_items),
+            )
+        except BudgetError as error:
+            raise ConfigError(str(error)) from error
         trainer = busy.trainer(threads=config.engine.threads, compiled=False)
         return cls(
             config, plan, population_of(idle_histories(size), table, config), busy, encoder, trainer

@@ -27,6 +27,7 @@ from ..server.app import FederationResult
 from ..server.budget import BudgetPlan, plan_budget
 from ..server.item_vectors import build_item_table
 from ..server.popularity import ItemPriors
+from ..server.split import Sizes
 from ..server.strategy import RoundRecord
 from .comparison import ModelResult, compare, mean_ndcg
 from .dataset import InteractionLog
@@ -187,12 +188,6 @@ def prepare(
     Raises:
         FedprofileError: a value is out of range, or the budget allows no release.
     """
-    plan = plan_budget(
-        config.privacy,
-        config.training,
-        population_size=population.size,
-        earlier=sum((other.events() for other in earlier), Counter()),
-    )
     init = randomness(config, label="model")
     encoder = build_encoder(
         config.model,
@@ -200,6 +195,13 @@ def prepare(
         n_items=population.table.n_items,
         n_types=len(log.event_types),
         seed=int(init.integers(1, below=2**62)[0]),
+    )
+    plan = plan_budget(
+        config.privacy,
+        config.training,
+        population_size=population.size,
+        sizes=Sizes.of(encoder, config.statistics, n_items=population.table.n_items),
+        earlier=sum((other.events() for other in earlier), Counter()),
     )
     trainer = population.trainer(threads=config.engine.threads, compiled=config.engine.compile)
     remark(

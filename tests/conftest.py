@@ -37,6 +37,7 @@ from fedprofile.server.app import Federation
 from fedprofile.server.budget import plan_budget
 from fedprofile.server.link import Node
 from fedprofile.server.setup import create_server
+from fedprofile.server.split import Sizes
 from fedprofile.simulations.federate import randomness
 from fedprofile.simulations.grid import InProcessGrid
 from fedprofile.simulations.loopback import free_port
@@ -92,9 +93,6 @@ class Town:
     now: int = NOW
 
     def __post_init__(self):
-        self.plan = plan_budget(
-            self.config.privacy, self.config.training, population_size=self.population.size
-        )
         self.trainer = self.population.trainer(threads=1, compiled=False)
         self.encoder = build_encoder(
             self.config.model,
@@ -102,6 +100,14 @@ class Town:
             n_items=self.population.table.n_items,
             n_types=self.population.n_types,
             seed=7,
+        )
+        self.plan = plan_budget(
+            self.config.privacy,
+            self.config.training,
+            population_size=self.population.size,
+            sizes=Sizes.of(
+                self.encoder, self.config.statistics, n_items=self.population.table.n_items
+            ),
         )
         self.rounds = []
 

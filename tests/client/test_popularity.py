@@ -47,8 +47,9 @@ def by_definition(population, half_lives, clip_norm):
             if item not in met:
                 part[:, item] = [2 ** (-max(days, 0) / h) for h in scales]
             met.add(item)
-        for row in part:
-            row *= min(1, clip_norm / math.sqrt(len(scales)) / max(np.linalg.norm(row), 1e-30))
+        shares = [0.1, *[0.9 / len(half_lives)] * len(half_lives)] if half_lives else [1]
+        for row, share in zip(part, shares, strict=True):
+            row *= min(1, clip_norm * math.sqrt(share) / max(np.linalg.norm(row), 1e-30))
         total += part
     return total
 

@@ -115,9 +115,7 @@ def test_popularity_without_privacy_is_exact(build_town, tmp_path):
     town = build_town(privacy=OPEN, training=NOTHING, devices_per_host=7)
     result = town.run(tmp_path)
     np.testing.assert_allclose(result.checkpoint.popularity, exact_popularity(town), rtol=1e-5)
-    expected = item_priors(
-        result.checkpoint.popularity.numpy(), stddev=0, vectors=town.population.table.vectors
-    )
+    expected = item_priors(result.checkpoint.popularity.numpy(), stddev=0)
     np.testing.assert_array_equal(result.priors.current, expected.current)
     for name, weight in town.initial().items():
         np.testing.assert_array_equal(result.weights[name].numpy(), weight)

@@ -8,8 +8,15 @@ from fedprofile.common.accounting import gaussian_mu
 from fedprofile.common.config import PrivacyConfig, TrainingConfig
 from fedprofile.common.errors import BudgetError, ConfigError
 from fedprofile.server.budget import plan_budget
+from fedprofile.server.split import (
+    Sizes,
+    popularity_signal,
+    statistics_share,
+    training_signal,
+)
 
 N = 600
+SIZES = Sizes(n_items=100, scales=3, weights=2_000)
 
 
 def plan(*, rounds=20, cohort=60, population_size=N, earlier=None, **privacy):
@@ -17,6 +24,7 @@ def plan(*, rounds=20, cohort=60, population_size=N, earlier=None, **privacy):
         PrivacyConfig(**privacy),
         TrainingConfig(rounds=rounds, cohort=cohort),
         population_size=population_size,
+        sizes=SIZES,
         earlier=earlier,
     )
 
@@ -35,7 +43,13 @@ def independent_epsilon(planned, rounds, delta):
 
 @pytest.mark.parametrize(
     ("target", "rounds", "cohort", "share"),
-    [(1.0, 20, 600, 0.3), (2.0, 4, 100, 0.8), (0.5, 4, 100, 0.0)],
+    [
+        (1.0, 20, 600, 0.3),
+        (2.0, 4, 100, 0.8),
+        (0.5, 4, 100, 0.0),
+        (1.0, 20, 600, None),
+        (8.0, 4, 100, None),
+    ],
 )
 def test_all_releases_together_spend_the_target_and_no_more(target, rounds, cohort, share):
     planned = plan(epsilon=target, rounds=rounds, cohort=cohort, statistics_share=share)
@@ -55,6 +69,18 @@ def test_the_statistics_get_their_share_of_squared_mu(share):
     mu = gaussian_mu(epsilon=3.0, delta=planned.delta)
     assert planned.popularity.noise_multiplier**-2 == pytest.approx(share * mu**2)
     assert planned.popularity.sampling_probability == 1
+
+
+@pytest.mark.parametrize("target", [0.1, 2.0, 20.0])
+def test_unset_the_share_follows_the_rule(target):
+    planned = plan(epsilon=target, noise_multiplier=1e3)
+    mu = gaussian_mu(epsilon=target, delta=planned.delta)
+    popularity = popularity_signal(SIZES, noise_multiplier=1 / mu, population_size=N)
+    learned = training_signal(
+        SIZES, noise_multiplier=math.sqrt(20) / mu, expected_cohort=N, rounds=20
+    )
+    assert planned.share == pytest.approx(statistics_share(popularity, learned))
+    assert planned.popularity.noise_multiplier**-2 == pytest.approx(planned.share * mu**2)
 
 
 def test_no_share_means_no_statistics():
@@ -94,6 +120,7 @@ def test_the_rate_follows_from_the_cohort_unless_it_is_given(cohort, rate):
         PrivacyConfig(noise_multiplier=50.0),
         TrainingConfig(cohort=cohort, sampling_probability=0.25),
         population_size=N,
+        sizes=SIZES,
     )
     assert given.training.sampling_probability == 0.25
 

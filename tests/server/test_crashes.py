@@ -10,12 +10,14 @@ from fedprofile.common.ledger_entries import Reserve
 from fedprofile.server.budget import plan_budget
 from fedprofile.server.crashes import accept_crashes, check_crashes, lost_in_a_row
 from fedprofile.server.service import Service
+from fedprofile.server.split import Sizes
 
 
 @pytest.fixture
 def plan(server):
     config = server.config
-    return plan_budget(config.privacy, config.training, population_size=3)
+    sizes = Sizes(n_items=20, scales=3, weights=500)
+    return plan_budget(config.privacy, config.training, population_size=3, sizes=sizes)
 
 
 @pytest.fixture

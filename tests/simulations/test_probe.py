@@ -507,7 +507,7 @@ def test_without_a_fault_every_probe_holds(variant):
     assert report.randomness == ("csprng" if config.seed is None else "seeded")
     areas = {found.name.partition("/")[0] for found in report.probes}
     expected = {"noise", "correlation", "clip", "weights", "divisor", "sampler", "ledger"}
-    assert areas == expected | ({"popularity"} if config.privacy.statistics_share else set())
+    assert areas == expected | ({"popularity"} if config.privacy.statistics_share != 0 else set())
 
 
 @pytest.mark.slow

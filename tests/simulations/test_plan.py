@@ -1,0 +1,93 @@
+import io
+import json
+import math
+
+import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fedprofile.common.config import load_config
+from fedprofile.common.errors import BudgetError
+from fedprofile.simulations.cli import app
+from fedprofile.simulations.plan import plan, show
+from fedprofile.simulations.run_folder import RunFolder
+
+
+@pytest.fixture
+def planned(tmp_path):
+    def of(**privacy):
+        small = {
+            "data": {"synthetic_users": 120, "synthetic_items": 60},
+            "model": {"encoder": "mean", "width": 4},
+            "training": {"rounds": 5, "cohort": 30},
+            "privacy": privacy,
+        }
+        return plan(load_config(None, small), RunFolder(tmp_path / "none"))
+
+    return of
+
+
+@pytest.mark.parametrize("target", [0.5, 8.0])
+def test_the_plan_is_within_its_target_by_an_independent_count(planned, target):
+    found = planned(epsilon=target)
+    popularity, training = found["releases"]
+    accountant = PLDAccountant()
+    accountant.compose(GaussianDpEvent(popularity["noise_multiplier"]))
+    assert popularity["epsilon_after"] == pytest.approx(
+        accountant.get_epsilon(found["delta"]), rel=0.02
+    )
+    event = GaussianDpEvent(training["noise_multiplier"])
+    accountant.compose(PoissonSampledDpEvent(training["sampling_probability"], event), 5)
+    reached = accountant.get_epsilon(found["delta"])
+    assert target * (1 - 5e-3) < reached <= target
+    assert popularity["epsilon_after"] < training["epsilon_after"] <= target
+    assert training["epsilon_after"] == pytest.approx(reached, rel=1e-3)
+
+
+def test_uploads_are_counted_in_bytes(planned):
+    found = planned()
+    popularity, training = found["releases"]
+    assert popularity["upload_bytes"] == 4 * 3 * found["items"]
+    assert training["upload_bytes"] == 4 * found["weights"]
+
+
+def test_more_budget_promises_more_signal(planned):
+    strict, lax = planned(epsilon=0.5), planned(epsilon=8.0)
+    for one, other in zip(strict["releases"], lax["releases"], strict=True):
+        assert one["expected_signal_to_noise"] < other["expected_signal_to_noise"]
+
+
+def test_without_privacy_there_is_nothing_to_spend(planned):
+    found = planned(enabled=False)
+    json.dumps(found, allow_nan=False)
+    assert found["statistics_share"] is None
+    assert [release["epsilon_after"] for release in found["releases"]] == [None, None]
+    assert found["releases"][1]["clip_norm"] is None
+
+
+def test_a_budget_that_allows_nothing_is_refused(planned):
+    with pytest.raises(BudgetError):
+        planned(epsilon=1.0, noise_multiplier=0.5)
+
+
+@pytest.mark.parametrize("privacy", [{}, {"enabled": False}, {"statistics_share": 0.0}])
+def test_the_table_fits_a_terminal(planned, privacy):
+    out = io.StringIO()
+    show(planned(**privacy), Console(file=out, width=80))
+    assert "training" in out.getvalue()
+    assert "…" not in out.getvalue()
+
+
+def test_the_command_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "[data]\nsynthetic_users = 60\nsynthetic_items = 30\n[training]\nrounds = 2\n"
+    (tmp_path / "run.toml").write_text(small)
+    arguments = ["--config", "run.toml", "--plan", "--json", "--epsilon", "3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["target_epsilon"] == 3
+    assert math.isclose(found["releases"][-1]["epsilon_after"], 3, rel_tol=5e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
