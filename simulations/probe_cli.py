@@ -31,6 +31,7 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_mar
 # Of libraries; and our own devices, which the probes make refuse on purpose.
 _TALKATIVE = ("absl", "flwr", "fedprofile")
 _DOES_NOT_HOLD = 1
+_POPULARITY = "statistics/popularity"
 _HELP = """Run small federations of made-up users and measure whether the mechanism runs as declared.
 
 Encoder, clip, noise, sampling rate, local training and server optimizer are those of the
@@ -113,24 +114,33 @@ def _read(path: Path | None) -> tuple[RunConfig, RunConfig]:
 
 
 def _as_released(settings: RunConfig, path: Path) -> RunConfig:
-    """``settings`` with the last training release of the ledger beside them: σ may be calibrated."""
+    """``settings`` with the last releases of the ledger beside them: their noise may be calibrated."""
     ledger = path.with_name("ledger.jsonl")
     if not settings.privacy.enabled or not ledger.is_file():
         return settings
     chain = read_chain(ledger)
-    made = [e for e in chain.entries if isinstance(e, Reserve) and e.task == "training"]
-    if not made:
+    made = {e.task: e.mechanism for e in chain.entries if isinstance(e, Reserve)}
+    if "training" not in made:
         return settings
-    mechanism = made[-1].mechanism
-    sections = {
-        "training": settings.training.model_copy(
-            update={"sampling_probability": mechanism.sampling_probability}
-        ),
-        "privacy": settings.privacy.model_copy(
-            update={"noise_multiplier": mechanism.noise_multiplier, "delta": chain.opening.delta}
-        ),
+    delta, share = chain.opening.delta, 0.0
+    if _POPULARITY in made:
+        from ..common.accounting import gaussian_mu  # slow to load
+
+        # As a share of μ², which is what a configuration has: noise 1/√(share · μ²).
+        mu = gaussian_mu(epsilon=settings.privacy.epsilon, delta=delta)
+        share = (made[_POPULARITY].noise_multiplier * mu) ** -2
+    privacy = {
+        "noise_multiplier": made["training"].noise_multiplier,
+        "statistics_share": share,
+        "delta": delta,
     }
-    return settings.model_copy(update=sections)
+    rate = {"sampling_probability": made["training"].sampling_probability}
+    return settings.model_copy(
+        update={
+            "training": settings.training.model_copy(update=rate),
+            "privacy": settings.privacy.model_copy(update=privacy),
+        }
+    )
 
 
 def _new_file(out: Path) -> Path:

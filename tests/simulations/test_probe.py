@@ -28,6 +28,7 @@ from fedprofile.common.user_level_optimizer import UserLevelDPOptimizer
 from fedprofile.server import app as server_app
 from fedprofile.server import strategy, validation
 from fedprofile.server.budget import plan_budget
+from fedprofile.server.split import Sizes
 from fedprofile.server.strategy import PrivateAveraging
 from fedprofile.simulations import probe, probe_cli, probe_runs
 from fedprofile.simulations.chance_probes import (
@@ -644,7 +645,7 @@ SERVER = {
 
 
 def test_a_server_is_probed_with_its_own_rate_and_noise(tmp_path, monkeypatch):
-    deployed = ServerConfig.model_validate(SERVER)
+    deployed = ServerConfig.model_validate({**SERVER, "privacy": {"statistics_share": 0.3}})
     (tmp_path / "server.toml").write_text(deployed.to_toml(), encoding="utf-8")
     seen = []
 
@@ -657,7 +658,12 @@ def test_a_server_is_probed_with_its_own_rate_and_noise(tmp_path, monkeypatch):
     for named in (tmp_path, tmp_path / "server.toml"):
         found = CliRunner().invoke(command, ["--config", str(named)])
         assert str(found.exception) == "enough seen"
-    plan = plan_budget(deployed.privacy, deployed.training, population_size=900)
+    plan = plan_budget(
+        deployed.privacy,
+        deployed.training,
+        population_size=900,
+        sizes=Sizes(n_items=10, scales=3, weights=10),
+    )
     for each in seen:
         assert each.training.sampling_probability == plan.training.sampling_probability == 0.1
         assert each.training.noise_multiplier == plan.training.noise_multiplier
@@ -668,7 +674,8 @@ def test_a_server_is_probed_with_its_own_rate_and_noise(tmp_path, monkeypatch):
 def test_a_run_is_probed_with_the_noise_its_ledger_tells(tmp_path):
     config = RunConfig.model_validate({**SMALL, "privacy": {}, "training": {"rounds": 3}})
     (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    plan = plan_budget(config.privacy, config.training, population_size=5_000)
+    sizes = Sizes(n_items=4_000, scales=3, weights=20_000)
+    plan = plan_budget(config.privacy, config.training, population_size=5_000, sizes=sizes)
     with Ledger.create(
         tmp_path / "ledger.jsonl",
         signing_key=SigningKey.generate(),
@@ -682,6 +689,7 @@ def test_a_run_is_probed_with_the_noise_its_ledger_tells(tmp_path):
     ) as ledger:
         _, before = probe_cli._read(tmp_path)
         assert before.privacy.noise_multiplier is None
+        ledger.reserve(task="statistics/popularity", mechanism=plan.popularity, run="r")
         ledger.reserve(task="training", mechanism=plan.training, run="r", round=1)
     settings, probed = probe_cli._read(tmp_path)
     assert settings == config
