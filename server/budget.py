@@ -13,12 +13,13 @@ from ..common.calibration import calibrate_noise_multiplier
 from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
-from .split import Sizes, popularity_signal, statistics_share, training_signal
+from .split import LEAST_SHARE, Sizes, popularity_signal, statistics_share, training_signal
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-POPULARITY_CLIP = 1.0  # a scale without effect: noise is a multiple of it
+POPULARITY_CLIP = 1.0  # in units of one discovery just now
+_MOST_EXPONENT = 500.0  # e to it is a float, and more than any budget
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,14 @@ def plan_budget(
         left -= gaussian_mu(epsilon=used, delta=delta) ** 2
     share = privacy.statistics_share
     if share is None:
-        share = _planned_share(sizes, training.rounds, math.sqrt(left), rate, population_size)
+        share = _planned_share(
+            sizes,
+            training.rounds,
+            mu=math.sqrt(left),
+            rate=rate,
+            population_size=population_size,
+            noise_multiplier=privacy.noise_multiplier,
+        )
     if share > 0:
         noise = 1 / math.sqrt(left * share)
         popularity = mechanism(POPULARITY_CLIP, noise, 1.0)
@@ -115,12 +123,18 @@ def plan_budget(
 
 
 def _planned_share(
-    sizes: Sizes, rounds: int, mu: float, rate: float, population_size: int
+    sizes: Sizes,
+    rounds: int,
+    *,
+    mu: float,
+    rate: float,
+    population_size: int,
+    noise_multiplier: float | None,
 ) -> float:
-    """By signals to noise of each release alone with the whole μ.
+    """By signals to noise of each release alone with the whole μ; rounds of a given noise come first.
 
-    R rounds at a rate q cost μ with a noise multiplier of q·√R/μ, by the central limit for more noise than
-    signal (Bu, Dong, Long & Su 2020, theorem 5).
+    R rounds at a rate q have μ² = q²·R·(e^(1/σ²) − 1) by the central limit (Bu, Dong, Long & Su 2020,
+    theorem 5), close to q²·R/σ² where there is noise to speak of.
     """
     popularity = popularity_signal(sizes, noise_multiplier=1 / mu, population_size=population_size)
     learned = training_signal(
@@ -129,7 +143,12 @@ def _planned_share(
         expected_cohort=rate * population_size,
         rounds=rounds,
     )
-    return statistics_share(popularity, learned)
+    share = statistics_share(popularity, learned)
+    if noise_multiplier is None:
+        return share
+    exponent = min(noise_multiplier**-2, _MOST_EXPONENT)
+    taken = rate**2 * rounds * math.expm1(exponent) / mu**2
+    return min(share, max(1 - taken, LEAST_SHARE))
 
 
 def _check_rounds(

@@ -19,7 +19,7 @@ from ..common.encoder import Encoder
 
 _COHERENT = 0.1
 """Part of a clipped update that devices have in common; .05 to .3 are typical of federated encoders."""
-_LEAST = 0.05
+LEAST_SHARE = 0.05
 """Share of μ² for either of two releases that were both asked for."""
 
 
@@ -85,4 +85,4 @@ def statistics_share(popularity: float, training: float) -> float:
     """
     a, b = 1 / popularity, 1 / training
     share = (1 + a * a + b * b) / (a + b) * a - a * a
-    return min(max(share, _LEAST), 1 - _LEAST)
+    return min(max(share, LEAST_SHARE), 1 - LEAST_SHARE)

@@ -73,7 +73,7 @@ def test_the_statistics_get_their_share_of_squared_mu(share):
 
 @pytest.mark.parametrize("target", [0.1, 2.0, 20.0])
 def test_unset_the_share_follows_the_rule(target):
-    planned = plan(epsilon=target, noise_multiplier=1e3)
+    planned = plan(epsilon=target, cohort=N)
     mu = gaussian_mu(epsilon=target, delta=planned.delta)
     popularity = popularity_signal(SIZES, noise_multiplier=1 / mu, population_size=N)
     learned = training_signal(
@@ -81,6 +81,14 @@ def test_unset_the_share_follows_the_rule(target):
     )
     assert planned.share == pytest.approx(statistics_share(popularity, learned))
     assert planned.popularity.noise_multiplier**-2 == pytest.approx(planned.share * mu**2)
+
+
+@pytest.mark.parametrize("noise", [12.0, 20.0, 60.0])
+def test_rounds_of_a_given_noise_fit_before_statistics_take_the_rest(noise):
+    planned = plan(epsilon=2.0, cohort=N, noise_multiplier=noise)
+    mu = gaussian_mu(epsilon=2.0, delta=planned.delta)
+    assert 1 / planned.popularity.noise_multiplier**2 + 20 / noise**2 <= 1.01 * mu**2
+    assert independent_epsilon(planned, 20, planned.delta) < 2.0 * (1 + 5e-3)
 
 
 def test_no_share_means_no_statistics():
