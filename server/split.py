@@ -19,8 +19,8 @@ from ..common.encoder import Encoder
 
 _COHERENT = 0.1
 """Part of a clipped update that devices have in common; .05 to .3 are typical of federated encoders."""
-LEAST_SHARE = 0.05
-"""Share of μ² for either of two releases that were both asked for."""
+LEAST_SHARE, _MOST_SHARE = 0.05, 0.45
+"""Of μ² for statistics. Those whose result a crash took along are paid for again: they must fit twice."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def statistics_share(popularity: float, training: float) -> float:
     budget: by Lagrange w = (1 + 1/a² + 1/b²)/(1/a + 1/b)/a − 1/a².
 
     Returns:
-        w, at least 0.05 and at most 0.95.
+        w, at least 0.05 and at most 0.45.
     """
     a, b = 1 / popularity, 1 / training
     share = (1 + a * a + b * b) / (a + b) * a - a * a
-    return min(max(share, LEAST_SHARE), 1 - LEAST_SHARE)
+    return min(max(share, LEAST_SHARE), _MOST_SHARE)

@@ -7,7 +7,6 @@ run's own: strategy, mechanism, sampler, noise, ledger.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -193,9 +192,7 @@ def _check(config: RunConfig, options: CanaryOptions) -> None:
 def _folders(config: RunConfig, options: CanaryOptions) -> tuple[RunFolder, Path]:
     """Where the run goes and where the results go."""
     if options.out is None:
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-        name = f"canaries-{Path(config.data.path).stem or 'run'}-{stamp}"
-        run = RunFolder.new(Path("runs") / name)
+        run = RunFolder.stamped(f"canaries-{Path(config.data.path).stem or 'run'}")
         return run, run.path / "canaries"
     check_writable(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):

@@ -39,7 +39,7 @@ Examples:
   fedprofile simulate --resume --out runs/synthetic-20260131-120000
   fedprofile simulate --data log.csv --split none --recommendations a.parquet
   fedprofile simulate --data log.csv --sweep epsilon=1,2,4,8,inf --seeds 3
-  fedprofile simulate --sweep epsilon=2,inf --sweep users=0.25,0.5,1 --group country
+  fedprofile simulate --sweep epsilon=2,inf --sweep users=0.5,1
 
 Exit codes: 0 success; 2 wrong usage or bad input; 3 the budget doesn't allow the first release;
 130 interrupted.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,18 @@ class RunFolder:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunFolderError(f"{path}: {_way_on(path)}")
         return cls(path)
+
+    @classmethod
+    def stamped(cls, name: str) -> RunFolder:
+        """A new folder in ``runs``, named by what it is of and the time; the same second counts on.
+
+        Raises:
+            RunFolderError: it can't be made.
+        """
+        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
+        first = Path("runs") / f"{name}-{stamp}"
+        others = (first.with_name(f"{first.name}-{number}") for number in count(2))
+        return cls.new(next(path for path in chain([first], others) if not path.exists()))
 
     def create(self, config: RunConfig) -> None:
         """Make the folder, with its configuration.

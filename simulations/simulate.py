@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import shlex
 import time
@@ -213,8 +212,7 @@ def prepare(
 
 def _find_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:
     if options.out is None:
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-        return RunFolder.new(Path("runs") / f"{Path(config.data.path).stem or 'run'}-{stamp}")
+        return RunFolder.stamped(Path(config.data.path).stem or "run")
     return RunFolder.reopen(options.out, config) if options.resume else RunFolder.new(options.out)
 
 

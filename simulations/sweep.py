@@ -6,7 +6,6 @@ sweep reads what they left, and measures them together.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import shlex
 import time
@@ -84,8 +83,7 @@ def sweep(
 
 def _new_folder(base: RunConfig, out: Path | None) -> SweepFolder:
     if out is None:
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-        out = Path("runs") / f"sweep-{Path(base.data.path).stem or 'data'}-{stamp}"
+        return SweepFolder(RunFolder.stamped(f"sweep-{Path(base.data.path).stem or 'data'}").path)
     return SweepFolder(RunFolder.new(out).path)
 
 

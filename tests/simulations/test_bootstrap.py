@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedprofile.simulations import bootstrap
 from fedprofile.simulations.bootstrap import (
     bootstrap_interval,
     crossed_interval,
@@ -107,7 +108,7 @@ def test_covers_other_runs_and_other_users():
 
 def test_many_users_are_resampled_in_parts(monkeypatch):
     values = np.random.default_rng(9).random((3, 40))
-    monkeypatch.setattr("fedprofile.simulations.bootstrap._AT_ONCE", 100)
+    monkeypatch.setattr(bootstrap, "_AT_ONCE", 100)
     interval = crossed_interval(values, samples=999)
     assert interval.low < interval.mean < interval.high
 

@@ -77,3 +77,13 @@ def test_a_model_is_written_with_what_it_takes_to_read_it(tmp_path):
     with safe_open(folder.model, framework="np") as file:
         assert file.metadata() == {"model": "{}"}
         np.testing.assert_array_equal(file.get_tensor("out.weight"), weights["out.weight"].numpy())
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for _ in range(4):
+        made.append(RunFolder.stamped("猫").path)
+        made[-1].mkdir(parents=True)
+    assert len(set(made)) == 4
+    assert all(path.parent.name == "runs" and path.name.startswith("猫-") for path in made)
