@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 TYPES := build/types/fedprofile
 PACKAGES := common client server audit simulations
 
-.PHONY: help install simulate demo-edge test lint types unit clean
+.PHONY: help install simulate demo-edge test test-long lint types unit clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make simulate   train a shared encoder over simulated devices, with user-level DP"
 	@echo "make demo-edge  a server and five devices on this machine, over TLS, with a kill on the way"
 	@echo "make test       lint, types and tests"
+	@echo "make test-long  the tests that take a minute or more each, and no others"
 	@echo "make install    virtual environment in $(VENV), command $(BIN)/fedprofile"
 
 install: $(STAMP)
@@ -42,6 +43,9 @@ types: install
 
 unit: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 clean:
 	rm -rf $(VENV) build *.egg-info

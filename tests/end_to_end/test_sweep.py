@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedprofile.common.ledger_entries import read_ledger
-from fedprofile.simulations import simulate
+from fedprofile.simulations import comparison, simulate
 
 TOWN = """
 [data]
@@ -130,7 +130,7 @@ def test_a_sweep_is_measured_resumed_and_told_alike(fedprofile, town, monkeypatc
 
     # 6. A finished sweep repeats nothing: no run, no reference.
     monkeypatch.setattr(simulate, "run_federation", None)
-    monkeypatch.setattr("fedprofile.simulations.comparison.tuned_baselines", None)
+    monkeypatch.setattr(comparison, "tuned_baselines", None)
     again = fedprofile("simulate", "--resume", "--out", "s", *AXES[:4])
     assert again.code == 0, again.err
     assert state("s") == after

@@ -415,6 +415,8 @@ def test_a_reply_that_is_broken_off_is_wanted_no_more_when_it_is_offered_again(
 def test_a_reply_that_is_broken_off_halfway_is_taken_when_it_is_offered_again(
     grid, node, monkeypatch
 ):
+    # The server looks after both offers: once it has noted a reply, Flower takes no second announcement.
+    monkeypatch.setattr(link_module, "_POLL", 3.0)
     push = fleet_module.push_object_contents_from_iterable
 
     def halfway(contents, *, push_object_fn):

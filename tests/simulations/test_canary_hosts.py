@@ -6,6 +6,7 @@ import pytest
 from fedprofile.common.errors import MessageError
 from fedprofile.common.messages import Binding, TrainTask
 from fedprofile.common.randomness import NoiseSource
+from fedprofile.simulations import canary_hosts
 from fedprofile.simulations.canary_hosts import (
     AuditedPopulation,
     Canaries,
@@ -61,7 +62,7 @@ def test_inner_products_come_in_blocks(monkeypatch):
     who = canaries(*[True] * 7)
     vectors = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
     whole = who.along(vectors)
-    monkeypatch.setattr("fedprofile.simulations.canary_hosts._BLOCK", 100)
+    monkeypatch.setattr(canary_hosts, "_BLOCK", 100)
     np.testing.assert_allclose(who.along(vectors), whole, rtol=1e-5)
     np.testing.assert_allclose(whole, who.directions(np.arange(7), 40) @ vectors.T, rtol=1e-5)
 
