@@ -9,8 +9,6 @@ import json
 import platform
 import secrets
 import shutil
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +19,7 @@ from rich.table import Table
 from ..common.console import remark
 from ..common.errors import FedprofileError
 from ..common.formatting import printable
+from ..common.stopping import stopped_by_signals
 from .answers import GetStatusResponse
 from .connect import connect
 from .device import Device
@@ -166,14 +165,12 @@ def run(path: Annotated[Path, DEVICE]) -> None:
     from .participation import taking_part
 
     folder = DeviceFolder.open(path)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    device = Device(folder)
-    with ProfileServer(device), taking_part(folder, device):
-        remark(f"Serving {folder.socket}")
-        while not stopped.wait(_HOUR):
-            device.status()  # retention holds on a device that nobody uses, too
+    with stopped_by_signals() as stop:
+        device = Device(folder)
+        with ProfileServer(device), taking_part(folder, device):
+            remark(f"Serving {folder.socket}")
+            while not stop.wait(_HOUR):
+                device.status()  # retention holds on a device that nobody uses, too
     remark("Stopped.")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +14,7 @@ from ..common.errors import ServerError
 from ..common.flower_switches import quieten_flower
 from ..common.sections import read_toml, validated
 from ..common.server_config import ServerConfig
+from ..common.stopping import stopped_by_signals
 from .enrolment import Enrolment
 from .folder import ServerFolder
 
@@ -162,11 +161,9 @@ def run(
     folder = ServerFolder.open(path)
     if after_crashes:
         accept_crashes(folder)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     _warn(folder.config)
-    supervise(folder, stop)
+    with stopped_by_signals() as stop:
+        supervise(folder, stop)
     standing = read_standing(folder)
     if as_json:
         typer.echo(json.dumps(standing.describe(), ensure_ascii=False))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
 import threading
 import time
@@ -33,6 +32,7 @@ from ..common.ledger_entries import Reserve
 from ..common.messages import Release, read_hosting, release_message
 from ..common.randomness import NoiseSource
 from ..common.signing import SigningKey
+from ..common.stopping import stopped_by_signals
 from .admission import admit
 from .app import Federation
 from .attendance import Attendance
@@ -293,20 +293,18 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     keep_journal(folder.log)
     follow_parent()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        Service(folder, stop).run()
-    except Stopped:
-        note("stopped")
-        sys.exit(TRY_AGAIN)
-    except (LinkLost, httpx.HTTPError, RunNotRunningException) as error:
-        note("failed", error=type(error).__name__)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(TRY_AGAIN)
-    except (FedprofileError, OSError) as error:
-        _fail(error)
+    with stopped_by_signals() as stop:
+        try:
+            Service(folder, stop).run()
+        except Stopped:
+            note("stopped")
+            sys.exit(TRY_AGAIN)
+        except (LinkLost, httpx.HTTPError, RunNotRunningException) as error:
+            note("failed", error=type(error).__name__)
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(TRY_AGAIN)
+        except (FedprofileError, OSError) as error:
+            _fail(error)
 
 
 def _fail(error: FedprofileError | OSError) -> NoReturn:

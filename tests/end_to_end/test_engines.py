@@ -243,7 +243,12 @@ def test_no_server_waits_for_an_engine_that_has_stopped(build_town, monkeypatch,
         assert f_stop.wait(30)
 
     monkeypatch.setattr(vce, "start_vce", run_clients)
-    with pytest.raises(RuntimeError if crash else KeyboardInterrupt):
-        run_on_ray(Instead(ask), build_town().population, devices_per_host=20)
+    # Where the tests run in the background of a shell, Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(RuntimeError if crash else KeyboardInterrupt):
+            run_on_ray(Instead(ask), build_town().population, devices_per_host=20)
+    finally:
+        signal.signal(signal.SIGINT, before)
     asking[0].join(timeout=10)
     assert not asking[0].is_alive()
