@@ -158,7 +158,7 @@ def _averaged(folder: Path) -> tuple[int, str] | None:
 
 def _content_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
     """What is wrong with the files of a release; those of old ones are deleted."""
-    model, popularity = folder / "model.safetensors", folder / "popularity.f32"
+    model, statistics = folder / "model.safetensors", folder / "statistics.f32"
     if model.is_file():
         content = model.read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest.model:
@@ -171,10 +171,10 @@ def _content_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
             else:
                 if held != manifest.weights:
                     yield f"{model.name} holds other weights than its manifest says"
-    if popularity.is_file():
-        found = hashlib.sha256(popularity.read_bytes()).hexdigest()
-        if found != manifest.popularity:
-            yield f"{popularity.name} isn't the file that was signed"
+    if statistics.is_file():
+        found = hashlib.sha256(statistics.read_bytes()).hexdigest()
+        if found != manifest.statistics:
+            yield f"{statistics.name} isn't the file that was signed"
 
 
 def _last_figure(last: Manifest, reserved: dict[int, Reserve], cost: Cost) -> Iterator[Fault]:

@@ -137,7 +137,7 @@ def _assert_same(ours: ClippedUpdate, theirs: list[NDArray[np.float32]]) -> None
 def _batched(
     work: Workload, threads: int, *, compiled: bool = False
 ) -> Callable[[], ClippedUpdate]:
-    trainer = Trainer(work.encoder, work.vectors, threads=threads, compiled=compiled)
+    trainer = Trainer(work.encoder, threads=threads, compiled=compiled)
     return lambda: trainer.clipped_sum(work.weights, work.examples, work.prior, work.training)
 
 

@@ -184,9 +184,7 @@ def _run(
     player: int,
     seconds: list[list[float]],
 ) -> None:
-    sizes = Sizes.of(
-        population.untrained_encoder(), config.statistics, n_items=population.table.n_items
-    )
+    sizes = Sizes.of(population.untrained_encoder(), config.statistics, population.table)
     plan = plan_budget(
         config.privacy, config.training, population_size=population.size, sizes=sizes
     )

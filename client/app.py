@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from ..common.errors import FedprofileError
 from ..common.messages import (
     hosting_reply,
+    read_cooccurrence_task,
     read_popularity_task,
     read_train_task,
     refusal,
@@ -43,6 +44,14 @@ def build_client_app(find_host: Callable[[Context], DeviceHost]) -> ClientApp:
     def popularity(message: Message, context: Context) -> Message:
         def answer(host: DeviceHost) -> Message:
             task = read_popularity_task(message)
+            return update_reply(message, task.binding, host.contribute(task))
+
+        return _answered(message, lambda: answer(find_host(context)))
+
+    @app.query("cooccurrence")
+    def cooccurrence(message: Message, context: Context) -> Message:
+        def answer(host: DeviceHost) -> Message:
+            task = read_cooccurrence_task(message)
             return update_reply(message, task.binding, host.contribute(task))
 
         return _answered(message, lambda: answer(find_host(context)))

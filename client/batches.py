@@ -58,15 +58,13 @@ class Cohort:
 
     Args:
         examples: n devices.
-        vectors: float [n_items, k].
         priors: float [n_items], log popularity.
         drawn: int64 [S, K], the random items of each local step.
     """
 
-    def __init__(
-        self, examples: Examples, vectors: Tensor, priors: Tensor, drawn: NDArray[np.int64]
-    ) -> None:
-        self._examples, self._vectors, self._priors = examples, vectors, priors
+    def __init__(self, examples: Examples, priors: Tensor, drawn: NDArray[np.int64]) -> None:
+        self._examples, self._priors = examples, priors
+        self._vectors = torch.from_numpy(examples.vectors)
         self._drawn = drawn
         self._known: sparse.csr_matrix = examples.known[:, self._drawn.ravel()]
         self._longest = tuple(

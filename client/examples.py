@@ -35,6 +35,7 @@ class Examples:
         target_queries: int64, query of each target, counted within the device.
         target_items: int32, the item to predict.
         known: sparse bool [n, n_items], items in the device's history, never used as its negatives.
+        vectors: float32 [n_items, k], the item vectors that they are about.
     """
 
     window_offsets: NDArray[np.int64]
@@ -49,6 +50,7 @@ class Examples:
     target_queries: NDArray[np.int64]
     target_items: NDArray[np.int32]
     known: sparse.csr_matrix
+    vectors: NDArray[np.float32]
 
 
 def build_examples(
@@ -124,6 +126,7 @@ def build_examples(
         target_queries=target_query - query_offsets[target_device],
         target_items=histories.items[targets],
         known=known,
+        vectors=vectors,
     )
 
 

@@ -27,11 +27,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from ..common.encoder import build_encoder
 from ..common.errors import BudgetError, MessageError, TaskRefused
 from ..common.messages import (
-    TRAIN,
-    PopularityTask,
+    StatisticsTask,
     TrainTask,
-    read_popularity_task,
-    read_train_task,
+    read_task,
     refusal,
 )
 from ..common.server_bundle import ServerBundle
@@ -56,13 +54,12 @@ def answer(folder: DeviceFolder, instruction: Message) -> None:
     """
     bundle = ServerBundle.load(folder.server)
     outbox = Outbox(folder.outbox)
-    training = instruction.metadata.message_type == TRAIN
-    task = read_train_task(instruction) if training else read_popularity_task(instruction)
+    task = read_task(instruction)
     name = name_of(task.binding)
     with LifetimeBudget.open(folder.ledger, terms=terms_of(folder, bundle)) as budget:
         try:
             charge = budget.charge(
-                task="training" if training else "statistics/popularity",
+                task=task.name,
                 binding=task.binding,
                 mechanism=promised(
                     clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier
@@ -86,7 +83,7 @@ def _by_the_client_app(
     folder: DeviceFolder,
     bundle: ServerBundle,
     instruction: Message,
-    task: TrainTask | PopularityTask,
+    task: StatisticsTask | TrainTask,
 ) -> Message:
     """What the ClientApp makes of it, with a host of this one device."""
     with Device(folder) as device:
@@ -110,7 +107,7 @@ def _by_the_client_app(
         first=int(task.devices[0]),
         table=table,
         model=facts.model,
-        trainer=Trainer(encoder, table.vectors, threads=1),
+        trainer=Trainer(encoder, threads=1),
     )
     TaskIdentity.run_id = instruction.metadata.run_id
     TaskIdentity.node_id = instruction.metadata.dst_node_id

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from ..common.config import ModelConfig
 from ..common.errors import BudgetError, MessageError
 from ..common.histories import Histories
-from ..common.items import ItemTable
-from ..common.messages import PopularityTask, TrainTask
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
+from ..common.messages import CooccurrenceTask, StatisticsTask, TrainTask
 from ..common.updates import ClippedUpdate
+from .cooccurrence import cooccurrence_contribution
 from .examples import build_examples
 from .lifetime import BudgetOf, Charge, no_budget, promised
 from .local_privacy import PrivateTrainer
@@ -64,19 +65,29 @@ class DeviceHost:
         self._private_trainer = private_trainer
         self.devices = range(first, first + histories.n_devices)
 
-    def contribute(self, task: PopularityTask) -> ClippedUpdate:
-        """The devices' part in item popularity.
+    def contribute(self, task: StatisticsTask) -> ClippedUpdate:
+        """The devices' part in a one-shot statistic.
 
         Raises:
-            MessageError: a device isn't hosted here, the task is about another item table, or devices
-                hide single events, which this release doesn't.
+            MessageError: a device isn't hosted here, the task is about another item table or items that
+                aren't in it, or devices hide single events, which this release doesn't.
             BudgetError: no device is left whose budget allows it.
         """
         if self._private_trainer is not None:
             raise MessageError("statistics would go out without event-level noise; ask for none")
-        with self._charged("statistics/popularity", task) as answering:
+        if isinstance(task, CooccurrenceTask):
+            self._check_head(task.head)
+        with self._charged(task) as answering:
+            histories = self._histories.take(answering)
+            if isinstance(task, CooccurrenceTask):
+                return cooccurrence_contribution(
+                    histories,
+                    head=task.head,
+                    n_items=self._table.n_items,
+                    clip_norm=task.clip_norm,
+                )
             return popularity_contribution(
-                self._histories.take(answering),
+                histories,
                 now=task.now,
                 half_lives_days=task.half_lives_days,
                 n_items=self._table.n_items,
@@ -88,6 +99,7 @@ class DeviceHost:
 
         Raises:
             MessageError: a device isn't hosted here, or the task is about another item table.
+            DataError: the vectors that were released don't fit the item table.
             BudgetError: no device is left whose budget allows it.
         """
         training = LocalTraining(
@@ -97,14 +109,17 @@ class DeviceHost:
             clip_norm=task.clip_norm,
             seed=task.seed,
         )
-        with self._charged("training", task) as answering:
+        table = self._table
+        if COOCCURRENCE_BLOCK in table.blocks:
+            table = table.with_values(COOCCURRENCE_BLOCK, task.vectors)
+        with self._charged(task) as answering:
             histories, keys = self._histories.take(answering), self._keys[answering]
             if self._private_trainer is not None:
                 return self._private_trainer.clipped_sum(histories, keys, task)
             examples = build_examples(
                 histories,
                 keys,
-                vectors=self._table.vectors,
+                vectors=table.vectors,
                 scales=self._model.scales,
                 window=self._model.window,
                 new_targets_only=task.new_targets_only,
@@ -112,8 +127,15 @@ class DeviceHost:
             )
             return self._trainer.clipped_sum(task.weights, examples, task.prior, training)
 
+    def _check_head(self, head: NDArray[np.int64]) -> None:
+        inside = (head >= 0) & (head < self._table.n_items)
+        if not inside.all() or len(np.unique(head)) != len(head) or len(head) < 2:
+            raise MessageError(
+                "the task names an item that isn't there, one twice, or fewer than two"
+            )
+
     @contextmanager
-    def _charged(self, name: str, task: PopularityTask | TrainTask) -> Iterator[NDArray[np.int64]]:
+    def _charged(self, task: StatisticsTask | TrainTask) -> Iterator[NDArray[np.int64]]:
         """Places of the asked devices that may answer: charged before, committed after."""
         charges: list[tuple[BudgetOf, int, Charge]] = []
         answering: list[int] = []
@@ -121,7 +143,7 @@ class DeviceHost:
         for place in self._asked(task).tolist():
             device = self.devices.start + place
             try:
-                paid = self._charges(name, task, device)
+                paid = self._charges(task, device)
             except BudgetError as error:
                 refusal = error
                 continue
@@ -138,7 +160,7 @@ class DeviceHost:
                 budget.commit(charge)
 
     def _charges(
-        self, name: str, task: PopularityTask | TrainTask, device: int
+        self, task: StatisticsTask | TrainTask, device: int
     ) -> list[tuple[BudgetOf, int, Charge]]:
         """What an answer costs a device, paid in each unit that it keeps a ledger for, or in none."""
         promise = promised(clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier)
@@ -153,7 +175,7 @@ class DeviceHost:
                 if budget is not None:
                     ledgers.enter_context(budget)
                     bill: dict[str, Any] = {
-                        "task": name,
+                        "task": task.name,
                         "binding": task.binding,
                         "mechanism": mechanism,
                         "times": times,
@@ -162,7 +184,7 @@ class DeviceHost:
                     bills.append((budget_of, budget, bill))
             return [(of, device, budget.charge(**bill)) for of, budget, bill in bills]
 
-    def _asked(self, task: PopularityTask | TrainTask) -> NDArray[np.int64]:
+    def _asked(self, task: StatisticsTask | TrainTask) -> NDArray[np.int64]:
         """Places of the task's devices on this host."""
         if task.binding.items != self._table.content_hash:
             raise MessageError("the task is about another item table; fetch the current one")

@@ -208,8 +208,8 @@ class PrivateTrainer:
         drawn = draw_negatives(
             n_items=len(self._vectors), steps=task.steps, count=task.negatives, seed=task.seed
         )
-        vectors, prior = torch.from_numpy(self._vectors), torch.from_numpy(task.prior)
-        return Cohort(examples, vectors, prior, drawn), np.diff(examples.target_offsets) > 0
+        cohort = Cohort(examples, torch.from_numpy(task.prior), drawn)
+        return cohort, np.diff(examples.target_offsets) > 0
 
     def _take_gradients(self, cohort: Cohort, slots: NDArray[np.int64], step: int) -> None:
         """Leave the gradient of each of ``slots`` in ``p.grad_sample``, perhaps of none."""

@@ -72,7 +72,6 @@ class Trainer:
 
     Args:
         encoder: gives the architecture; its own weights are not changed.
-        vectors: float32 [n_items, k], the item table.
         threads: Python threads that train chunks at the same time; 0 means one per core.
         compiled: compile forward and backward pass, for a few shapes to which all chunks are padded.
             Some twenty seconds a shape on first use, so for long runs only.
@@ -85,13 +84,11 @@ class Trainer:
     def __init__(
         self,
         encoder: Encoder,
-        vectors: NDArray[np.float32],
         *,
         threads: int = 0,
         compiled: bool = False,
     ) -> None:
         self._encoder = encoder
-        self._vectors = torch.from_numpy(vectors)
         self._threads = threads or os.cpu_count() or 1
         self._transposed = linear_weights(encoder)
         self._per_thread = local()
@@ -206,12 +203,12 @@ class Trainer:
         self, examples: Examples, prior: NDArray[np.float32], training: LocalTraining
     ) -> Cohort:
         drawn = draw_negatives(
-            n_items=len(self._vectors),
+            n_items=len(examples.vectors),
             steps=training.steps,
             count=training.negatives,
             seed=training.seed,
         )
-        return Cohort(examples, self._vectors, torch.from_numpy(prior), drawn)
+        return Cohort(examples, torch.from_numpy(prior), drawn)
 
     def _held(self, weights: Mapping[str, NDArray[np.float32]]) -> Weights:
         return {

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from ..common.console import remark
 from ..common.errors import ConfigError, DataError, MessageError, TaskRefused
 from ..common.files import write_atomically
-from ..common.items import ItemTable
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.messages import Release
 from ..common.releases import Manifest
 from ..common.server_bundle import ServerBundle
@@ -38,8 +38,9 @@ def join_server(folder: DeviceFolder, archive: Path) -> ServerBundle:
 
     def take(new: ServerBundle) -> None:
         n_items = new.items.n_items
-        flat = np.full(n_items, -np.log(n_items), dtype=np.float32)
-        _install(folder, new, new.model.read_bytes(), flat)
+        known = np.zeros((n_items, 1 + _released_columns(new.items)), dtype=np.float32)
+        known[:, 0] = -np.log(n_items)
+        _install(folder, new, new.model.read_bytes(), known)
         if folder.server_facts.exists() and _signing_key(folder) != new.facts.signing_key:
             _leave_server(folder)
 
@@ -83,20 +84,20 @@ def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -
         raise TaskRefused("signature", str(error)) from error
     if manifest.federation != facts.federation or manifest.items != facts.items:
         raise TaskRefused("model", "the release is of another federation or item table")
-    if not manifest.describes(release.model, release.popularity):
+    if not manifest.describes(release.model, release.statistics):
         raise TaskRefused("model", "the model isn't the one that was signed")
     kept = _manifest(folder)
     if kept.exists():
         last = Manifest.read(kept.read_text(encoding="utf-8"), public_key=facts.signing_key)
         if (manifest.release, manifest.round) < (last.release, last.round):
             raise TaskRefused("stale", f"the release is of round {manifest.round}, not a newer one")
-    n_items = bundle.items.n_items
-    if len(release.popularity) != 4 * n_items:
+    shape = (bundle.items.n_items, 1 + _released_columns(bundle.items))
+    if len(release.statistics) != 4 * shape[0] * shape[1]:
         raise DataError(
-            f"popularity of {len(release.popularity)} bytes for {n_items} items; release it again"
+            f"statistics of {len(release.statistics)} bytes for {shape} numbers; release them again"
         )
-    popularity = np.frombuffer(release.popularity, dtype="<f4").astype(np.float32)
-    name = _install(folder, bundle, release.model, popularity)
+    known = np.frombuffer(release.statistics, dtype="<f4").astype(np.float32).reshape(shape)
+    name = _install(folder, bundle, release.model, known)
     write_atomically(kept, release.manifest.encode(), mode=0o600)
     return name
 
@@ -107,18 +108,26 @@ def _manifest(folder: DeviceFolder) -> Path:
 
 
 def _install(
-    folder: DeviceFolder, bundle: ServerBundle, model: bytes, popularity: NDArray[np.float32]
+    folder: DeviceFolder, bundle: ServerBundle, model: bytes, known: NDArray[np.float32]
 ) -> str:
     with tempfile.TemporaryDirectory(dir=folder.models, prefix=".release-") as scratch:
         source = Path(scratch)
         (source / MODEL).write_bytes(model)
-        _served(source / MODEL, bundle.items, popularity).save(source / ITEMS)
+        _served(source / MODEL, bundle.items, known).save(source / ITEMS)
         return install_bundle(folder, source).name
 
 
-def _served(model: Path, table: ItemTable, popularity: NDArray[np.float32]) -> ItemTable:
+def _released_columns(table: ItemTable) -> int:
+    """How many numbers of each item a release fills in."""
+    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
+    return stop - start
+
+
+def _served(model: Path, table: ItemTable, known: NDArray[np.float32]) -> ItemTable:
     try:
         ids = load_file(model).get(_ID_TABLE)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{model.name}: not a model ({error})") from error
-    return serving_table(table, prior=popularity, ids=ids)
+    if COOCCURRENCE_BLOCK in table.blocks:
+        table = table.with_values(COOCCURRENCE_BLOCK, known[:, 1:])
+    return serving_table(table, prior=known[:, 0], ids=ids)

@@ -34,17 +34,15 @@ from ..common.errors import (
     Unreachable,
 )
 from ..common.messages import (
-    POPULARITY,
     RELEASE,
-    TRAIN,
+    TASKS,
     Binding,
-    PopularityTask,
+    StatisticsTask,
     TrainTask,
     check_signature,
     hosting_reply,
-    read_popularity_task,
     read_release,
-    read_train_task,
+    read_task,
     refusal,
 )
 from ..common.server_bundle import ServerBundle
@@ -174,7 +172,7 @@ class Node:
         # Hashed, for it becomes the name of a file, and the server chose it.
         name = hashlib.sha256(message.metadata.message_id.encode()).hexdigest()[:32]
         try:
-            if kind in (TRAIN, POPULARITY):
+            if kind in TASKS:
                 task = self._read(message)
                 name = name_of(task.binding)
                 self._begin(name, task.binding, message, task)
@@ -188,7 +186,7 @@ class Node:
             self._outbox.store(name, refusal(message, error))
         return True
 
-    def _read(self, message: Message) -> TrainTask | PopularityTask:
+    def _read(self, message: Message) -> StatisticsTask | TrainTask:
         """The task of a message, if it is the server's and about what this device holds.
 
         Raises:
@@ -197,8 +195,7 @@ class Node:
         """
         facts = self._bundle.facts
         check_signature(message, public_key=facts.signing_key)
-        training = message.metadata.message_type == TRAIN
-        task = read_train_task(message) if training else read_popularity_task(message)
+        task = read_task(message)
         if task.binding.run != facts.federation or task.binding.items != facts.items:
             raise MessageError("the task is about another federation or item table")
         if isinstance(task, TrainTask) and hash_of_weights(task.weights) != task.binding.model:
@@ -206,7 +203,7 @@ class Node:
         return task
 
     def _begin(
-        self, name: str, binding: Binding, message: Message, task: TrainTask | PopularityTask
+        self, name: str, binding: Binding, message: Message, task: StatisticsTask | TrainTask
     ) -> None:
         """Answer as before where this was answered before; else check, and begin.
 

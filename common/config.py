@@ -69,7 +69,7 @@ class DataConfig(Section):
 
 
 class StatisticsConfig(Section):
-    """One-shot statistics that devices release before training: item popularity."""
+    """One-shot statistics that devices release before training: popularity, and what goes together."""
 
     half_lives_days: tuple[float, ...] = Field(
         (7.0, 45.0),
@@ -79,6 +79,13 @@ class StatisticsConfig(Section):
         None,
         description="day from whose start ages count back; unset: evaluation.validation_from, or "
         "where that is unset a moment read off the data, which then counts as public",
+    )
+
+    cooccurrence: int | None = Field(
+        None,
+        ge=0,
+        description="length of the vectors that items get from what is taken close together; 0: none; "
+        "unset: 64 where no item has a text to compare it by, else none",
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ needs no network to rank. U is the sum of three parts:
 
 where d_s are the decayed interest sums, L2-normalised; ``gain`` holds one number per time scale and
 feature block, ``mix`` one per time scale; ``state`` is the body's reading of the recent window.
-``out`` and ``read`` start at zero: an untrained encoder is the content cosine of the decayed profile,
+``out`` and ``read`` start at zero: an untrained encoder is the cosine of the decayed profile,
 and training moves away from there by what the devices teach it.
 
 All weights belong to Linear, LayerNorm and Embedding layers and the activation is smooth: per-sample
@@ -87,6 +87,9 @@ class Encoder(nn.Module):
         nn.init.zeros_(self.out.bias)
         nn.init.constant_(self.gains.weight, CONTENT_TEMPERATURE / scales)
         nn.init.constant_(self.gains.weight[0], 1.0 / scales)
+        if "id" in blocks:
+            # What stands in for content tells items apart, and nothing of what goes together.
+            nn.init.zeros_(self.gains.weight[1 + list(blocks).index("id")])
         nn.init.normal_(self.kind.weight, std=0.02)
 
     def forward(self, inputs: EncoderInputs) -> Tensor:

@@ -20,6 +20,10 @@ from safetensors.numpy import save
 from .errors import DataError
 from .files import write_atomically
 
+COOCCURRENCE_BLOCK = "cooccurrence"
+"""Block for what is taken together: zeros in the public table, and filled by a release, see
+:mod:`fedprofile.client.cooccurrence`."""
+
 
 @dataclass(frozen=True, eq=False)
 class ItemTable:
@@ -75,6 +79,28 @@ class ItemTable:
             vectors=np.hstack([self.vectors, columns]).astype(np.float32),
             blocks={**self.blocks, name: (self.dimension, self.dimension + columns.shape[1])},
         )
+
+    def with_values(self, name: str, columns: NDArray[np.float32]) -> ItemTable:
+        """This table with other numbers in a block that it has.
+
+        Args:
+            name: of the block.
+            columns: [n_items, columns of the block], finite.
+
+        Raises:
+            DataError: there is no such block, or the columns don't fit it or aren't finite.
+        """
+        start, stop = self.blocks.get(name, (0, 0))
+        if name not in self.blocks or columns.shape != (self.n_items, stop - start):
+            raise DataError(
+                f"item table: {columns.shape} numbers for a block {name!r} of "
+                f"{(self.n_items, stop - start)}; use the table they were made for"
+            )
+        if not np.isfinite(columns).all():
+            raise DataError(f"item table: numbers for block {name!r} that aren't finite")
+        vectors = self.vectors.copy()
+        vectors[:, start:stop] = columns
+        return replace(self, vectors=vectors)
 
     @cached_property
     def content_hash(self) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -22,9 +22,10 @@ from .errors import REFUSALS, BudgetError, MessageError, ReplyRejected, TaskRefu
 from .signing import signature_holds
 from .updates import ClippedUpdate
 
-HOSTING, POPULARITY, TRAIN, RELEASE = "query.hosting", "query.popularity", "train", "query.release"
+HOSTING, TRAIN, RELEASE = "query.hosting", "train", "query.release"
+POPULARITY, COOCCURRENCE = "query.popularity", "query.cooccurrence"
 _FORMAT = "fedprofile.little-endian"  # Flower's ``stype`` of our arrays
-_TYPES = {"devices": "<i8"}  # all others are <f4
+_TYPES = {"devices": "<i8", "head": "<i8"}  # all others are <f4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,38 @@ class PopularityTask:
         now: the moment ages count back from, seconds since 1970 UTC; a public constant.
     """
 
+    name: ClassVar = "statistics/popularity"  # as ledgers have it
+
     binding: Binding
     devices: NDArray[np.int64]
     clip_norm: float
     noise_multiplier: float
     half_lives_days: tuple[float, ...]
     now: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CooccurrenceTask:
+    """Ask devices for their clipped part in which items are taken close together.
+
+    Attributes:
+        binding: run, round and item table.
+        devices: int64, the sampled devices of this host.
+        head: int64 [K], the items it is about, distinct.
+        clip_norm: bound on one device's whole contribution.
+        noise_multiplier: σ of the noise that the server promises to add.
+    """
+
+    name: ClassVar = "statistics/cooccurrence"
+
+    binding: Binding
+    devices: NDArray[np.int64]
+    head: NDArray[np.int64]
+    clip_norm: float
+    noise_multiplier: float
+
+
+StatisticsTask = PopularityTask | CooccurrenceTask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +104,7 @@ class TrainTask:
         devices: int64, the sampled devices of this host.
         weights: name → float32, the shared weights.
         prior: float32 [n_items], log popularity, released before.
+        vectors: float32 [n_items, r], what was released of co-occurrence; r = 0 without.
         steps: local SGD steps.
         learning_rate: of the local SGD.
         negatives: random items a step.
@@ -86,10 +114,13 @@ class TrainTask:
         seed: public seed of the round: negatives, stretches of history.
     """
 
+    name: ClassVar = "training"
+
     binding: Binding
     devices: NDArray[np.int64]
     weights: Mapping[str, NDArray[np.float32]]
     prior: NDArray[np.float32]
+    vectors: NDArray[np.float32]
     steps: int
     learning_rate: float
     negatives: int
@@ -145,9 +176,19 @@ def popularity_message(node: int, task: PopularityTask, *, sign: Sign | None = N
     return _task_message(node, POPULARITY, task, arrays={"devices": task.devices}, sign=sign)
 
 
+def cooccurrence_message(node: int, task: CooccurrenceTask, *, sign: Sign | None = None) -> Message:
+    """The task as a query to a node."""
+    arrays = {"devices": task.devices, "head": task.head}
+    return _task_message(node, COOCCURRENCE, task, arrays=arrays, sign=sign)
+
+
 def train_message(node: int, task: TrainTask, *, sign: Sign | None = None) -> Message:
     """The task as a training instruction to a node."""
-    arrays: dict[str, NDArray[Any]] = {"devices": task.devices, "prior": task.prior}
+    arrays: dict[str, NDArray[Any]] = {
+        "devices": task.devices,
+        "prior": task.prior,
+        "vectors": task.vectors,
+    }
     return _task_message(node, TRAIN, task, arrays=arrays, weights=task.weights, sign=sign)
 
 
@@ -178,12 +219,12 @@ class Release:
     Attributes:
         manifest: signed, as text; see :mod:`.releases`.
         model: the model file.
-        popularity: log popularity of the items, little-endian float32.
+        statistics: of the items, little-endian float32 [n_items, 1 + r]: log popularity, vectors.
     """
 
     manifest: str
     model: bytes
-    popularity: bytes
+    statistics: bytes
 
 
 def release_message(node: int, release: Release) -> Message:
@@ -200,11 +241,11 @@ def read_release(message: Message) -> Release:
     """
     record = message.content.get("release") if message.has_content() else None
     if isinstance(record, ConfigRecord):
-        manifest, *files = (record.get(name) for name in ("manifest", "model", "popularity"))
-        model, popularity = files
-        if isinstance(manifest, str) and isinstance(model, bytes) and isinstance(popularity, bytes):
-            return Release(manifest, model, popularity)
-    raise MessageError("release outside the wire format: needs manifest, model and popularity")
+        manifest, *files = (record.get(name) for name in ("manifest", "model", "statistics"))
+        model, statistics = files
+        if isinstance(manifest, str) and isinstance(model, bytes) and isinstance(statistics, bytes):
+            return Release(manifest, model, statistics)
+    raise MessageError("release outside the wire format: needs manifest, model and statistics")
 
 
 def read_popularity_task(message: Message) -> PopularityTask:
@@ -222,6 +263,21 @@ def read_popularity_task(message: Message) -> PopularityTask:
         raise MessageError(f"popularity task outside the wire format: {error}") from error
 
 
+def read_cooccurrence_task(message: Message) -> CooccurrenceTask:
+    """Inverse of :func:`cooccurrence_message`.
+
+    Raises:
+        MessageError: the message is outside the format.
+    """
+    try:
+        arrays = _read_arrays(message, "arrays")
+        return CooccurrenceTask(
+            devices=arrays["devices"], head=arrays["head"], **_read_settings(message)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(f"co-occurrence task outside the wire format: {error}") from error
+
+
 def read_train_task(message: Message) -> TrainTask:
     """Inverse of :func:`train_message`.
 
@@ -232,10 +288,32 @@ def read_train_task(message: Message) -> TrainTask:
         settings = _read_settings(message)
         arrays, weights = _read_arrays(message, "arrays"), _read_arrays(message, "weights")
         return TrainTask(
-            devices=arrays["devices"], prior=arrays["prior"], weights=weights, **settings
+            devices=arrays["devices"],
+            prior=arrays["prior"],
+            vectors=arrays["vectors"],
+            weights=weights,
+            **settings,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"train task outside the wire format: {error}") from error
+
+
+_READERS: dict[str, Callable[[Message], StatisticsTask | TrainTask]] = {
+    POPULARITY: read_popularity_task,
+    COOCCURRENCE: read_cooccurrence_task,
+    TRAIN: read_train_task,
+}
+TASKS = frozenset(_READERS)
+"""Types of the messages that carry a task."""
+
+
+def read_task(message: Message) -> StatisticsTask | TrainTask:
+    """The task of a message of one of the types in :data:`TASKS`.
+
+    Raises:
+        MessageError: the message is outside the format.
+    """
+    return _READERS[message.metadata.message_type](message)
 
 
 def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) -> Message:
@@ -288,7 +366,7 @@ def read_update(
 def _task_message(
     node: int,
     kind: str,
-    task: PopularityTask | TrainTask,
+    task: StatisticsTask | TrainTask,
     *,
     arrays: Mapping[str, NDArray[Any]],
     weights: Mapping[str, NDArray[np.float32]] | None = None,

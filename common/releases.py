@@ -31,7 +31,7 @@ class Manifest:
         round: rounds that led to it.
         release: the ledger's number of the last release in it; releases of a ledger only grow.
         model: SHA-256 of the model file.
-        popularity: SHA-256 of log popularity, little-endian float32.
+        statistics: SHA-256 of what was released of the items, see :class:`.messages.Release`.
         weights: hash of the weights in it, as the ledger names them where no average was taken.
         parent: SHA-256 of the model file released before; None for the first.
         items: hash of the item table.
@@ -47,7 +47,7 @@ class Manifest:
     round: NonNegativeInt
     release: NonNegativeInt
     model: Hash
-    popularity: Hash
+    statistics: Hash
     weights: Hash
     parent: Hash | None
     items: Hash
@@ -83,10 +83,10 @@ class Manifest:
             raise MessageError("the manifest of a release isn't signed with the server's key")
         return manifest
 
-    def describes(self, model: bytes, popularity: bytes) -> bool:
+    def describes(self, model: bytes, statistics: bytes) -> bool:
         """Whether these are what the manifest is about."""
-        found = [hashlib.sha256(content).hexdigest() for content in (model, popularity)]
-        return found == [self.model, self.popularity]
+        found = [hashlib.sha256(content).hexdigest() for content in (model, statistics)]
+        return found == [self.model, self.statistics]
 
     def _content(self) -> bytes:
         values = asdict(self)

@@ -1,4 +1,4 @@
-"""The Flower ServerApp: find the hosts, release popularity, train in private rounds."""
+"""The Flower ServerApp: find the hosts, release statistics, train in private rounds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ from ..common.errors import ConfigError, ReplyRejected, RunFolderError
 from ..common.items import ItemTable
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Reserve
+from ..common.mechanism import Mechanism
 from ..common.messages import (
     Binding,
+    CooccurrenceTask,
     PopularityTask,
     Sign,
+    cooccurrence_message,
     hosting_query,
     popularity_message,
     read_hosting,
@@ -35,7 +39,9 @@ from ..common.weights import hash_of_weights
 from .budget import BudgetPlan
 from .checkpoint import Checkpoint
 from .cohorts import check_coverage, sample_cohort, split_by_host
-from .popularity import ItemPriors, item_priors
+from .cooccurrence import head_of, head_size, item_vectors
+from .popularity import item_priors
+from .statistics import ItemStatistics, released_columns
 from .strategy import PrivateAveraging, RoundRecord
 from .validation import add_up
 
@@ -53,13 +59,13 @@ class FederationResult:
 
     Attributes:
         weights: the released weights: the average of the last rounds.
-        priors: log popularity of the items.
+        statistics: what was released of the items.
         checkpoint: the state after the last round.
         stopped: why it ended before its last round, None where it didn't.
     """
 
     weights: dict[str, Tensor]
-    priors: ItemPriors
+    statistics: ItemStatistics
     checkpoint: Checkpoint
     stopped: str | None
 
@@ -77,7 +83,7 @@ class Federation:
         randomness: secret coins and noise.
         checkpoints: folder of the checkpoints.
         now: moment of the statistics, seconds since 1970 UTC, public.
-        on_round: called after each round with its record, the weights so far and the priors.
+        on_round: called after each round with its record, the weights so far and the statistics.
         hosts: finds node → its devices; unset: the nodes are asked, until they host everybody.
         before_round: called before a round costs anything; it may wait.
         sign: signs the tasks, for devices that ask for it.
@@ -99,7 +105,7 @@ class Federation:
         randomness: NoiseSource,
         checkpoints: Path,
         now: int,
-        on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
+        on_round: Callable[[RoundRecord, dict[str, Tensor], ItemStatistics], None],
         hosts: Callable[[Grid], Mapping[int, range]] | None = None,
         before_round: Callable[[], None] = lambda: None,
         sign: Sign | None = None,
@@ -131,17 +137,9 @@ class Federation:
         """
         # 1. Find the hosts, and which devices each of them speaks for.
         hosts = self._hosts(grid)
-        # 2. Go on where a checkpoint stands, or release popularity first.
-        checkpoint = Checkpoint.latest(
-            self._checkpoints,
-            config_digest=self._config.digest(),
-            items=self._table.content_hash,
-        )
-        if checkpoint is None:
-            checkpoint = self._begin(grid, hosts)
-            checkpoint.save(self._checkpoints)
-        self._confirm(checkpoint)
-        priors = self._priors(checkpoint)
+        # 2. Go on where a checkpoint stands, or release the statistics first.
+        checkpoint = self._with_statistics(grid, hosts)
+        statistics = self._statistics(checkpoint)
         # 3. Train in private rounds.
         strategy = PrivateAveraging(
             run=self._run,
@@ -150,10 +148,10 @@ class Federation:
             ledger=self._ledger,
             randomness=self._randomness,
             hosts=hosts,
-            prior=priors.long_run,
+            statistics=statistics,
             checkpoint=checkpoint,
             folder=self._checkpoints,
-            on_round=lambda record, weights: self._on_round(record, weights, priors),
+            on_round=lambda record, weights: self._on_round(record, weights, statistics),
             before_round=self._before_round,
             sign=self._sign,
         )
@@ -164,12 +162,29 @@ class Federation:
         if last.averaged:
             weights = {name: total / last.averaged for name, total in last.average.items()}
         self.result = FederationResult(
-            weights=weights, priors=priors, checkpoint=last, stopped=strategy.stopped
+            weights=weights, statistics=statistics, checkpoint=last, stopped=strategy.stopped
         )
 
-    def _begin(self, grid: Grid, hosts: Mapping[int, range]) -> Checkpoint:
-        """The untrained encoder, and popularity where it gets a share of the budget."""
-        start = Checkpoint(
+    def _with_statistics(self, grid: Grid, hosts: Mapping[int, range]) -> Checkpoint:
+        """The latest checkpoint, from which training goes on; each release is saved, then confirmed."""
+        checkpoint = Checkpoint.latest(
+            self._checkpoints,
+            config_digest=self._config.digest(),
+            items=self._table.content_hash,
+        )
+        if checkpoint is None:
+            checkpoint = self._popularity(grid, hosts, self._start())
+            checkpoint.save(self._checkpoints)
+        self._confirm(checkpoint)
+        if self._plan.cooccurrence is not None and checkpoint.vectors is None:
+            checkpoint = self._cooccurrence(grid, hosts, checkpoint, self._plan.cooccurrence)
+            checkpoint.save(self._checkpoints)
+            self._confirm(checkpoint)
+        return checkpoint
+
+    def _start(self) -> Checkpoint:
+        """The untrained encoder, before anything was released."""
+        return Checkpoint(
             round=0,
             config_digest=self._config.digest(),
             items=self._table.content_hash,
@@ -177,29 +192,101 @@ class Federation:
             weights={n: p.detach().clone() for n, p in self._encoder.named_parameters()},
             popularity=torch.zeros(self._popularity_shape, dtype=torch.float64),
         )
+
+    def _popularity(
+        self, grid: Grid, hosts: Mapping[int, range], checkpoint: Checkpoint
+    ) -> Checkpoint:
+        """Release popularity, where it gets a share of the budget."""
         mechanism = self._plan.popularity
         if mechanism is None:
-            return start
-        # 1. Reserve.
-        self._before_round()
-        release = self._ledger.reserve(
-            task="statistics/popularity", mechanism=mechanism, run=self._run
-        )
-        # 2. Ask every sampled device, through its host.
-        randomness = self._randomness.child("statistics/popularity")
-        cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))
-        by_host = split_by_host(cohort, hosts)
-        binding = Binding(run=self._run, round=0, release=release, items=self._table.content_hash)
+            return checkpoint
         task = partial(
             PopularityTask,
-            binding=binding,
-            clip_norm=mechanism.clip_norm,
-            noise_multiplier=mechanism.noise_multiplier,
             half_lives_days=self._config.statistics.half_lives_days,
             now=self._now,
         )
+        release, noisy, record = self._release(
+            grid,
+            hosts,
+            mechanism,
+            name=PopularityTask.name,
+            message=lambda node, **common: popularity_message(
+                node, task(**common), sign=self._sign
+            ),
+            shape={"popularity": self._popularity_shape},
+        )
+        return replace(
+            checkpoint, release=release, popularity=noisy["popularity"], rounds=(record,)
+        )
+
+    def _cooccurrence(
+        self,
+        grid: Grid,
+        hosts: Mapping[int, range],
+        checkpoint: Checkpoint,
+        mechanism: Mechanism,
+    ) -> Checkpoint:
+        """Release which of the most popular items are taken close together, as vectors."""
+        popularity = self._statistics(checkpoint).long_run
+        size = head_size(
+            len(popularity),
+            noise_multiplier=mechanism.noise_multiplier,
+            population_size=mechanism.population_size,
+        )
+        head = head_of(popularity, size)
+        task = partial(CooccurrenceTask, head=head)
+        release, noisy, record = self._release(
+            grid,
+            hosts,
+            mechanism,
+            name=CooccurrenceTask.name,
+            message=lambda node, **common: cooccurrence_message(
+                node, task(**common), sign=self._sign
+            ),
+            shape={"cooccurrence": (len(head) * (len(head) - 1) // 2,)},
+        )
+        vectors = item_vectors(
+            noisy["cooccurrence"].numpy(),
+            head=head,
+            popularity=popularity,
+            stddev=mechanism.noise_stddev,
+            dimension=released_columns(self._table),
+        )
+        return replace(
+            checkpoint,
+            release=release,
+            vectors=torch.from_numpy(vectors),
+            rounds=(*checkpoint.rounds, record),
+        )
+
+    def _release(
+        self,
+        grid: Grid,
+        hosts: Mapping[int, range],
+        mechanism: Mechanism,
+        *,
+        name: str,
+        message: Callable[..., Message],
+        shape: dict[str, tuple[int, ...]],
+    ) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+        """One statistic of all devices: its number in the ledger, the noisy sum, and its record."""
+        # 1. Reserve.
+        self._before_round()
+        release = self._ledger.reserve(task=name, mechanism=mechanism, run=self._run)
+        # 2. Ask every sampled device, through its host.
+        randomness = self._randomness.child(name)
+        cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))
+        by_host = split_by_host(cohort, hosts)
+        binding = Binding(run=self._run, round=0, release=release, items=self._table.content_hash)
         messages = [
-            popularity_message(n, task(devices=d), sign=self._sign) for n, d in by_host.items()
+            message(
+                node,
+                binding=binding,
+                devices=devices,
+                clip_norm=mechanism.clip_norm,
+                noise_multiplier=mechanism.noise_multiplier,
+            )
+            for node, devices in by_host.items()
         ]
         replies = grid.send_and_receive(messages, timeout=self._reply_timeout)
         # 3. Validate, add up, add noise.
@@ -207,7 +294,7 @@ class Federation:
             replies,
             asked={node: len(devices) for node, devices in by_host.items()},
             binding=binding,
-            shapes={"popularity": self._popularity_shape},
+            shapes=shape,
             clip_norm=mechanism.clip_norm,
         )
         summed = {name: torch.from_numpy(total) for name, total in tally.total.items()}
@@ -219,7 +306,7 @@ class Federation:
             "rejected": tally.rejected,
             "ignored": tally.ignored,
         }
-        return replace(start, release=release, popularity=noisy["popularity"], rounds=(record,))
+        return release, noisy, record
 
     def _confirm(self, checkpoint: Checkpoint) -> None:
         """Commit the release that a checkpoint proves was made, late where a crash left it open.
@@ -251,13 +338,19 @@ class Federation:
     def _popularity_shape(self) -> tuple[int, int]:
         return 1 + len(self._config.statistics.half_lives_days), self._table.n_items
 
-    def _priors(self, checkpoint: Checkpoint) -> ItemPriors:
+    def _statistics(self, checkpoint: Checkpoint) -> ItemStatistics:
+        """What the releases so far tell, denoised."""
+        n_items = self._table.n_items
+        vectors = np.zeros((n_items, released_columns(self._table)), dtype=np.float32)
+        if checkpoint.vectors is not None:
+            vectors = checkpoint.vectors.numpy()
         mechanism = self._plan.popularity
         if mechanism is None:
-            flat = np.full(self._table.n_items, -np.log(self._table.n_items), dtype=np.float32)
-            return ItemPriors(long_run=flat, current=flat)
+            flat = np.full(n_items, -np.log(n_items), dtype=np.float32)
+            return ItemStatistics(long_run=flat, current=flat, vectors=vectors)
         noisy: NDArray[np.float64] = checkpoint.popularity.numpy()
-        return item_priors(noisy, stddev=mechanism.noise_stddev)
+        priors = item_priors(noisy, stddev=mechanism.noise_stddev)
+        return ItemStatistics(**priors._asdict(), vectors=vectors)
 
 
 def build_server_app(federation: Federation) -> ServerApp:

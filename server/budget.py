@@ -13,12 +13,20 @@ from ..common.calibration import calibrate_noise_multiplier
 from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
-from .split import LEAST_SHARE, Sizes, popularity_signal, statistics_share, training_signal
+from .split import (
+    LEAST_SHARE,
+    MOST_SHARE,
+    POPULARITY_PART,
+    Sizes,
+    popularity_signal,
+    statistics_share,
+    training_signal,
+)
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-POPULARITY_CLIP = 1.0  # in units of one discovery just now
+STATISTICS_CLIP = 1.0  # of popularity in units of one discovery just now; the other is scaled to it
 _MOST_EXPONENT = 500.0  # e to it is a float, and more than any budget
 
 
@@ -30,8 +38,9 @@ class BudgetPlan:
         delta: δ of the guarantee.
         target_epsilon: None without privacy.
         popularity: the one-shot release; None where it gets no share.
+        cooccurrence: the one after it; None where nothing is released of it.
         training: every round.
-        share: of μ² that popularity gets; None where there is nothing to share.
+        share: of μ² that statistics get; None where there is nothing to share.
     """
 
     delta: float
@@ -39,6 +48,7 @@ class BudgetPlan:
     popularity: Mechanism | None
     training: Mechanism
     share: float | None = None
+    cooccurrence: Mechanism | None = None
 
 
 def plan_budget(
@@ -71,8 +81,13 @@ def plan_budget(
 
     delta = privacy.delta if privacy.delta is not None else default_delta(population_size)
     if not privacy.enabled:
-        open_popularity = mechanism(POPULARITY_CLIP, 0.0, 1.0)
-        return BudgetPlan(delta, None, open_popularity, mechanism(math.inf, 0.0, rate))
+        return BudgetPlan(
+            delta,
+            None,
+            mechanism(STATISTICS_CLIP, 0.0, 1.0),
+            mechanism(math.inf, 0.0, rate),
+            cooccurrence=mechanism(STATISTICS_CLIP, 0.0, 1.0) if sizes.cooccurrence else None,
+        )
 
     spent = Counter(earlier or {})
     used = epsilon(spent, delta=delta)
@@ -92,11 +107,18 @@ def plan_budget(
             prior_events=spent,
         )
 
+    def statistics(noise: float) -> tuple[Mechanism, Mechanism | None]:
+        """What costs as much as one release with this noise: Gaussian noise adds up by 1/σ²."""
+        if not sizes.cooccurrence:
+            return mechanism(STATISTICS_CLIP, noise, 1.0), None
+        parts = POPULARITY_PART, 1 - POPULARITY_PART
+        one, other = (mechanism(STATISTICS_CLIP, noise / math.sqrt(w), 1.0) for w in parts)
+        return one, other
+
     if not training.rounds:
-        alone = mechanism(POPULARITY_CLIP, calibrated(1.0, 1), 1.0)
+        first, second = statistics(calibrated(1.0, 1))
         never = mechanism(privacy.clip_norm, privacy.noise_multiplier or 1.0, rate)
-        return BudgetPlan(delta, privacy.epsilon, alone, never, 1.0)
-    popularity = None
+        return BudgetPlan(delta, privacy.epsilon, first, never, 1.0, second)
     left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2
     if used:
         left -= gaussian_mu(epsilon=used, delta=delta) ** 2
@@ -110,16 +132,16 @@ def plan_budget(
             population_size=population_size,
             noise_multiplier=privacy.noise_multiplier,
         )
+    popularity = cooccurrence = None
     if share > 0:
-        noise = 1 / math.sqrt(left * share)
-        popularity = mechanism(POPULARITY_CLIP, noise, 1.0)
-        spent[popularity.event()] += 1
+        popularity, cooccurrence = statistics(1 / math.sqrt(left * share))
+        spent.update(m.event() for m in (popularity, cooccurrence) if m is not None)
     if privacy.noise_multiplier is None:
         every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds), rate)
     else:
         every_round = mechanism(privacy.clip_norm, privacy.noise_multiplier, rate)
         _check_rounds(every_round, training.rounds, spent, delta, privacy.epsilon)
-    return BudgetPlan(delta, privacy.epsilon, popularity, every_round, share)
+    return BudgetPlan(delta, privacy.epsilon, popularity, every_round, share, cooccurrence)
 
 
 def _planned_share(
@@ -133,6 +155,8 @@ def _planned_share(
 ) -> float:
     """By signals to noise of each release alone with the whole μ; rounds of a given noise come first.
 
+    Where co-occurrence is released, statistics get the most they may: training reads the items by it.
+
     R rounds at a rate q have μ² = q²·R·(e^(1/σ²) − 1) by the central limit (Bu, Dong, Long & Su 2020,
     theorem 5), close to q²·R/σ² where there is noise to speak of.
     """
@@ -143,7 +167,7 @@ def _planned_share(
         expected_cohort=rate * population_size,
         rounds=rounds,
     )
-    share = statistics_share(popularity, learned)
+    share = MOST_SHARE if sizes.cooccurrence else statistics_share(popularity, learned)
     if noise_multiplier is None:
         return share
     exponent = min(noise_multiplier**-2, _MOST_EXPONENT)

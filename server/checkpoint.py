@@ -32,6 +32,7 @@ class Checkpoint:
         averaged: number of those rounds.
         moments: ``parameter/field`` → state of the server optimizer.
         popularity: float [1 + time scales, n_items], the noisy release.
+        vectors: float32 [n_items, r], what the release of co-occurrence led to; None before it.
         rounds: what was recorded of each round, JSON-ready.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     release: int | None
     weights: dict[str, Tensor]
     popularity: Tensor
+    vectors: Tensor | None = None
     average: dict[str, Tensor] = field(default_factory=dict)
     averaged: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
@@ -55,6 +57,8 @@ class Checkpoint:
             for name, tensor in members.items()
         }
         tensors["popularity"] = self.popularity.contiguous()
+        if self.vectors is not None:
+            tensors["vectors"] = self.vectors.contiguous()
         state = {
             "round": self.round,
             "config_digest": self.config_digest,
@@ -81,7 +85,9 @@ class Checkpoint:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])
                 popularity = file.get_tensor("popularity")
-                for key in file.keys():  # noqa: SIM118  # not a mapping
+                names = file.keys()
+                vectors = file.get_tensor("vectors") if "vectors" in names else None
+                for key in names:
                     group, _, name = key.partition("/")
                     if name:
                         groups[group][name] = file.get_tensor(key)
@@ -93,6 +99,7 @@ class Checkpoint:
                 averaged=int(state["averaged"]),
                 rounds=tuple(state["rounds"]),
                 popularity=popularity,
+                vectors=vectors,
                 **groups,
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

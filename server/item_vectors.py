@@ -28,14 +28,15 @@ from sklearn.preprocessing import normalize
 from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils.extmath import randomized_svd
 
-from ..common.config import ItemsConfig
+from ..common.config import ItemsConfig, StatisticsConfig
 from ..common.errors import ConfigError, DataError
-from ..common.items import ItemTable
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 
 BLOCK_WEIGHTS = {"text": 1.0, "id": 1.0, "category": 0.5, "price": 0.3}
 """Norm of an item's block; ``id`` stands in for ``text`` where no item has any text."""
 
 _CATEGORY_COLUMNS = 64
+_COOCCURRENCE_COLUMNS = 64
 _PRICE_KNOTS = 8
 _PRICE_RESOLUTION = 1e-6
 _HASHED_FEATURES = 1 << 14
@@ -43,6 +44,20 @@ _MAX_TERMS = 1 << 16
 _TERMS_AS_TAGS = 3
 # Han, Kana and their like are written without spaces.
 _UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+)")
+
+
+def with_room(table: ItemTable, statistics: StatisticsConfig) -> ItemTable:
+    """``table`` with a block of zeros for what the release of co-occurrence will tell, if there is one.
+
+    Where it is left open the catalogue decides, which is public: texts say which items are alike, and
+    without any only behaviour does.
+    """
+    columns = statistics.cooccurrence
+    if columns is None:
+        columns = 0 if "text" in table.blocks else _COOCCURRENCE_COLUMNS
+    if not columns or table.n_items < 2:  # there is no pair
+        return table
+    return table.with_block(COOCCURRENCE_BLOCK, np.zeros((table.n_items, columns), np.float32))
 
 
 def build_item_table(catalogue: pl.DataFrame, config: ItemsConfig) -> ItemTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,7 @@ _FITTED_ITEMS = 2_048  # the distribution of a larger catalogue is fitted on as 
 _CHUNK = 4_096
 
 
-@dataclass(frozen=True, eq=False)
-class ItemPriors:
+class ItemPriors(NamedTuple):
     """Log popularity of every item, adding up to one as probabilities.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 releases/000012/manifest.json      what it is, what it cost, what it comes from; signed
 releases/000012/model.safetensors  the encoder, as a simulation writes it
-releases/000012/popularity.f32     log popularity of the items, little-endian float32
+releases/000012/statistics.f32     of the items: log popularity, vectors; little-endian float32
 releases/latest                    name of the newest
 """
 
@@ -30,9 +30,10 @@ from ..common.server_config import ServerConfig
 from ..common.signing import SigningKey
 from ..common.weights import hash_of_weights
 from .folder import ServerFolder
+from .statistics import ItemStatistics
 
 _KEPT = 3  # model files; manifests are kept for good
-_MANIFEST, _MODEL, _POPULARITY = "manifest.json", "model.safetensors", "popularity.f32"
+_MANIFEST, _MODEL, _STATISTICS = "manifest.json", "model.safetensors", "statistics.f32"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Releases:
         round: int,  # noqa: A002
         release: int,
         weights: Mapping[str, NDArray[np.float32]],
-        popularity: NDArray[np.float32],
+        statistics: ItemStatistics,
         table: ItemTable,
         ledger: Ledger,
     ) -> Manifest:
@@ -63,15 +64,16 @@ class Releases:
             round: rounds that led to it.
             release: the ledger's number of the last release in it.
             weights: name → float32.
-            popularity: float32 [n_items], log popularity to rank with.
+            statistics: what was released of the items.
             table: the public item table.
             ledger: what was spent.
         """
         config = self.folder.config
-        prior = np.ascontiguousarray(popularity, dtype="<f4").tobytes()
-        named = (hash_of_weights(weights), hashlib.sha256(prior).hexdigest())
+        columns = np.column_stack([statistics.current, statistics.vectors])
+        content = columns.astype("<f4").tobytes()
+        named = (hash_of_weights(weights), hashlib.sha256(content).hexdigest())
         latest = self.latest()
-        if latest is not None and (latest.weights, latest.popularity) == named:
+        if latest is not None and (latest.weights, latest.statistics) == named:
             return latest
         model = model_file(weights, config, table)
         manifest = Manifest(
@@ -79,7 +81,7 @@ class Releases:
             round=round,
             release=release,
             model=hashlib.sha256(model).hexdigest(),
-            popularity=named[1],
+            statistics=named[1],
             weights=named[0],
             parent=latest.model if latest else None,
             items=table.content_hash,
@@ -91,7 +93,7 @@ class Releases:
         path = self.folder.releases / f"{number:06d}"
         path.mkdir(mode=0o700)
         write_atomically(path / _MODEL, model)
-        write_atomically(path / _POPULARITY, prior)
+        write_atomically(path / _STATISTICS, content)
         write_atomically(path / _MANIFEST, manifest.to_json().encode())
         write_atomically(self.folder.releases / "latest", path.name.encode())
         self._drop_old()
@@ -122,7 +124,7 @@ class Releases:
             return Release(
                 manifest=(path / _MANIFEST).read_text(encoding="utf-8"),
                 model=(path / _MODEL).read_bytes(),
-                popularity=(path / _POPULARITY).read_bytes(),
+                statistics=(path / _STATISTICS).read_bytes(),
             )
         except OSError as error:
             raise ServerError(f"{path}: can't read the release ({error.strerror})") from error
@@ -138,7 +140,7 @@ class Releases:
     def _drop_old(self) -> None:
         for path in self._all()[:-_KEPT]:
             (path / _MODEL).unlink(missing_ok=True)
-            (path / _POPULARITY).unlink(missing_ok=True)
+            (path / _STATISTICS).unlink(missing_ok=True)
 
 
 def model_file(

@@ -37,16 +37,17 @@ from .admission import admit
 from .app import Federation
 from .attendance import Attendance
 from .budget import BudgetPlan, plan_budget
+from .cooccurrence import head_size
 from .crashes import check_crashes
 from .enrolment import Enrolment
 from .folder import ServerFolder
 from .journal import keep_journal, note
 from .link import Link, LinkGrid, LinkLost, ReplySize
 from .metrics import Metrics
-from .popularity import ItemPriors
 from .releases import Releases
 from .room import check_room, of_the_disk
 from .split import Sizes
+from .statistics import ItemStatistics
 from .strategy import RoundRecord
 from .supervisor import CANT_WRITE, TRY_AGAIN, follow_parent
 
@@ -97,7 +98,7 @@ class Service:
             config.privacy,
             config.training,
             population_size=config.federation.population_size,
-            sizes=Sizes.of(encoder, config.statistics, n_items=table.n_items),
+            sizes=Sizes.of(encoder, config.statistics, table),
         )
         with self._open_ledger(plan) as ledger:
             if ledger.stopped is None:
@@ -121,7 +122,7 @@ class Service:
         with Link(self._folder.socket) as link:
             # 2. A Flower run of its own; what an earlier one still awaits is refused from now on.
             link.wait(_LINK_TIMEOUT)
-            grid = link.begin(stop=self._stop, largest=self._largest_reply(table))
+            grid = link.begin(stop=self._stop, largest=self._largest_reply(plan, table))
             try:
                 if ledger.stopped is None:
                     self._train(plan, table, encoder, ledger, link, grid)
@@ -133,11 +134,17 @@ class Service:
                 raise
             grid.finish()
 
-    def _largest_reply(self, table: ItemTable) -> ReplySize:
+    def _largest_reply(self, plan: BudgetPlan, table: ItemTable) -> ReplySize:
         """An update, or statistics: nothing that a device sends has more."""
         weights = [weight.numel() for weight in load_file(self._folder.model).values()]
         popularity = (1 + len(self._config.statistics.half_lives_days)) * table.n_items
-        return ReplySize.of([*weights, popularity])
+        pairs = 0
+        if plan.cooccurrence is not None:
+            noise = plan.cooccurrence.noise_multiplier
+            size = plan.cooccurrence.population_size
+            head = head_size(table.n_items, noise_multiplier=noise, population_size=size)
+            pairs = head * (head - 1) // 2
+        return ReplySize.of([*weights, popularity, pairs])
 
     def _train(
         self,
@@ -153,11 +160,13 @@ class Service:
         assert as_of is not None, "the configuration asks for it"
         attendance = Attendance()
 
-        def on_round(record: RoundRecord, weights: dict[str, Tensor], priors: ItemPriors) -> None:
+        def on_round(
+            record: RoundRecord, weights: dict[str, Tensor], statistics: ItemStatistics
+        ) -> None:
             epsilon = ledger.epsilon_spent()
             self._metrics.after(record, epsilon=epsilon)
             note("round", **vars(record), epsilon=epsilon if config.privacy.enabled else None)
-            self._publish(record.round, weights, priors, table, ledger)
+            self._publish(record.round, weights, statistics, table, ledger)
             attendance.after(record)
             every = config.federation.release_every
             if every and record.round % every == 0:
@@ -182,7 +191,7 @@ class Service:
         federation.run(grid)
         result = federation.result
         assert result is not None, "a federation that raises nothing has a result"
-        self._publish(result.checkpoint.round, result.weights, result.priors, table, ledger)
+        self._publish(result.checkpoint.round, result.weights, result.statistics, table, ledger)
         ledger.stop(reason=result.stopped or "completed")
         note("finished", reason=result.stopped or "completed", rounds=result.checkpoint.round)
 
@@ -250,7 +259,7 @@ class Service:
         self,
         number: int,
         weights: dict[str, Tensor],
-        priors: ItemPriors,
+        statistics: ItemStatistics,
         table: ItemTable,
         ledger: Ledger,
     ) -> None:
@@ -259,7 +268,7 @@ class Service:
             round=number,
             release=reserved[-1] if reserved else 0,
             weights={name: weight.numpy() for name, weight in weights.items()},
-            popularity=priors.current,
+            statistics=statistics,
             table=table,
             ledger=ledger,
         )

@@ -16,7 +16,7 @@ from ..common.signing import SigningKey
 from .budget import plan_budget
 from .catalogue import read_catalogue
 from .folder import ServerFolder
-from .item_vectors import build_item_table
+from .item_vectors import build_item_table, with_room
 from .pki import create_authority, ensure_certificate
 from .releases import model_file
 from .split import Sizes
@@ -34,13 +34,13 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
         FedprofileError: the folder exists, the catalogue can't be used, or no budget fits.
     """
     # What may fail for a reason that has nothing to do with the disk comes first.
-    table = build_item_table(read_catalogue(items), config.items)
+    table = with_room(build_item_table(read_catalogue(items), config.items), config.statistics)
     encoder = _untrained(config, table)
     plan_budget(
         config.privacy,
         config.training,
         population_size=config.federation.population_size,
-        sizes=Sizes.of(encoder, config.statistics, n_items=table.n_items),
+        sizes=Sizes.of(encoder, config.statistics, table),
     )
     weights = {name: weight.detach().numpy() for name, weight in encoder.named_parameters()}
     fresh = not path.exists()

@@ -16,11 +16,18 @@ import numpy as np
 
 from ..common.config import StatisticsConfig
 from ..common.encoder import Encoder
+from ..common.items import ItemTable
+from .statistics import released_columns
 
-_COHERENT = 0.1
+COHERENT = 0.1
 """Part of a clipped update that devices have in common; .05 to .3 are typical of federated encoders."""
-LEAST_SHARE, _MOST_SHARE = 0.05, 0.45
+LEAST_SHARE, MOST_SHARE = 0.05, 0.45
 """Of μ² for statistics. Those whose result a crash took along are paid for again: they must fit twice."""
+
+
+POPULARITY_PART = 0.25
+"""Of the share for statistics, where co-occurrence is released as well: popularity is the base line,
+and decides which items are compared; all that is learned of them comes from the other."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +38,22 @@ class Sizes:
         n_items: of the catalogue.
         scales: time scales of popularity, all time among them.
         weights: of the shared encoder.
+        cooccurrence: whether what is taken together is released, too.
     """
 
     n_items: int
     scales: int
     weights: int
+    cooccurrence: bool = False
 
     @classmethod
-    def of(cls, encoder: Encoder, statistics: StatisticsConfig, *, n_items: int) -> Sizes:
+    def of(cls, encoder: Encoder, statistics: StatisticsConfig, table: ItemTable) -> Sizes:
         """Sizes of a configured run."""
         return cls(
-            n_items=n_items,
+            n_items=table.n_items,
             scales=1 + len(statistics.half_lives_days),
             weights=sum(p.numel() for p in encoder.parameters()),
+            cooccurrence=released_columns(table) > 0,
         )
 
 
@@ -61,6 +71,16 @@ def popularity_signal(sizes: Sizes, *, noise_multiplier: float, population_size:
     return population_size * shape / (noise_multiplier * math.sqrt(numbers))
 
 
+def cooccurrence_signal(head: int, *, noise_multiplier: float, population_size: int) -> float:
+    """Expected signal to noise of the co-occurrence release over K items; inf without noise.
+
+    A tenth of what devices send is taken to add up, against noise of norm σ·C·K in the symmetric matrix.
+    """
+    if noise_multiplier == 0:
+        return math.inf
+    return COHERENT * population_size / (noise_multiplier * head)
+
+
 def training_signal(
     sizes: Sizes, *, noise_multiplier: float, expected_cohort: float, rounds: int
 ) -> float:
@@ -71,7 +91,7 @@ def training_signal(
     """
     if noise_multiplier == 0:
         return math.inf
-    return _COHERENT * expected_cohort * math.sqrt(rounds / sizes.weights) / noise_multiplier
+    return COHERENT * expected_cohort * math.sqrt(rounds / sizes.weights) / noise_multiplier
 
 
 def statistics_share(popularity: float, training: float) -> float:
@@ -85,4 +105,4 @@ def statistics_share(popularity: float, training: float) -> float:
     """
     a, b = 1 / popularity, 1 / training
     share = (1 + a * a + b * b) / (a + b) * a - a * a
-    return min(max(share, LEAST_SHARE), _MOST_SHARE)
+    return min(max(share, LEAST_SHARE), MOST_SHARE)

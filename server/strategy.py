@@ -33,6 +33,7 @@ from ..common.user_level_optimizer import UserLevelDPOptimizer
 from ..common.weights import hash_of_weights
 from .checkpoint import Checkpoint, optimizer_moments, restore_moments
 from .cohorts import sample_cohort, split_by_host
+from .statistics import ItemStatistics
 from .validation import Tally, add_up
 
 
@@ -80,7 +81,7 @@ class PrivateAveraging(Strategy):
         ledger: charged before and confirmed after each round.
         randomness: secret coins and noise.
         hosts: node → its devices.
-        prior: float32 [n_items], log popularity released before.
+        statistics: what was released of the items before.
         checkpoint: where the run stands.
         folder: where checkpoints go.
         on_round: called after each round with its record and the weights so far.
@@ -101,7 +102,7 @@ class PrivateAveraging(Strategy):
         ledger: Ledger,
         randomness: NoiseSource,
         hosts: Mapping[int, range],
-        prior: NDArray[np.float32],
+        statistics: ItemStatistics,
         checkpoint: Checkpoint,
         folder: Path,
         on_round: Callable[[RoundRecord, dict[str, Tensor]], None],
@@ -116,7 +117,7 @@ class PrivateAveraging(Strategy):
         self._ledger = ledger
         self._randomness = randomness
         self._hosts = hosts
-        self._prior = prior
+        self._statistics = statistics
         self._folder = folder
         self._on_round = on_round
         self._before_round = before_round
@@ -186,7 +187,8 @@ class PrivateAveraging(Strategy):
                     binding=binding,
                     devices=devices,
                     weights=weights,
-                    prior=self._prior,
+                    prior=self._statistics.long_run,
+                    vectors=self._statistics.vectors,
                     steps=training.local_steps,
                     learning_rate=training.local_learning_rate,
                     negatives=training.negatives,

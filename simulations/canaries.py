@@ -131,7 +131,7 @@ def audit_canaries(config: RunConfig, options: CanaryOptions) -> dict[str, Any]:
         training=config.training,
         before=observed.before,
         after=observed.result.weights,
-        prior=observed.result.priors.long_run,
+        prior=observed.result.statistics.long_run,
         seed=0,
     )
     # 6. Write it down.

@@ -16,18 +16,17 @@ import numpy as np
 from torch import Tensor
 
 from ..client.local_training import Trainer
-from ..client.popularity import popularity_contribution
 from ..common.config import RunConfig
 from ..common.console import stage
 from ..common.encoder import Encoder
 from ..common.ledger import Ledger
 from ..common.signing import SigningKey
-from ..server.budget import POPULARITY_CLIP, plan_budget
-from ..server.popularity import item_priors
+from ..server.budget import plan_budget
 from ..server.split import Sizes
 from .baselines import Popularity, tuned_baselines
 from .bootstrap import Interval, paired_difference
 from .evaluation import Evaluation, Scorer, evaluate, score_chunks
+from .exact_statistics import exact_statistics
 from .federate import run_federation, statistics_time
 from .metrics import rank_metrics
 from .models import EncoderScorer, LocalOnly, train_centrally
@@ -219,7 +218,7 @@ def _without_privacy(
     """The same federation without clip and noise, in a scratch folder."""
     privacy = config.privacy.model_copy(update={"enabled": False})
     open_config = config.model_copy(update={"privacy": privacy})
-    sizes = Sizes.of(encoder, config.statistics, n_items=population.table.n_items)
+    sizes = Sizes.of(encoder, config.statistics, population.table)
     plan = plan_budget(privacy, config.training, population_size=population.size, sizes=sizes)
     with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
         ledger = Ledger.create(
@@ -249,8 +248,8 @@ def _without_privacy(
     scorer = EncoderScorer(
         encoder=encoder,
         weights=result.weights,
-        table=population.table,
-        prior=result.priors.current,
+        table=result.statistics.fill(population.table),
+        prior=result.statistics.current,
         model=config.model,
     )
     return Candidate("federated-no-dp", "ceiling", False, scorer, "same settings")
@@ -264,18 +263,13 @@ def _central(
     split: Split,
 ) -> Candidate:
     """The ceiling, stopped at the epoch that is best on validation."""
-    exact = popularity_contribution(
-        population.histories,
-        now=statistics_time(config, split, population),
-        half_lives_days=config.statistics.half_lives_days,
-        n_items=population.table.n_items,
-        clip_norm=POPULARITY_CLIP,
-    )
-    priors = item_priors(exact.arrays["popularity"].astype(np.float64), stddev=0.0)
+    now = statistics_time(config, split, population)
+    known = exact_statistics(population, config.statistics, now=now)
+    table = known.fill(population.table)
     best: dict[str, Any] = {"quality": -1.0, "epoch": 0, "weights": {}}
 
     def keep_best(epoch: int, weights: dict[str, Tensor]) -> None:
-        scorer = EncoderScorer(encoder, weights, population.table, priors.current, config.model)
+        scorer = EncoderScorer(encoder, weights, table, known.current, config.model)
         quality = mean_ndcg(scorer, split.validation, k=config.evaluation.k)
         # Without validation targets the last epoch stands.
         if quality is None or quality > best["quality"]:
@@ -285,15 +279,15 @@ def _central(
         encoder,
         population.histories,
         keys=population.keys,
-        table=population.table,
-        prior=priors.long_run,
+        table=table,
+        prior=known.long_run,
         model=config.model,
         training=config.training,
         trainer=trainer,
         seed=config.seed or 0,
         on_epoch=keep_best,
     )
-    scorer = EncoderScorer(encoder, best["weights"], population.table, priors.current, config.model)
+    scorer = EncoderScorer(encoder, best["weights"], table, known.current, config.model)
     return Candidate("central", "ceiling", False, scorer, f"epoch {best['epoch']}")
 
 

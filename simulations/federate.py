@@ -16,7 +16,7 @@ from ..common.ledger import Ledger
 from ..common.randomness import NoiseSource
 from ..server.app import Federation, FederationResult, build_server_app
 from ..server.budget import BudgetPlan
-from ..server.popularity import ItemPriors
+from ..server.statistics import ItemStatistics
 from ..server.strategy import RoundRecord
 from .grid import InProcessGrid
 from .population import Population, PrivateTrainerOf
@@ -35,7 +35,7 @@ def run_federation(
     ledger: Ledger,
     checkpoints: Path,
     now: int,
-    on_round: Callable[[RoundRecord, dict[str, Tensor], ItemPriors], None],
+    on_round: Callable[[RoundRecord, dict[str, Tensor], ItemStatistics], None],
     grid: Callable[..., InProcessGrid] = InProcessGrid,
     budget_of: BudgetOf = no_budget,
     events: PrivateTrainerOf | None = None,

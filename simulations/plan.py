@@ -10,12 +10,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from ..client.cooccurrence import pairs_of
 from ..common.accounting import epsilon, epsilon_along
 from ..common.config import RunConfig
 from ..common.formatting import epsilon as epsilon_text
 from ..common.formatting import number, scientific
 from ..common.mechanism import Mechanism
-from ..server.split import Sizes, popularity_signal, training_signal
+from ..common.messages import CooccurrenceTask, PopularityTask
+from ..server.cooccurrence import head_size
+from ..server.split import Sizes, cooccurrence_signal, popularity_signal, training_signal
 from .run_folder import RunFolder
 from .run_ledger import earlier_releases
 from .simulate import Prepared, prepare, read
@@ -123,7 +126,12 @@ def _releases(
             population_size=prepared.population.size,
         )
         numbers = sizes.scales * sizes.n_items
-        found.append(("statistics/popularity", planned.popularity, 1, numbers, signal))
+        found.append((PopularityTask.name, planned.popularity, 1, numbers, signal))
+    if planned.cooccurrence is not None:
+        noise, users = planned.cooccurrence.noise_multiplier, prepared.population.size
+        head = head_size(sizes.n_items, noise_multiplier=noise, population_size=users)
+        signal = cooccurrence_signal(head, noise_multiplier=noise, population_size=users)
+        found.append((CooccurrenceTask.name, planned.cooccurrence, 1, pairs_of(head), signal))
     if rounds:
         signal = training_signal(
             sizes,
@@ -136,8 +144,7 @@ def _releases(
 
 
 def _sizes(config: RunConfig, prepared: Prepared) -> Sizes:
-    n_items = prepared.population.table.n_items
-    return Sizes.of(prepared.encoder, config.statistics, n_items=n_items)
+    return Sizes.of(prepared.encoder, config.statistics, prepared.population.table)
 
 
 def _finite(value: float) -> float | None:

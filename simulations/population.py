@@ -83,9 +83,7 @@ class Population:
 
     def trainer(self, *, threads: int, compiled: bool) -> Trainer:
         """A trainer for this population's encoder."""
-        return Trainer(
-            self.untrained_encoder(), self.table.vectors, threads=threads, compiled=compiled
-        )
+        return Trainer(self.untrained_encoder(), threads=threads, compiled=compiled)
 
     def host_finder(
         self,

@@ -95,7 +95,7 @@ class Probed:
                 config.privacy,
                 training.model_copy(update={"sampling_probability": rate}),
                 population_size=size,
-                sizes=Sizes.of(encoder, config.statistics, n_items=table.n_items),
+                sizes=Sizes.of(encoder, config.statistics, table),
             )
         except BudgetError as error:
             raise ConfigError(str(error)) from error

@@ -24,9 +24,9 @@ from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier
 from ..server.app import FederationResult
 from ..server.budget import BudgetPlan, plan_budget
-from ..server.item_vectors import build_item_table
-from ..server.popularity import ItemPriors
+from ..server.item_vectors import build_item_table, with_room
 from ..server.split import Sizes
+from ..server.statistics import ItemStatistics
 from ..server.strategy import RoundRecord
 from .comparison import ModelResult, compare, mean_ndcg
 from .dataset import InteractionLog
@@ -113,10 +113,10 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
         sampling_probability=prepared.plan.training.sampling_probability,
     )
     with _resumable(folder), ledger:
-        # 4. Run the federation: popularity, then private rounds.
+        # 4. Run the federation: statistics, then private rounds.
         result, validation = _federate(config, prepared, folder, ledger, layer)
         # 5. Measure it beside baselines on the same split.
-        scorer = _scorer(config, prepared, result.weights, result.priors)
+        scorer = _scorer(config, prepared, result.weights, result.statistics)
         models = [] if config.evaluation.split == "none" else _compare(config, prepared, scorer)
         # 6. Write what explains the run.
         metrics = run_metrics(
@@ -157,7 +157,7 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
     if config.data.user_share < 1:
         members = taking_part(log.user_ids, config.data.user_share)
     split = make_split(log.histories, config.evaluation, members)
-    table = build_item_table(log.catalogue, config.items)
+    table = with_room(build_item_table(log.catalogue, config.items), config.statistics)
     population = Population.of(
         split.train,
         user_ids=log.user_ids,
@@ -199,7 +199,7 @@ def prepare(
         config.privacy,
         config.training,
         population_size=population.size,
-        sizes=Sizes.of(encoder, config.statistics, n_items=population.table.n_items),
+        sizes=Sizes.of(encoder, config.statistics, population.table),
         earlier=sum((other.events() for other in earlier), Counter()),
     )
     trainer = population.trainer(threads=config.engine.threads, compiled=config.engine.compile)
@@ -239,11 +239,11 @@ def _federate(
     with stage("Training", rounds) as progress:
 
         def on_round(
-            record: RoundRecord, weights: Mapping[str, Tensor], priors: ItemPriors
+            record: RoundRecord, weights: Mapping[str, Tensor], statistics: ItemStatistics
         ) -> None:
             note = f"{record.trained:,} devices, {record.seconds:.1f} s"
             if record.round % every == 0 and prepared.split.validation.n_users:
-                scorer = _scorer(config, prepared, weights, priors)
+                scorer = _scorer(config, prepared, weights, statistics)
                 quality = mean_ndcg(scorer, prepared.split.validation, k=config.evaluation.k)
                 validation[record.round] = quality
                 note += f", validation NDCG@{config.evaluation.k} {quality or 0:.4f}"
@@ -277,13 +277,16 @@ def _federate(
 
 
 def _scorer(
-    config: RunConfig, prepared: Prepared, weights: Mapping[str, Tensor], priors: ItemPriors
+    config: RunConfig,
+    prepared: Prepared,
+    weights: Mapping[str, Tensor],
+    statistics: ItemStatistics,
 ) -> EncoderScorer:
     return EncoderScorer(
         encoder=prepared.encoder,
         weights=weights,
-        table=prepared.population.table,
-        prior=priors.current,
+        table=statistics.fill(prepared.population.table),
+        prior=statistics.current,
         model=config.model,
     )
 
@@ -302,8 +305,9 @@ def _write(
         },
     )
     ids = weights[ID_TABLE].numpy() if ID_TABLE in weights else None
-    table = serving_table(prepared.population.table, prior=result.priors.current, ids=ids)
-    table.save(folder.items)
+    table = result.statistics.fill(prepared.population.table)
+    served = serving_table(table, prior=result.statistics.current, ids=ids)
+    served.save(folder.items)
     folder.write_metrics(metrics)
     write_report(metrics, folder.report)
 

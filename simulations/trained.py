@@ -13,7 +13,7 @@ from ..client.serving import PRIOR_BLOCK
 from ..common.config import RunConfig, load_config
 from ..common.encoder import build_encoder
 from ..common.errors import RunFolderError
-from ..common.items import ItemTable
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from .dataset import InteractionLog
 from .models import EncoderScorer
 from .population import Population
@@ -49,7 +49,10 @@ def _same(served: ItemTable, table: ItemTable) -> bool:
     if any(served.blocks.get(name) != block for name, block in table.blocks.items()):
         return False
     some = np.random.default_rng(0).integers(table.n_items, size=_COMPARED)
-    kept, made = served.vectors[some, : table.dimension], table.vectors[some]
+    # What was released of the items is in the one and not in the other.
+    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (table.dimension, table.dimension))
+    public = np.r_[:start, stop : table.dimension]
+    kept, made = (t.vectors[np.ix_(some, public)] for t in (served, table))
     return bool(np.allclose(kept @ kept.T, made @ made.T, atol=1e-2))
 
 

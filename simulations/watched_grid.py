@@ -12,13 +12,14 @@ from flwr.clientapp import ClientApp
 
 from ..common.errors import MessageError
 from ..common.messages import (
-    POPULARITY,
-    TRAIN,
+    TASKS,
+    CooccurrenceTask,
     PopularityTask,
+    StatisticsTask,
     TrainTask,
+    cooccurrence_message,
     popularity_message,
-    read_popularity_task,
-    read_train_task,
+    read_task,
     read_update,
     refusal,
     train_message,
@@ -27,7 +28,7 @@ from ..common.messages import (
 from ..common.updates import ClippedUpdate
 from .grid import InProcessGrid
 
-Task = PopularityTask | TrainTask
+Task = StatisticsTask | TrainTask
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,14 +152,20 @@ class WatchedGrid(InProcessGrid):
 
     def ask(self, node: int, task: Task) -> Exchange:
         """Ask one host aside, without telling the server."""
-        wrap = train_message if isinstance(task, TrainTask) else popularity_message
-        message = wrap(node, task)  # type: ignore[arg-type]  # each takes its own kind of task
+        message = _message(node, task)
         [reply] = super().send_and_receive([message])
         return Exchange(message, task, reply)
 
 
 def _task(message: Message) -> Task | None:
-    kind = message.metadata.message_type
-    if kind == TRAIN:
-        return read_train_task(message)
-    return read_popularity_task(message) if kind == POPULARITY else None
+    return read_task(message) if message.metadata.message_type in TASKS else None
+
+
+def _message(node: int, task: Task) -> Message:
+    match task:
+        case PopularityTask():
+            return popularity_message(node, task)
+        case CooccurrenceTask():
+            return cooccurrence_message(node, task)
+        case TrainTask():
+            return train_message(node, task)

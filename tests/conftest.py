@@ -35,6 +35,7 @@ from fedprofile.common.signing import SigningKey
 from fedprofile.server import service
 from fedprofile.server.app import Federation
 from fedprofile.server.budget import plan_budget
+from fedprofile.server.item_vectors import with_room
 from fedprofile.server.link import Node
 from fedprofile.server.setup import create_server
 from fedprofile.server.split import Sizes
@@ -105,9 +106,7 @@ class Town:
             self.config.privacy,
             self.config.training,
             population_size=self.population.size,
-            sizes=Sizes.of(
-                self.encoder, self.config.statistics, n_items=self.population.table.n_items
-            ),
+            sizes=Sizes.of(self.encoder, self.config.statistics, self.population.table),
         )
         self.rounds = []
 
@@ -193,7 +192,7 @@ def build_town():
         population = Population.of(
             histories,
             user_ids=[f"user {number}" for number in range(histories.n_devices)],
-            table=make_table(n_items),
+            table=with_room(make_table(n_items), config.statistics),
             model=config.model,
             n_types=1,
         )

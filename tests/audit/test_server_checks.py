@@ -112,7 +112,7 @@ FAULTS = {
     ),
     "a changed model": (lambda shop: other_weights_of_model(shop), "releases"),
     "a changed popularity": (
-        lambda shop: (newest(shop) / "popularity.f32").write_bytes(b"\0" * 8),
+        lambda shop: (newest(shop) / "statistics.f32").write_bytes(b"\0" * 8),
         "releases",
     ),
     "a manifest of nobody's": (

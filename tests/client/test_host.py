@@ -65,6 +65,7 @@ def train_task(town, devices, **changes):
         "devices": np.asarray(devices, dtype=np.int64),
         "weights": town.initial(),
         "prior": np.zeros(town.population.table.n_items, dtype=np.float32),
+        "vectors": np.zeros((town.population.table.n_items, 0), dtype=np.float32),
         "steps": 2,
         "learning_rate": 0.5,
         "negatives": 4,

@@ -92,6 +92,7 @@ def task(town, **changes):
         "devices": np.array([0]),
         "weights": town.initial(),
         "prior": np.zeros(30, dtype=np.float32),
+        "vectors": np.zeros((30, 0), dtype=np.float32),
         "steps": 1,
         "learning_rate": 1.0,
         "negatives": 5,
@@ -160,8 +161,7 @@ def by_a_loop(town, past, arguments, slots):
         )
         if not len(examples.target_items):
             continue
-        vectors = torch.from_numpy(town.population.table.vectors)
-        cohort = Cohort(examples, vectors, torch.from_numpy(arguments.prior), drawn)
+        cohort = Cohort(examples, torch.from_numpy(arguments.prior), drawn)
         batch, _, negatives = cohort.batch(np.array([0]), None)
         encoder = build_encoder(
             town.config.model,

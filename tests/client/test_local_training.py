@@ -146,7 +146,7 @@ def assert_close(got, expected, scale=None):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_the_batch_equals_each_device_alone(kind, item_ids):
     encoder = encoder_of(kind, item_ids)
-    trainer, weights = Trainer(encoder, VECTORS, threads=1), weights_of(encoder)
+    trainer, weights = Trainer(encoder, threads=1), weights_of(encoder)
     examples, histories = examples_of(MIXED)
     together = flat(trainer.clipped_sum(weights, examples, PRIOR, TRAINING))
     updates = []
@@ -170,7 +170,7 @@ def test_each_device_is_clipped_over_its_whole_update(item_ids):
     norms = [np.linalg.norm(alone(encoder, examples, d)) for d in range(len(MIXED))]
     clip = float(np.median([n for n in norms if n > 0]))
     training = LocalTraining(**{**vars(TRAINING), "clip_norm": clip})
-    got = Trainer(encoder, VECTORS).clipped_sum(weights_of(encoder), examples, PRIOR, training)
+    got = Trainer(encoder).clipped_sum(weights_of(encoder), examples, PRIOR, training)
     assert_close(flat(got), sum(alone(encoder, examples, d, training) for d in range(len(MIXED))))
     assert got.devices == len(MIXED)
     assert got.norm <= len(MIXED) * clip
@@ -187,7 +187,7 @@ def test_a_device_that_knows_all_negatives_learns_nothing():
     )
     encoder = encoder_of("transformer", True)
     examples = build(histories, np.zeros(1, dtype=np.uint64))
-    got = Trainer(encoder, VECTORS).clipped_sum(weights_of(encoder), examples, PRIOR, TRAINING)
+    got = Trainer(encoder).clipped_sum(weights_of(encoder), examples, PRIOR, TRAINING)
     assert not flat(got).any()
 
 
@@ -195,7 +195,7 @@ def test_untouched_rows_of_the_id_table_stay():
     encoder = encoder_of("mean", True)
     examples, histories = examples_of((6, 9))
     training = LocalTraining(**{**vars(TRAINING), "negatives": 4})
-    got = Trainer(encoder, VECTORS).clipped_sum(weights_of(encoder), examples, PRIOR, training)
+    got = Trainer(encoder).clipped_sum(weights_of(encoder), examples, PRIOR, training)
     drawn = draw_negatives(n_items=N_ITEMS, steps=3, count=4, seed=5)
     touched = set(drawn.ravel().tolist()) | set(histories.items.tolist())
     moved = set(np.flatnonzero(np.abs(got.arrays["item_ids.weight"]).max(axis=1)).tolist())
@@ -209,7 +209,7 @@ def test_the_result_does_not_depend_on_threads(item_ids):
     examples, _ = examples_of(MIXED * 12)
     weights = weights_of(encoder)
     sums = [
-        Trainer(encoder, VECTORS, threads=threads).clipped_sum(weights, examples, PRIOR, TRAINING)
+        Trainer(encoder, threads=threads).clipped_sum(weights, examples, PRIOR, TRAINING)
         for threads in (1, 2, 4)
     ]
     for other in sums[1:]:
@@ -224,7 +224,7 @@ def test_the_order_of_devices_does_not_matter(order, kind):
     examples, histories = examples_of((4, 11, 2, 25, 7, 7))
     order = np.array(order)
     shuffled = build(histories.take(order), order.astype(np.uint64))
-    trainer, weights = Trainer(encoder, VECTORS), weights_of(encoder)
+    trainer, weights = Trainer(encoder), weights_of(encoder)
     expected = flat(trainer.clipped_sum(weights, examples, PRIOR, TRAINING))
     assert_close(flat(trainer.clipped_sum(weights, shuffled, PRIOR, TRAINING)), expected)
 
@@ -235,7 +235,7 @@ def test_training_leaves_everything_else_as_it_was():
     kept = {name: value.copy() for name, value in weights.items()}
     examples, _ = examples_of(MIXED)
     threads, random = torch.get_num_threads(), torch.random.get_rng_state()
-    Trainer(encoder, VECTORS, threads=2).clipped_sum(weights, examples, PRIOR, TRAINING)
+    Trainer(encoder, threads=2).clipped_sum(weights, examples, PRIOR, TRAINING)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), random)
     for name, p in encoder.named_parameters():
@@ -251,14 +251,14 @@ def test_threads_are_given_back_when_training_fails():
     weights["out.bias"] = weights["out.bias"][:-1]
     threads = torch.get_num_threads()
     with pytest.raises(RuntimeError):
-        Trainer(encoder, VECTORS).clipped_sum(weights, examples, PRIOR, TRAINING)
+        Trainer(encoder).clipped_sum(weights, examples, PRIOR, TRAINING)
     assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("strength", [np.nan, 1e38])
 def test_a_device_that_diverges_contributes_nothing(strength):
     encoder = encoder_of("mean", True)
-    trainer, weights = Trainer(encoder, VECTORS), weights_of(encoder)
+    trainer, weights = Trainer(encoder), weights_of(encoder)
     _, histories = examples_of(MIXED)
     broken, others = 5, np.delete(np.arange(len(MIXED)), 5)
     histories.weights[histories.offsets[broken] : histories.offsets[broken + 1]] = strength
@@ -275,7 +275,7 @@ def test_local_weights_are_those_of_each_device_alone():
     weights = weights_of(encoder)
     examples, _ = examples_of(MIXED)
     trained = set()
-    for devices, own in Trainer(encoder, VECTORS).local_weights(weights, examples, PRIOR, TRAINING):
+    for devices, own in Trainer(encoder).local_weights(weights, examples, PRIOR, TRAINING):
         for row, device in enumerate(devices):
             expected, start = alone(encoder, examples, device), 0
             for name, before in weights.items():
@@ -291,7 +291,7 @@ def test_local_weights_are_those_of_each_device_alone():
 def test_nobody_with_anything_to_learn():
     encoder = encoder_of("mean")
     for lengths in ((), (0, 1)):
-        got = Trainer(encoder, VECTORS).clipped_sum(
+        got = Trainer(encoder).clipped_sum(
             weights_of(encoder), examples_of(lengths)[0], PRIOR, TRAINING
         )
         assert got.devices == len(lengths)
@@ -302,13 +302,13 @@ def test_an_encoder_that_cannot_be_stacked_is_refused():
     encoder = encoder_of("mean")
     encoder.slope = torch.nn.PReLU()
     with pytest.raises(ConfigError, match="'slope' \\(PReLU\\)"):
-        Trainer(encoder, VECTORS)
+        Trainer(encoder)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match="no-such-compiler"):
-        Trainer(encoder_of("mean"), VECTORS, compiled=True)
+        Trainer(encoder_of("mean"), compiled=True)
 
 
 @pytest.mark.slow
@@ -316,7 +316,7 @@ def test_compiled_training_equals_eager():
     encoder = encoder_of("mean")
     weights = weights_of(encoder)
     examples, _ = examples_of(MIXED)
-    eager = Trainer(encoder, VECTORS).clipped_sum(weights, examples, PRIOR, TRAINING)
-    compiled = Trainer(encoder, VECTORS, compiled=True, threads=2)
+    eager = Trainer(encoder).clipped_sum(weights, examples, PRIOR, TRAINING)
+    compiled = Trainer(encoder, compiled=True, threads=2)
     for _ in range(2):
         assert_close(flat(compiled.clipped_sum(weights, examples, PRIOR, TRAINING)), flat(eager))

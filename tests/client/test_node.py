@@ -153,6 +153,7 @@ def task_of(bundle, *, release=5, sign=None, number=7, **changes):
         "devices": np.array([3]),
         "weights": weights,
         "prior": np.zeros(bundle.items.n_items, dtype=np.float32),
+        "vectors": np.zeros((bundle.items.n_items, 0), dtype=np.float32),
         "steps": 1,
         "learning_rate": 0.5,
         "negatives": 4,
@@ -496,7 +497,7 @@ def release_of(bundle, key, *, number=5, round_=2, value=0.25, **changes):
         "round": round_,
         "release": number,
         "model": hashlib.sha256(model).hexdigest(),
-        "popularity": hashlib.sha256(popularity).hexdigest(),
+        "statistics": hashlib.sha256(popularity).hexdigest(),
         "weights": hash_of_weights(weights),
         "parent": None,
         "items": bundle.facts.items,
@@ -527,7 +528,7 @@ def test_a_model_that_is_not_the_servers_or_old_changes_nothing(device, bundle, 
         (release_of(bundle, SigningKey.generate()), "signature"),
         (replace(good, manifest="{}"), "signature"),
         (replace(good, model=good.model + b"x"), "model"),
-        (replace(good, popularity=good.popularity[4:]), "model"),
+        (replace(good, statistics=good.statistics[4:]), "model"),
         (release_of(bundle, key, federation="other"), "model"),
         (release_of(bundle, key, items="0" * 64), "model"),
         (release_of(bundle, key, number=8, round_=3), "stale"),
@@ -550,7 +551,7 @@ def test_a_popularity_of_other_items_is_declined(node, device, bundle, key):
     before = current_name(device)
     for popularity in (b"", b"\0" * 3, b"\0" * (4 * bundle.items.n_items + 4)):
         digest = hashlib.sha256(popularity).hexdigest()
-        release = replace(release_of(bundle, key, popularity=digest), popularity=popularity)
+        release = replace(release_of(bundle, key, statistics=digest), statistics=popularity)
         message = release_message(7, release)
         message.metadata.__dict__["_message_id"] = digest
         assert reasons(work(node, FakeFleet(message))) == ["MessageError"]

@@ -48,6 +48,7 @@ def train_task(**changes):
         "devices": np.array([2, 5, 2**40]),
         "weights": {"layer.weight": np.eye(3, dtype=np.float32)[:, :2], "b": np.float32([1])},
         "prior": np.log(np.float32([0.25, 0.75])),
+        "vectors": np.float32([[0.6, 0.8, 0], [0, 0, 0]]),
         "steps": 2,
         "learning_rate": 0.1,
         "negatives": 7,

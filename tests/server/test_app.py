@@ -116,7 +116,7 @@ def test_popularity_without_privacy_is_exact(build_town, tmp_path):
     result = town.run(tmp_path)
     np.testing.assert_allclose(result.checkpoint.popularity, exact_popularity(town), rtol=1e-5)
     expected = item_priors(result.checkpoint.popularity.numpy(), stddev=0)
-    np.testing.assert_array_equal(result.priors.current, expected.current)
+    np.testing.assert_array_equal(result.statistics.current, expected.current)
     for name, weight in town.initial().items():
         np.testing.assert_array_equal(result.weights[name].numpy(), weight)
 
@@ -156,8 +156,8 @@ def test_hosts_that_fail_cost_the_statistics_their_part(build_town, tmp_path):
 def test_no_share_no_statistics(build_town, tmp_path):
     town = build_town(privacy={"statistics_share": 0.0}, training={"rounds": 1})
     result = town.run(tmp_path)
-    np.testing.assert_allclose(np.exp(result.priors.current), 1 / 30, rtol=1e-5)
-    np.testing.assert_array_equal(result.priors.current, result.priors.long_run)
+    np.testing.assert_allclose(np.exp(result.statistics.current), 1 / 30, rtol=1e-5)
+    np.testing.assert_array_equal(result.statistics.current, result.statistics.long_run)
     with town.ledger(tmp_path) as ledger:
         assert [entry.kind for entry in ledger.entries] == ["open", "reserve", "commit"]
 

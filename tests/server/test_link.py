@@ -153,6 +153,7 @@ def instruction(node, seed=1):
             devices=np.array([0]),
             weights={"w": np.ones(SHAPES["w"], dtype=np.float32)},
             prior=np.zeros(7, dtype=np.float32),
+            vectors=np.zeros((7, 0), dtype=np.float32),
             steps=1,
             learning_rate=0.1,
             negatives=2,

@@ -11,6 +11,7 @@ from fedprofile.common.items import ItemTable
 from fedprofile.common.releases import Manifest
 from fedprofile.common.signing import SigningKey
 from fedprofile.server.releases import Releases
+from fedprofile.server.statistics import ItemStatistics
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def releases(server):
 @pytest.fixture
 def publish(releases, server):
     table = ItemTable.load(server.items)
+    flat = np.zeros(table.n_items, dtype=np.float32)
     ledger = SimpleNamespace(epsilon_spent=lambda: 1.5, opening=SimpleNamespace(delta=1e-3))
 
     def publish(number, value=0.0):
@@ -28,7 +30,7 @@ def publish(releases, server):
             round=number,
             release=2 * number,
             weights={"w": np.full((2, 3), value, dtype=np.float32)},
-            popularity=np.zeros(table.n_items, dtype=np.float32),
+            statistics=ItemStatistics(flat, flat, np.zeros((len(flat), 0), dtype=np.float32)),
             table=table,
             ledger=ledger,
         )
@@ -43,9 +45,9 @@ def test_releases_name_what_they_come_from(releases, publish, server):
     assert releases.latest() == second
     assert second.epsilon == 1.5
     found = releases.load()
-    assert second.describes(found.model, found.popularity)
-    assert not second.describes(found.model + b"x", found.popularity)
-    assert not second.describes(found.model, found.popularity[:-4])
+    assert second.describes(found.model, found.statistics)
+    assert not second.describes(found.model + b"x", found.statistics)
+    assert not second.describes(found.model, found.statistics[:-4])
 
 
 def test_the_same_model_is_released_once(releases, publish, server):

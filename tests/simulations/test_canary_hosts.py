@@ -36,6 +36,7 @@ def task(town, *devices, clip_norm=0.5, items=None):
         devices=np.array(devices, dtype=np.int64),
         weights=town.initial(),
         prior=np.zeros(30, dtype=np.float32),
+        vectors=np.zeros((30, 0), dtype=np.float32),
         steps=1,
         learning_rate=0.1,
         negatives=4,

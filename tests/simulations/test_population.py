@@ -127,6 +127,7 @@ def clipped_sum(town, population, seed):
         devices=np.arange(population.size),
         weights=town.initial(),
         prior=np.zeros(population.table.n_items, dtype=np.float32),
+        vectors=np.zeros((population.table.n_items, 0), dtype=np.float32),
         steps=2,
         learning_rate=0.5,
         negatives=4,

@@ -1,0 +1,83 @@
+"""From the noisy co-occurrence release to item vectors: post-processing, free of ε."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .split import COHERENT
+
+_MOST_ITEMS = 2_048  # of the head: a device sends 8 MB then
+
+
+def head_size(n_items: int, *, noise_multiplier: float, population_size: int) -> int:
+    """K, how many items the noise allows to compare; at least 2.
+
+    N devices with parts of norm C, a tenth of which adds up, make a sum of norm 0.1·N·C. Noise of σ·C on
+    each pair of K items has a norm of σ·C·K in the symmetric matrix. Both are the same at K = 0.1·N/σ.
+
+    Args:
+        n_items: of the catalogue.
+        noise_multiplier: σ; 0 without privacy.
+        population_size: N.
+    """
+    most = min(n_items, _MOST_ITEMS)
+    if noise_multiplier > 0:
+        most = min(most, int(COHERENT * population_size / noise_multiplier))
+    return max(most, 2)
+
+
+def head_of(popularity: NDArray[np.float32], size: int) -> NDArray[np.int64]:
+    """The most popular items, most popular first: int64 [size].
+
+    Args:
+        popularity: float32 [n_items], as released; nothing else is known of the items.
+        size: how many.
+    """
+    return np.argsort(-popularity, kind="stable")[:size].astype(np.int64)
+
+
+def item_vectors(
+    noisy: NDArray[np.float64],
+    *,
+    head: NDArray[np.int64],
+    popularity: NDArray[np.float32],
+    stddev: float,
+    dimension: int,
+) -> NDArray[np.float32]:
+    """Vectors such that items taken close together, beyond what popularity explains, are alike.
+
+    Off popularity, the symmetric matrix of pairs has eigenvalues of a signal and a bulk of noise
+    with an edge at 2s√K (Wigner). Those beyond it are shrunk, λ → √(λ² − 4s²K), the best that can be
+    done by the Frobenius norm (Gavish & Donoho 2017, eq. 7); the largest positive ones make up the
+    vectors U√λ, each scaled to length 1, as content vectors are.
+
+    Args:
+        noisy: float64 [K (K − 1) / 2], the release, row by row of the upper triangle.
+        head: int64 [K], the items.
+        popularity: float32 [n_items], log popularity.
+        stddev: s of the noise on each pair; 0 without privacy.
+        dimension: columns of the result.
+
+    Returns:
+        float32 [n_items, dimension]; 0 where nothing is known.
+    """
+    size = len(head)
+    upper = np.triu_indices(size, 1)
+    pairs = np.zeros((size, size))
+    pairs[upper] = noisy
+    shares = np.exp(popularity[head].astype(np.float64))
+    by_chance = np.outer(shares, shares)
+    pairs[upper] -= by_chance[upper] * (noisy.sum() / by_chance[upper].sum())
+    edge = 2 * stddev * math.sqrt(size)
+    values, directions = np.linalg.eigh(pairs + pairs.T)
+    values, directions = values[::-1][:dimension], directions[:, ::-1][:, :dimension]
+    told = values > max(edge, 1e-9 * np.abs(values).max(initial=0.0))
+    columns = directions[:, told] * np.sqrt(np.sqrt(values[told] ** 2 - edge**2))
+    norms = np.linalg.norm(columns, axis=1, keepdims=True)
+    unit = np.divide(columns, norms, out=np.zeros_like(columns), where=norms > 0)
+    found = np.zeros((len(popularity), dimension), dtype=np.float32)
+    found[head, : unit.shape[1]] = unit
+    return found

@@ -1,0 +1,37 @@
+"""What one-shot releases told of the items, denoised: what training, ranking and devices go by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
+
+
+@dataclass(frozen=True, eq=False)
+class ItemStatistics:
+    """What was released of every item.
+
+    Attributes:
+        long_run: float32 [n_items], log popularity over all time, see :class:`.popularity.ItemPriors`.
+        current: float32 [n_items], log popularity in recent weeks.
+        vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`; r = 0 without.
+    """
+
+    long_run: NDArray[np.float32]
+    current: NDArray[np.float32]
+    vectors: NDArray[np.float32]
+
+    def fill(self, table: ItemTable) -> ItemTable:
+        """The public table with the released vectors where it has room for them."""
+        if COOCCURRENCE_BLOCK not in table.blocks:
+            return table
+        return table.with_values(COOCCURRENCE_BLOCK, self.vectors)
+
+
+def released_columns(table: ItemTable) -> int:
+    """r: how many columns of a public table a release fills in."""
+    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
+    return stop - start

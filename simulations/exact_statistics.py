@@ -1,0 +1,51 @@
+"""What the one-shot releases would tell without noise: for models that see everything in clear."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..client.cooccurrence import cooccurrence_contribution
+from ..client.popularity import popularity_contribution
+from ..common.config import StatisticsConfig
+from ..server.budget import STATISTICS_CLIP
+from ..server.cooccurrence import head_of, head_size, item_vectors
+from ..server.popularity import item_priors
+from ..server.statistics import ItemStatistics, released_columns
+from .population import Population
+
+
+def exact_statistics(
+    population: Population, config: StatisticsConfig, *, now: int
+) -> ItemStatistics:
+    """Statistics of all devices, by the formulas of the releases.
+
+    Args:
+        population: its histories are read in clear.
+        config: time scales.
+        now: ages count back from here, seconds since 1970 UTC.
+    """
+    histories, table = population.histories, population.table
+    popular = popularity_contribution(
+        histories,
+        now=now,
+        half_lives_days=config.half_lives_days,
+        n_items=table.n_items,
+        clip_norm=STATISTICS_CLIP,
+    )
+    priors = item_priors(popular.arrays["popularity"].astype(np.float64), stddev=0.0)
+    columns = released_columns(table)
+    vectors = np.zeros((table.n_items, columns), dtype=np.float32)
+    if columns:
+        size = head_size(table.n_items, noise_multiplier=0.0, population_size=population.size)
+        head = head_of(priors.long_run, size)
+        together = cooccurrence_contribution(
+            histories, head=head, n_items=table.n_items, clip_norm=STATISTICS_CLIP
+        )
+        vectors = item_vectors(
+            together.arrays["cooccurrence"].astype(np.float64),
+            head=head,
+            popularity=priors.long_run,
+            stddev=0.0,
+            dimension=columns,
+        )
+    return ItemStatistics(priors.long_run, priors.current, vectors)
