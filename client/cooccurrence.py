@@ -42,9 +42,14 @@ def cooccurrence_contribution(
         n_items: size of the item table.
         clip_norm: C, finite.
 
+    Raises:
+        ValueError: C is not a positive, finite number.
+
     Returns:
         One array, ``cooccurrence``: float32 [K (K − 1) / 2], row by row of the upper triangle.
     """
+    if not 0 < clip_norm < math.inf:
+        raise ValueError(f"a part is scaled to the clip, which must be finite, not {clip_norm}")
     place = np.full(n_items, -1, dtype=np.int64)
     place[head] = np.arange(len(head))
     places, device = place[histories.items], histories.devices
@@ -62,7 +67,6 @@ def cooccurrence_contribution(
     norms = np.sqrt(np.asarray(counts.sum(axis=1)).ravel())
     scale = np.divide(clip_norm, norms, out=np.zeros_like(norms), where=norms > 0)
     total = np.asarray(counts.sqrt().T @ scale, dtype=np.float32)
-    assert math.isfinite(clip_norm), "a part is scaled to the clip, with privacy or without"
     return ClippedUpdate(
         arrays={"cooccurrence": total}, devices=histories.n_devices, clip_norm=clip_norm
     )

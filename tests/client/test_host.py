@@ -10,6 +10,7 @@ from fedprofile.common.errors import MessageError, ReplyRejected
 from fedprofile.common.ledger_entries import read_ledger
 from fedprofile.common.messages import (
     Binding,
+    CooccurrenceTask,
     PopularityTask,
     TrainTask,
     hosting_query,
@@ -89,13 +90,31 @@ def popularity_task(town, devices, **changes):
     return PopularityTask(**{**values, **changes})
 
 
+def cooccurrence_task(town, devices, **changes):
+    values = {
+        "binding": binding(town, round=0),
+        "devices": np.asarray(devices, dtype=np.int64),
+        "head": np.arange(3, 20),
+        "clip_norm": 1.0,
+        "noise_multiplier": 2.5,
+    }
+    return CooccurrenceTask(**{**values, **changes})
+
+
+KINDS = (
+    ("train", train_task),
+    ("contribute", popularity_task),
+    ("contribute", cooccurrence_task),
+)
+
+
 def flat(update):
     return np.concatenate([update.arrays[n].ravel() for n in sorted(update.arrays)]).astype(float)
 
 
 def test_the_sum_of_a_host_is_that_of_its_devices_wherever_they_are(town, host):
     chosen = [11, 13, 14, 20, 24]
-    for work, task in (("train", train_task), ("contribute", popularity_task)):
+    for work, task in KINDS:
         together = getattr(host, work)(task(town, chosen))
         assert together.devices == len(chosen)
         alone = [getattr(host_of(town, d, 1), work)(task(town, [d])) for d in chosen]
@@ -107,23 +126,29 @@ def test_the_sum_of_a_host_is_that_of_its_devices_wherever_they_are(town, host):
 
 @pytest.mark.parametrize("devices", [[FIRST - 1], [FIRST + COUNT], [-1], [11, 11], [11, 99]])
 def test_devices_of_others_and_devices_named_twice_are_refused(town, host, devices):
-    for work, task in ((host.train, train_task), (host.contribute, popularity_task)):
+    for work, task in KINDS:
         with pytest.raises(MessageError, match="not hosted here, or is named twice"):
-            work(task(town, devices))
+            getattr(host, work)(task(town, devices))
 
 
 def test_another_item_table_is_refused(town, host):
     other = binding(town, items="0" * 64)
-    for work, task in ((host.train, train_task), (host.contribute, popularity_task)):
+    for work, task in KINDS:
         with pytest.raises(MessageError, match="another item table"):
-            work(task(town, [11], binding=other))
+            getattr(host, work)(task(town, [11], binding=other))
+
+
+@pytest.mark.parametrize("head", [[], [3], [-1, 3], [3, 3], [3, 30]])
+def test_pairs_of_items_that_are_not_there_or_there_twice_are_refused(town, host, head):
+    with pytest.raises(MessageError, match="an item that isn't there, one twice, or fewer than"):
+        host.contribute(cooccurrence_task(town, [11], head=np.array(head, dtype=np.int64)))
 
 
 @pytest.mark.parametrize("clip_norm", [float("nan"), -1.0])
 def test_no_clip_that_is_none_lets_anything_out(town, host, clip_norm):
-    for work, task in ((host.train, train_task), (host.contribute, popularity_task)):
-        with pytest.raises(Exception, match=r"clip_norm must be above 0|norm|non-finite"):
-            work(task(town, [11, 12, 13], clip_norm=clip_norm))
+    for work, task in KINDS:
+        with pytest.raises(Exception, match=r"clip_norm must be above 0|norm|non-finite|clip"):
+            getattr(host, work)(task(town, [11, 12, 13], clip_norm=clip_norm))
 
 
 # --- the app over the host ---------------------------------------------------------------------

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from fedprofile.common.errors import MessageError, ReplyRejected
 from fedprofile.common.messages import (
     Binding,
+    CooccurrenceTask,
     PopularityTask,
     TrainTask,
+    cooccurrence_message,
     hosting_query,
     hosting_reply,
     popularity_message,
+    read_cooccurrence_task,
     read_hosting,
     read_popularity_task,
+    read_task,
     read_train_task,
     read_update,
     refusal,
@@ -72,6 +76,17 @@ def popularity_task(**changes):
     return PopularityTask(**{**values, **changes})
 
 
+def cooccurrence_task(**changes):
+    values = {
+        "binding": BINDING,
+        "devices": np.arange(3),
+        "head": np.array([4, 0, 2**33]),
+        "clip_norm": 1.0,
+        "noise_multiplier": 2.5,
+    }
+    return CooccurrenceTask(**{**values, **changes})
+
+
 def assert_same(task, expected):
     for name, value in vars(expected).items():
         got = vars(task)[name]
@@ -95,6 +110,10 @@ def test_tasks_come_through_unchanged(clip_norm):
     assert_same(read_train_task(over_the_wire(train_message(9, train))), train)
     popularity = popularity_task(clip_norm=clip_norm)
     assert_same(read_popularity_task(over_the_wire(popularity_message(9, popularity))), popularity)
+    together = cooccurrence_task(clip_norm=clip_norm)
+    message = over_the_wire(cooccurrence_message(9, together))
+    assert_same(read_cooccurrence_task(message), together)
+    assert_same(read_task(message), together)
 
 
 def test_tasks_of_another_precision_are_not_sent():
@@ -118,6 +137,7 @@ def test_malformed_settings_are_refused(settings_):
     for build, task, read in (
         (train_message, train_task(), read_train_task),
         (popularity_message, popularity_task(), read_popularity_task),
+        (cooccurrence_message, cooccurrence_task(), read_cooccurrence_task),
     ):
         message = over_the_wire(build(9, task))
         message.content["task"] = ConfigRecord({"settings": settings_})

@@ -4,13 +4,23 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from fedprofile.client.cooccurrence import cooccurrence_contribution
 from fedprofile.client.popularity import popularity_contribution
 from fedprofile.common.errors import BudgetError, ConfigError, LedgerError, RunFolderError
 from fedprofile.common.ledger import Ledger
-from fedprofile.common.ledger_entries import Commit
-from fedprofile.common.messages import hosting_reply
+from fedprofile.common.ledger_entries import Commit, Reserve
+from fedprofile.common.messages import (
+    COOCCURRENCE,
+    TASKS,
+    CooccurrenceTask,
+    TrainTask,
+    hosting_reply,
+    read_task,
+)
 from fedprofile.common.signing import SigningKey
+from fedprofile.server import app as server_app
 from fedprofile.server.app import find_hosts
+from fedprofile.server.cooccurrence import head_of, item_vectors
 from fedprofile.server.popularity import item_priors
 from fedprofile.simulations.grid import InProcessGrid
 
@@ -151,6 +161,95 @@ def test_hosts_that_fail_cost_the_statistics_their_part(build_town, tmp_path):
     with town.ledger(tmp_path) as ledger:
         [commit] = [entry for entry in ledger.entries if isinstance(entry, Commit)]
     assert commit.rejected == {"error": 10, "stale": 10}
+
+
+TOGETHER = {"cooccurrence": 5}
+
+
+def exact_cooccurrence(town, head):
+    return cooccurrence_contribution(
+        town.population.histories, head=head, n_items=town.population.table.n_items, clip_norm=1.0
+    ).arrays["cooccurrence"]
+
+
+def test_what_is_taken_together_becomes_vectors_that_training_goes_by(build_town, tmp_path):
+    town = build_town(statistics=TOGETHER, privacy=OPEN, devices_per_host=7)
+    tasks = []
+
+    class Watched(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            tasks.extend(read_task(m) for m in messages if m.metadata.message_type in TASKS)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    result = town.run(tmp_path, town.grid(kind=Watched))
+    popularity = result.statistics.long_run
+    head = head_of(popularity, 30)
+    expected = item_vectors(
+        exact_cooccurrence(town, head), head=head, popularity=popularity, stddev=0.0, dimension=5
+    )
+    assert np.linalg.norm(expected, axis=1).mean() > 0.9
+    np.testing.assert_allclose(
+        result.statistics.vectors @ result.statistics.vectors.T, expected @ expected.T, atol=1e-4
+    )
+    asked = [task for task in tasks if isinstance(task, CooccurrenceTask)]
+    assert all(task.head.tolist() == head.tolist() for task in asked)
+    trained = [task for task in tasks if isinstance(task, TrainTask)]
+    assert all(np.array_equal(task.vectors, result.statistics.vectors) for task in trained)
+    filled = result.statistics.fill(town.population.table)
+    np.testing.assert_array_equal(filled.vectors[:, -5:], result.statistics.vectors)
+    assert not town.population.table.vectors[:, -5:].any()
+
+
+def test_it_carries_the_noise_of_its_mechanism(build_town, tmp_path, monkeypatch):
+    seen = []
+
+    def keep(noisy, **settings):
+        seen.append((noisy, settings))
+        return item_vectors(noisy, **settings)
+
+    monkeypatch.setattr(server_app, "head_size", lambda *_, **__: 300)
+    monkeypatch.setattr(server_app, "item_vectors", keep)
+    town = build_town(n_items=400, statistics=TOGETHER, training=NOTHING)
+    town.run(tmp_path)
+    [(noisy, settings)] = seen
+    noise = noisy - exact_cooccurrence(town, settings["head"])
+    stddev = town.plan.cooccurrence.noise_stddev
+    assert settings["stddev"] == stddev
+    assert noise.std() == pytest.approx(stddev, rel=4.5 / np.sqrt(2 * noise.size))
+    assert abs(noise.mean()) < 4.5 * stddev / np.sqrt(noise.size)
+    with town.ledger(tmp_path) as ledger:
+        tasks = [entry.task for entry in ledger.entries if isinstance(entry, Reserve)]
+        assert tasks == ["statistics/popularity", "statistics/cooccurrence"]
+        assert ledger.epsilon_spent() <= 8.0
+
+
+def test_a_crash_between_the_statistics_repeats_the_second_alone(build_town, tmp_path):
+    town = build_town(statistics=TOGETHER, training={"rounds": 1})
+
+    class Dying(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            if messages[0].metadata.message_type == COOCCURRENCE:
+                raise ConnectionError
+            return super().send_and_receive(messages, timeout=timeout)
+
+    with pytest.raises(ConnectionError):
+        town.run(tmp_path, town.grid(kind=Dying))
+    result = town.run(tmp_path)
+    assert result.stopped is None
+    assert result.statistics.vectors.any()
+    with town.ledger(tmp_path) as ledger:
+        entries = [entry for entry in ledger.entries if isinstance(entry, Reserve)]
+        assert len(ledger.pending()) == 1
+    assert [entry.task.partition("/")[2] or entry.round for entry in entries] == [
+        "popularity",
+        "cooccurrence",
+        "cooccurrence",
+        1,
+    ]
+    again = town.run(tmp_path)  # from the checkpoint, which has both
+    np.testing.assert_array_equal(again.statistics.vectors, result.statistics.vectors)
 
 
 def test_no_share_no_statistics(build_town, tmp_path):

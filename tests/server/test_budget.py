@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
@@ -19,12 +20,12 @@ N = 600
 SIZES = Sizes(n_items=100, scales=3, weights=2_000)
 
 
-def plan(*, rounds=20, cohort=60, population_size=N, earlier=None, **privacy):
+def plan(*, rounds=20, cohort=60, population_size=N, earlier=None, sizes=SIZES, **privacy):
     return plan_budget(
         PrivacyConfig(**privacy),
         TrainingConfig(rounds=rounds, cohort=cohort),
         population_size=population_size,
-        sizes=SIZES,
+        sizes=sizes,
         earlier=earlier,
     )
 
@@ -34,6 +35,8 @@ def independent_epsilon(planned, rounds, delta):
     accountant = PLDAccountant()
     if planned.popularity is not None:
         accountant.compose(GaussianDpEvent(planned.popularity.noise_multiplier))
+    if planned.cooccurrence is not None:
+        accountant.compose(GaussianDpEvent(planned.cooccurrence.noise_multiplier))
     q = planned.training.sampling_probability
     if rounds:
         event = GaussianDpEvent(planned.training.noise_multiplier)
@@ -91,8 +94,26 @@ def test_rounds_of_a_given_noise_fit_before_statistics_take_the_rest(noise):
     assert independent_epsilon(planned, 20, planned.delta) < 2.0 * (1 + 5e-3)
 
 
+@pytest.mark.parametrize("rounds", [0, 4])
+def test_what_is_taken_together_is_paid_from_the_share_of_the_statistics(rounds):
+    both = replace(SIZES, cooccurrence=True)
+    planned = plan(epsilon=4.0, rounds=rounds, cohort=100, sizes=both)
+    spent = [m.noise_multiplier**-2 for m in (planned.popularity, planned.cooccurrence)]
+    assert spent[1] == pytest.approx(3 * spent[0])
+    assert 4.0 * (1 - 2e-3) < independent_epsilon(planned, rounds, planned.delta) <= 4.0
+    if rounds:
+        mu = gaussian_mu(epsilon=4.0, delta=planned.delta)
+        assert sum(spent) == pytest.approx(0.45 * mu**2)
+    assert plan(sizes=both, enabled=False).cooccurrence.noise_multiplier == 0
+    assert plan(noise_multiplier=50.0).cooccurrence is None
+
+
 def test_no_share_means_no_statistics():
-    assert plan(statistics_share=0.0, noise_multiplier=50.0).popularity is None
+    planned = plan(
+        statistics_share=0.0, noise_multiplier=50.0, sizes=replace(SIZES, cooccurrence=True)
+    )
+    assert planned.popularity is None
+    assert planned.cooccurrence is None
 
 
 @pytest.mark.parametrize("privacy", [{}, {"noise_multiplier": 0.01}, {"statistics_share": 0.0}])
