@@ -1,0 +1,148 @@
+"""A catalogue of bare ids: what is taken together is released, and every list is made by it."""
+
+import datetime as dt
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedprofile.client.device import Device
+from fedprofile.client.device_config import DeviceConfig
+from fedprofile.client.device_folder import DeviceFolder
+from fedprofile.client.fit import answer
+from fedprofile.client.interactions import Interaction
+from fedprofile.client.model_bundle import current_bundle
+from fedprofile.client.model_delivery import join_server, keep_release
+from fedprofile.client.node_keys import ensure_node_key
+from fedprofile.client.outbox import Outbox, name_of
+from fedprofile.common.config import StatisticsConfig
+from fedprofile.common.items import COOCCURRENCE_BLOCK, ItemTable
+from fedprofile.common.ledger_entries import Reserve, read_ledger
+from fedprofile.common.messages import Binding, TrainTask, read_update, train_message
+from fedprofile.common.server_bundle import ServerBundle
+from fedprofile.common.signing import SigningKey
+from fedprofile.common.weights import hash_of_weights
+from fedprofile.server import app
+from fedprofile.server.cooccurrence import item_vectors
+from fedprofile.server.releases import Releases
+from fedprofile.server.setup import create_server
+
+CONFIG = """
+[data]
+path = "sequences"
+synthetic_users = 60
+synthetic_items = 40
+[model]
+width = 8
+window = 8
+half_lives_days = [30]
+[items]
+dimension = 8
+[training]
+rounds = 2
+negatives = 8
+cohort = 30
+[privacy]
+epsilon = 8
+statistics_share = 0.9
+noise_multiplier = 20
+[evaluation]
+bootstrap_samples = 0
+"""
+
+
+def told(found):
+    assert found.code == 0, found.err
+    return json.loads(found.out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_path):
+    (tmp_path / "ids.toml").write_text(CONFIG, encoding="utf-8")
+    planned = told(fedprofile("simulate", "--config", "ids.toml", "--plan", "--json"))
+    tasks = [release["task"] for release in planned["releases"]]
+    assert tasks == ["statistics/popularity", "statistics/cooccurrence", "training"]
+    told(fedprofile("simulate", "--config", "ids.toml", "--out", "run", "--json"))
+    entries = read_ledger(tmp_path / "run" / "ledger.jsonl")
+    reserves = [entry for entry in entries if isinstance(entry, Reserve)]
+    assert [entry.task for entry in reserves] == [*tasks, "training"]
+    for release, entry in zip(planned["releases"], reserves, strict=False):
+        assert entry.mechanism.noise_multiplier == release["noise_multiplier"]
+    served = ItemTable.load(tmp_path / "run" / "items.safetensors")
+    start, stop = served.blocks[COOCCURRENCE_BLOCK]
+    assert stop - start == 64
+    assert served.vectors[:, start:stop].any()
+    # Whatever reads the run, also on a device, has the vectors that it was made with.
+    told(fedprofile("replay", "run", "--json"))
+    told(fedprofile("strategies", "run", "--json"))
+    assert fedprofile("device", "init", "phone", "--model", "run").code == 0
+    told(fedprofile("device", "record", "phone", "--item", served.ids[0], "--json"))
+    ranking = told(fedprofile("device", "recommend", "phone", "--top-k", "3", "--json"))
+    assert len(ranking["items"]) == 3
+
+
+def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(
+    tmp_path, made_server, serve, monkeypatch
+):
+    # Of three devices nothing would be left but noise.
+    monkeypatch.setattr(app, "head_size", lambda n_items, **_: n_items)
+    monkeypatch.setattr(
+        app, "item_vectors", lambda noisy, **known: item_vectors(noisy, **{**known, "stddev": 0.0})
+    )
+    statistics = StatisticsConfig(as_of=dt.date(2026, 1, 1), cooccurrence=6)
+    config = made_server.config.model_copy(update={"statistics": statistics})
+    folder = create_server(tmp_path / "server", config, items=None)
+    serve(folder)
+    device = DeviceFolder.create(tmp_path / "device", DeviceConfig(name="device"))
+    join_server(device, folder.bundle)
+    before = current_bundle(device).public
+    assert before.blocks[COOCCURRENCE_BLOCK] == (before.dimension - 6, before.dimension)
+    assert not before.vectors[:, -6:].any()
+    releases = Releases(folder, SigningKey.load(folder.signing_key))
+    bundle = ServerBundle.load(device.server)
+    keep_release(device, bundle, releases.load())
+    model = current_bundle(device)
+    np.testing.assert_array_equal(model.public.vectors[:, :-6], before.vectors[:, :-6])
+    lengths = np.linalg.norm(model.public.vectors[:, -6:], axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+    with Device(device) as opened:
+        taken = Interaction(
+            id="1", item=model.public.ids[0], time=1_700_000_000, event=bundle.facts.event_types[0]
+        )
+        opened.record([taken])
+        assert opened.status().learned == 1
+        vector = np.array(opened.profile().vector)
+    # U of one event leans towards what is taken with its item: the block has a gain of its own.
+    assert vector[-7:-1] @ model.public.vectors[0, -6:] > 0.5
+
+    # It trains on, by the vectors that come with the task.
+    weights = load_file(bundle.model)
+    table = bundle.items
+    task = TrainTask(
+        binding=Binding(
+            run=bundle.facts.federation,
+            round=3,
+            release=9,
+            items=table.content_hash,
+            model=hash_of_weights(weights),
+        ),
+        devices=np.array([0]),
+        weights=weights,
+        prior=np.zeros(table.n_items, dtype=np.float32),
+        vectors=model.public.vectors[:, -6:],
+        steps=1,
+        learning_rate=0.5,
+        negatives=4,
+        new_targets_only=True,
+        clip_norm=0.2,
+        noise_multiplier=4.0,
+        seed=3,
+    )
+    message = train_message(7, task)
+    message.metadata.__dict__["_message_id"] = "9" * 64
+    ensure_node_key(device)
+    answer(device, message)
+    made = Outbox(device.outbox).answer(name_of(task.binding), message)
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    assert read_update(made, binding=task.binding, shapes=shapes).devices == 1
