@@ -14,8 +14,8 @@ from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
 from .split import (
+    BOTH_SHARE,
     LEAST_SHARE,
-    MOST_SHARE,
     POPULARITY_PART,
     Sizes,
     popularity_signal,
@@ -167,7 +167,7 @@ def _planned_share(
         expected_cohort=rate * population_size,
         rounds=rounds,
     )
-    share = MOST_SHARE if sizes.cooccurrence else statistics_share(popularity, learned)
+    share = BOTH_SHARE if sizes.cooccurrence else statistics_share(popularity, learned)
     if noise_multiplier is None:
         return share
     exponent = min(noise_multiplier**-2, _MOST_EXPONENT)

@@ -28,7 +28,7 @@ from sklearn.preprocessing import normalize
 from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils.extmath import randomized_svd
 
-from ..common.config import ItemsConfig, StatisticsConfig
+from ..common.config import ItemsConfig, PrivacyConfig, StatisticsConfig
 from ..common.errors import ConfigError, DataError
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 
@@ -36,7 +36,7 @@ BLOCK_WEIGHTS = {"text": 1.0, "id": 1.0, "category": 0.5, "price": 0.3}
 """Norm of an item's block; ``id`` stands in for ``text`` where no item has any text."""
 
 _CATEGORY_COLUMNS = 64
-_COOCCURRENCE_COLUMNS = 64
+_NOISY_COLUMNS, _EXACT_COLUMNS = 64, 256  # of co-occurrence
 _PRICE_KNOTS = 8
 _PRICE_RESOLUTION = 1e-6
 _HASHED_FEATURES = 1 << 14
@@ -46,15 +46,16 @@ _TERMS_AS_TAGS = 3
 _UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+)")
 
 
-def with_room(table: ItemTable, statistics: StatisticsConfig) -> ItemTable:
+def with_room(table: ItemTable, statistics: StatisticsConfig, privacy: PrivacyConfig) -> ItemTable:
     """``table`` with a block of zeros for what the release of co-occurrence will tell, if there is one.
 
     Where it is left open the catalogue decides, which is public: texts say which items are alike, and
-    without any only behaviour does.
+    without any only behaviour does. Without noise more columns can be told.
     """
     columns = statistics.cooccurrence
     if columns is None:
-        columns = 0 if "text" in table.blocks else _COOCCURRENCE_COLUMNS
+        columns = _NOISY_COLUMNS if privacy.enabled else _EXACT_COLUMNS
+        columns = 0 if "text" in table.blocks else columns
     if not columns or table.n_items < 2:  # there is no pair
         return table
     return table.with_block(COOCCURRENCE_BLOCK, np.zeros((table.n_items, columns), np.float32))

@@ -34,7 +34,8 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
         FedprofileError: the folder exists, the catalogue can't be used, or no budget fits.
     """
     # What may fail for a reason that has nothing to do with the disk comes first.
-    table = with_room(build_item_table(read_catalogue(items), config.items), config.statistics)
+    table = build_item_table(read_catalogue(items), config.items)
+    table = with_room(table, config.statistics, config.privacy)
     encoder = _untrained(config, table)
     plan_budget(
         config.privacy,

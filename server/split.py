@@ -21,13 +21,13 @@ from .statistics import released_columns
 
 COHERENT = 0.1
 """Part of a clipped update that devices have in common; .05 to .3 are typical of federated encoders."""
-LEAST_SHARE, MOST_SHARE = 0.05, 0.45
+LEAST_SHARE, _MOST_SHARE = 0.05, 0.45
 """Of μ² for statistics. Those whose result a crash took along are paid for again: they must fit twice."""
 
 
-POPULARITY_PART = 0.25
-"""Of the share for statistics, where co-occurrence is released as well: popularity is the base line,
-and decides which items are compared; all that is learned of them comes from the other."""
+BOTH_SHARE, POPULARITY_PART = 0.54, 0.1 / 0.54
+"""Of μ² for statistics, where co-occurrence is released as well, and of that for popularity, which only
+decides what items are compared. The larger of the two fits twice, too, with nothing left for rounds."""
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ def statistics_share(popularity: float, training: float) -> float:
     """
     a, b = 1 / popularity, 1 / training
     share = (1 + a * a + b * b) / (a + b) * a - a * a
-    return min(max(share, LEAST_SHARE), MOST_SHARE)
+    return min(max(share, LEAST_SHARE), _MOST_SHARE)

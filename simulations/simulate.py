@@ -157,7 +157,8 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
     if config.data.user_share < 1:
         members = taking_part(log.user_ids, config.data.user_share)
     split = make_split(log.histories, config.evaluation, members)
-    table = with_room(build_item_table(log.catalogue, config.items), config.statistics)
+    table = build_item_table(log.catalogue, config.items)
+    table = with_room(table, config.statistics, config.privacy)
     population = Population.of(
         split.train,
         user_ids=log.user_ids,

@@ -192,7 +192,7 @@ def build_town():
         population = Population.of(
             histories,
             user_ids=[f"user {number}" for number in range(histories.n_devices)],
-            table=with_room(make_table(n_items), config.statistics),
+            table=with_room(make_table(n_items), config.statistics, config.privacy),
             model=config.model,
             n_types=1,
         )
