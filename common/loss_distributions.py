@@ -57,10 +57,10 @@ def _deltas(loss: GaussianPrivacyLoss, epsilons: _Points, noise_multiplier: floa
     """δ at each ε: the mass, above what ε explains, of all outcomes that lose more than that."""
     outcomes = _outcomes(loss, epsilons, noise_multiplier)
     explained = np.exp(epsilons + loss.mu_lower_log_cdf(outcomes))
-    deltas = loss.mu_upper_cdf(outcomes) - explained
+    deltas: _Points = loss.mu_upper_cdf(outcomes) - explained
     every = outcomes == np.inf  # and ε < 0
     deltas[every] = -np.expm1(epsilons[every])
-    return np.clip(deltas, 0.0, 1.0)
+    return deltas.clip(0.0, 1.0)
 
 
 def _outcomes(loss: GaussianPrivacyLoss, epsilons: _Points, noise_multiplier: float) -> _Points:

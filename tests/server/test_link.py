@@ -339,9 +339,7 @@ def test_a_reply_whose_parts_never_come_holds_up_nobody(running, link, node, con
     # Nor after the time is over, which ends for the server alone: on a busy machine all may take long.
     now = time.monotonic
     late = threading.Event()
-    clock = SimpleNamespace(
-        monotonic=lambda: now() + 3600 * late.is_set(), sleep=time.sleep
-    )
+    clock = SimpleNamespace(monotonic=lambda: now() + 3600 * late.is_set(), sleep=time.sleep)
     monkeypatch.setattr(link_module, "time", clock)
 
     def answer():
