@@ -27,7 +27,6 @@ from dp_accounting import (
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.pld.privacy_loss_distribution import (
     PrivacyLossDistribution,
-    from_gaussian_mechanism,
     identity,
 )
 from dp_accounting.rdp import RdpAccountant
@@ -36,6 +35,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtri_exp
 
 from .errors import ConfigError
+from .loss_distributions import gaussian_loss
 from .mechanism import Adjacency, Mechanism
 
 _GRID = 1e-4  # dp_accounting's default step between privacy losses
@@ -388,11 +388,8 @@ def _loss_distribution(
         raise ConfigError(f"no loss distribution for {event}; use Gaussian releases")
     _check_noise(event)
     noise_multiplier, q = release
-    return from_gaussian_mechanism(
-        noise_multiplier,
-        value_discretization_interval=COARSE_GRID,
-        sampling_prob=q,
-        neighboring_relation=RELATIONS[adjacency],
+    return gaussian_loss(
+        noise_multiplier, sampling_probability=q, grid=COARSE_GRID, adjacency=adjacency
     )
 
 
@@ -411,7 +408,22 @@ def _known_to_fit(counted: _Counted, budget: _Budget) -> bool:
 
 @lru_cache(maxsize=256)
 def _epsilon_pld(counted: _Counted, delta: float, grid: float, adjacency: Adjacency) -> float:
-    for event, _ in counted:
+    composed = identity(value_discretization_interval=grid)
+    for event, count in counted:
         _check_noise(event)
-    accountant = PLDAccountant(RELATIONS[adjacency], grid)
-    return float(accountant.compose(as_one_event(dict(counted))).get_epsilon(delta))
+        release = _gaussian(event)
+        if (
+            release is None or release[0] == 0 or release[1] == 0
+        ):  # no Gaussian, or no noise, or nobody
+            accountant = PLDAccountant(RELATIONS[adjacency], grid)
+            return float(accountant.compose(as_one_event(dict(counted))).get_epsilon(delta))
+        noise_multiplier, q = release
+        one = isinstance(event, GaussianDpEvent)  # many of these are one of less noise
+        loss = gaussian_loss(
+            noise_multiplier / math.sqrt(count) if one else noise_multiplier,
+            sampling_probability=q,
+            grid=grid,
+            adjacency=adjacency,
+        )
+        composed = composed.compose(loss if one else loss.self_compose(count))
+    return float(composed.get_epsilon_for_delta(delta))

@@ -6,16 +6,12 @@ import math
 from collections import Counter
 
 from dp_accounting import DpEvent, NonPrivateDpEvent
-from dp_accounting.mechanism_calibration import ExplicitBracketInterval, calibrate_dp_mechanism
-from dp_accounting.pld import PLDAccountant
+from scipy.optimize import brentq
 
 from .accounting import (
-    COARSE_GRID,
     LEAST_NOISE_MULTIPLIER,
-    RELATIONS,
     ROUNDING,
     Events,
-    as_one_event,
     epsilon,
     gaussian_mu,
     remember_fit,
@@ -98,14 +94,15 @@ def calibrate_noise_multiplier(
                 f"epsilon {target_epsilon:.4g} asks for next to no noise; lower it or switch "
                 "privacy off"
             )
-    log_noise_multiplier = calibrate_dp_mechanism(  # of the logarithm: its tolerance is absolute
-        make_fresh_accountant=lambda: PLDAccountant(RELATIONS[adjacency], COARSE_GRID),
-        make_event_from_param=lambda x: as_one_event(releases(math.exp(x))),
-        target_epsilon=target,
-        target_delta=delta,
-        bracket_interval=ExplicitBracketInterval(math.log(upper / _BRACKET), math.log(upper)),
-        tol=_TOLERANCE / 10,
-    )
+
+    def gap(log_noise_multiplier: float) -> float:
+        events = releases(math.exp(log_noise_multiplier))
+        return epsilon(events, delta=delta, coarse=True, adjacency=adjacency) - target
+
+    tolerance = _TOLERANCE / 10
+    log_noise_multiplier = brentq(gap, math.log(upper / _BRACKET), math.log(upper), xtol=tolerance)
+    while gap(log_noise_multiplier) > 0:  # the root is somewhere within the tolerance
+        log_noise_multiplier += tolerance
     # Enough on the coarse grid is enough on the fine one; less may be too.
     noise_multiplier, step = math.exp(log_noise_multiplier), _TOLERANCE
     while enough(noise_multiplier * (1 - step)):

@@ -12,6 +12,8 @@ import pytest
 
 from fedprofile.common import cli
 
+pytestmark = pytest.mark.xdist_group("wheel")  # it is built once
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 _IMPORTED_AS = {

@@ -18,7 +18,10 @@ from fedprofile.common.releases import Manifest
 from fedprofile.common.signing import SigningKey
 from fedprofile.server.folder import ServerFolder
 
-pytestmark = pytest.mark.usefixtures("inline_accountants")
+pytestmark = [
+    pytest.mark.usefixtures("inline_accountants"),
+    pytest.mark.xdist_group("server checks"),  # the federation is run once
+]
 OWN = ("configuration", "checkpoint", "releases", "server key")
 
 

@@ -163,7 +163,7 @@ def test_a_deadline_ends_a_call_and_what_comes_too_late_is_not_done(stub, monkey
 
     def slow(self, request):
         entered.set()
-        go_on.wait(5)
+        go_on.wait(60)
         return recommend(self, request)
 
     monkeypatch.setattr(Device, "recommend", slow)
@@ -171,7 +171,7 @@ def test_a_deadline_ends_a_call_and_what_comes_too_late_is_not_done(stub, monkey
     started = time.monotonic()
     code, _ = code_of(lambda: stub.Recommend(question, timeout=0.3))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30  # of the minute it would take
     go_on.set()
 
     class Gone:
@@ -193,7 +193,7 @@ def test_health_is_told_and_nobody_else_can_reach_the_socket(served):
     with grpc.insecure_channel(f"unix:{socket}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", SERVICE):
-            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

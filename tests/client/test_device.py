@@ -624,11 +624,11 @@ def test_a_busy_device_says_so(make_device, monkeypatch):
     def hold():
         with device._lock:
             held.set()
-            done.wait(5)
+            done.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(5)
+    assert held.wait(60)
     with pytest.raises(StoreError, match="busy"):
         device.status()
     done.set()

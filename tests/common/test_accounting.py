@@ -237,9 +237,9 @@ def test_far_too_little_noise_is_refused_at_once(monkeypatch, noise_multiplier, 
     event = GaussianDpEvent(noise_multiplier)
     if q < 1:
         event = PoissonSampledDpEvent(q, event)
-    started = time.monotonic()
+    started = time.process_time()
     assert not fits({event: 5_000}, delta=1e-5, target_epsilon=4.0)
-    assert time.monotonic() - started < 30  # 3 s on an idle core
+    assert time.process_time() - started < 30  # 3 s on an idle core
 
 
 def test_where_opacus_has_no_answer_it_is_said_in_words():

@@ -142,7 +142,7 @@ def test_a_cohort_of_a_thousand_is_quick():
     vectors = generator.standard_normal((3_700, 160)).astype(np.float32)
     durations = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         decayed_sums(histories, vectors, 99 * DAY, SCALES)
-        durations.append(time.perf_counter() - start)
+        durations.append(time.process_time() - start)
     assert min(durations) < 0.25, f"{min(durations):.3f} s; a loop over devices takes longer"

@@ -10,6 +10,8 @@ from safetensors.numpy import load_file, save_file
 from fedprofile.audit.ledgers import find_evidence
 from fedprofile.audit.verify import verify
 
+pytestmark = pytest.mark.xdist_group("audit")  # the run is made once
+
 RUN = Path("run")
 
 

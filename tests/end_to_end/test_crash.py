@@ -142,7 +142,10 @@ class Runs:
 @pytest.fixture(scope="module")
 def context():
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["fedprofile.simulations.simulate"])
+    # And torch._dynamo, which torch would load in each of them with its first optimizer.
+    made.set_forkserver_preload(
+        ["fedprofile.simulations.cli", "fedprofile.simulations.simulate", "torch._dynamo"]
+    )
     return made
 
 

@@ -121,12 +121,12 @@ def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path
         assert last_line(fedprofile("device", "recommend", "phone", "--json"))["items"]
         assert "another process" in fedprofile("device", "run", "phone").err
         process.kill()  # what was acknowledged is there for the next one
-        process.wait(10)
+        process.wait(60)
         status = last_line(fedprofile("device", "status", "phone", "--json"))
         assert (status["service"], status["events"]) == (False, 1)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
     again = subprocess.Popen(
         [sys.executable, "-c", program, "device", "run", "phone"],
         stderr=subprocess.PIPE,
@@ -136,7 +136,7 @@ def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path
     assert "Serving" in again.stderr.readline()
     time.sleep(0.1)
     again.send_signal(signal.SIGTERM)
-    assert again.wait(10) == 0
+    assert again.wait(60) == 0
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_metrics_are_served_on_loopback():
     metrics.after(record(1, stale=2), epsilon=1.25)
     metrics.after(record(2, stale=1), epsilon=1.5)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     for line in (
         "fedprofile_round 2.0",

@@ -121,12 +121,11 @@ def test_what_does_not_end_is_not_waited_for_forever(server, listener, monkeypat
     listener(str(server.socket), socket.AF_UNIX)
     started = time.monotonic()
     await_predecessor(server)
-    assert 0.3 < time.monotonic() - started < 5
+    assert 0.3 < time.monotonic() - started < 30
 
 
-def test_a_server_that_ended_leaves_nothing_to_wait_for(server, listener):
+def test_a_server_that_ended_leaves_nothing_to_wait_for(server, listener, monkeypatch):
     listener(str(server.socket), socket.AF_UNIX).close()
     server.ledger.touch()
-    started = time.monotonic()
+    monkeypatch.setattr(ports.time, "sleep", lambda seconds: pytest.fail("it waits"))
     await_predecessor(server)
-    assert time.monotonic() - started < 0.2

@@ -78,7 +78,7 @@ def test_a_stop_ends_it(server, lives):
     threading.Timer(0.05, stop.set).start()
     started = time.monotonic()
     supervise(server, stop)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_folder_has_one_server(server, lives):
@@ -89,7 +89,7 @@ def test_a_folder_has_one_server(server, lives):
     with pytest.raises(ServerError, match="runs here already"):
         supervise(server, threading.Event())
     stop.set()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -121,7 +121,10 @@ def test_pauses_double_and_end_at_half_a_minute(server, monkeypatch):
 
 
 def test_a_process_ends_with_the_one_that_started_it():
-    child = "from fedprofile.server.supervisor import follow_parent as f; import time; f(); time.sleep(60)"
+    child = (
+        "from fedprofile.server.supervisor import follow_parent as f; import time; f(); "
+        "print('follows', flush=True); time.sleep(60)"
+    )
     parent = textwrap.dedent(
         f"""
         import subprocess, sys, time
@@ -132,9 +135,9 @@ def test_a_process_ends_with_the_one_that_started_it():
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as started:
         orphan = int(started.stdout.readline())
-        time.sleep(4)  # it imports
+        assert started.stdout.readline() == b"follows\n"
         started.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.kill(orphan, 0)

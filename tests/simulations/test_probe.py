@@ -568,6 +568,15 @@ def call(tmp_path, monkeypatch):
     return call
 
 
+@pytest.fixture(scope="module")
+def reported(probed):
+    """What the probes say, for tests of what becomes of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Probed, "of", lambda config: replace(probed, config=config))
+        patch.setattr(randomness.os, "urandom", np.random.default_rng(0).bytes)
+        return run_probes(config_of(), rounds=ROUNDS)
+
+
 @pytest.mark.usefixtures("once", "_repeatable")
 def test_the_command_prints_one_object(call):
     found = call("--json")
@@ -585,8 +594,10 @@ def test_the_command_prints_one_object(call):
     assert "Probing 5/5" in found.stderr
 
 
-@pytest.mark.usefixtures("once", "_repeatable")
-def test_results_are_kept_with_what_they_are_of_and_never_replaced(call, tmp_path):
+def test_results_are_kept_with_what_they_are_of_and_never_replaced(
+    call, reported, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(probe, "run_probes", lambda config, *, advance: reported)
     found = call("--out", str(tmp_path), "--json")
     kept = json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
     assert kept == json.loads(found.stdout.splitlines()[-1])
@@ -622,8 +633,8 @@ def test_a_configuration_without_a_mechanism_is_refused(call, sections, complain
     assert complaint in str(found.exception)
 
 
-@pytest.mark.usefixtures("once", "_repeatable")
-def test_the_table_fits_eighty_columns_and_cuts_no_name(call, monkeypatch):
+def test_the_table_fits_eighty_columns_and_cuts_no_name(call, reported, monkeypatch):
+    monkeypatch.setattr(probe, "run_probes", lambda config, *, advance: reported)
     monkeypatch.setenv("COLUMNS", "80")
     found = call()
     table = [line for line in found.stdout.splitlines() if " probes hold" not in line]
