@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..client.serving import PRIOR_BLOCK
+from ..client.serving import ID_BLOCK, PRIOR_BLOCK
 from ..common.config import RunConfig, load_config
 from ..common.encoder import build_encoder
 from ..common.errors import RunFolderError
@@ -46,13 +45,13 @@ def _same(served: ItemTable, table: ItemTable) -> bool:
     How items are spread over the columns depends on the machine in the last digits, and where values are
     level in more than that; what the cosines between items are doesn't.
     """
-    if any(served.blocks.get(name) != block for name, block in table.blocks.items()):
+    # What a release fills in comes after them, and is the run's own.
+    public = {name: block for name, block in table.blocks.items() if name != COOCCURRENCE_BLOCK}
+    if any(served.blocks.get(name) != block for name, block in public.items()):
         return False
     some = np.random.default_rng(0).integers(table.n_items, size=_COMPARED)
-    # What was released of the items is in the one and not in the other.
-    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (table.dimension, table.dimension))
-    public = np.r_[:start, stop : table.dimension]
-    kept, made = (t.vectors[np.ix_(some, public)] for t in (served, table))
+    columns = max(stop for _, stop in public.values())
+    kept, made = (t.vectors[some, :columns] for t in (served, table))
     return bool(np.allclose(kept @ kept.T, made @ made.T, atol=1e-2))
 
 
@@ -79,7 +78,9 @@ def load_scorer(
         weights = load_file(folder.model)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{folder.model}: not a readable model ({error})") from error
-    table = replace(table, vectors=served.vectors[:, : table.dimension])
+    blocks = {n: b for n, b in served.blocks.items() if n not in (ID_BLOCK, PRIOR_BLOCK)}
+    width = max(stop for _, stop in blocks.values())
+    table = ItemTable(served.vectors[:, :width], served.ids, served.tags, blocks)
     encoder = build_encoder(
         config.model,
         blocks=table.blocks,
