@@ -13,15 +13,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ..common.histories import Histories
+from ..common.messages import CooccurrenceTask
 from ..common.updates import ClippedUpdate
 
 _LAGS = 6
 """Events that a pair may lie apart; each further one counts √½ as much as the one before."""
-
-
-def pairs_of(head: int) -> int:
-    """Number of pairs of ``head`` items: what a device sends."""
-    return head * (head - 1) // 2
 
 
 def cooccurrence_contribution(
@@ -62,7 +58,9 @@ def cooccurrence_contribution(
         columns.append(low * (2 * len(head) - low - 1) // 2 + high - low - 1)
         weights.append(np.full(len(low), 0.5 ** ((lag - 1) / 2)))
     entries = np.concatenate(weights), (np.concatenate(owners), np.concatenate(columns))
-    counts = sparse.csr_matrix(entries, shape=(histories.n_devices, pairs_of(len(head))))
+    counts = sparse.csr_matrix(
+        entries, shape=(histories.n_devices, CooccurrenceTask.pairs(len(head)))
+    )
     # Building the matrix has added up what is in one place. Squares of the roots are the counts.
     norms = np.sqrt(np.asarray(counts.sum(axis=1)).ravel())
     scale = np.divide(clip_norm, norms, out=np.zeros_like(norms), where=norms > 0)

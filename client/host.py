@@ -129,10 +129,8 @@ class DeviceHost:
 
     def _check_head(self, head: NDArray[np.int64]) -> None:
         inside = (head >= 0) & (head < self._table.n_items)
-        if not inside.all() or len(np.unique(head)) != len(head) or len(head) < 2:
-            raise MessageError(
-                "the task names an item that isn't there, one twice, or fewer than two"
-            )
+        if not inside.all() or len(np.unique(head)) != len(head):
+            raise MessageError("the task names an item that isn't there, or one twice")
 
     @contextmanager
     def _charged(self, task: StatisticsTask | TrainTask) -> Iterator[NDArray[np.int64]]:

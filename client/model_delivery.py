@@ -38,7 +38,7 @@ def join_server(folder: DeviceFolder, archive: Path) -> ServerBundle:
 
     def take(new: ServerBundle) -> None:
         n_items = new.items.n_items
-        known = np.zeros((n_items, 1 + _released_columns(new.items)), dtype=np.float32)
+        known = np.zeros((n_items, 1 + new.items.width_of(COOCCURRENCE_BLOCK)), dtype=np.float32)
         known[:, 0] = -np.log(n_items)
         _install(folder, new, new.model.read_bytes(), known)
         if folder.server_facts.exists() and _signing_key(folder) != new.facts.signing_key:
@@ -91,7 +91,7 @@ def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -
         last = Manifest.read(kept.read_text(encoding="utf-8"), public_key=facts.signing_key)
         if (manifest.release, manifest.round) < (last.release, last.round):
             raise TaskRefused("stale", f"the release is of round {manifest.round}, not a newer one")
-    shape = (bundle.items.n_items, 1 + _released_columns(bundle.items))
+    shape = (bundle.items.n_items, 1 + bundle.items.width_of(COOCCURRENCE_BLOCK))
     if len(release.statistics) != 4 * shape[0] * shape[1]:
         raise DataError(
             f"statistics of {len(release.statistics)} bytes for {shape} numbers; release them again"
@@ -115,12 +115,6 @@ def _install(
         (source / MODEL).write_bytes(model)
         _served(source / MODEL, bundle.items, known).save(source / ITEMS)
         return install_bundle(folder, source).name
-
-
-def _released_columns(table: ItemTable) -> int:
-    """How many numbers of each item a release fills in."""
-    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
-    return stop - start
 
 
 def _served(model: Path, table: ItemTable, known: NDArray[np.float32]) -> ItemTable:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from threading import Event
 from typing import Protocol
 
+import numpy as np
 from flwr.app import Message
 
 from ..common.errors import (
@@ -33,6 +34,7 @@ from ..common.errors import (
     TaskRefused,
     Unreachable,
 )
+from ..common.items import COOCCURRENCE_BLOCK
 from ..common.messages import (
     RELEASE,
     TASKS,
@@ -198,8 +200,15 @@ class Node:
         task = read_task(message)
         if task.binding.run != facts.federation or task.binding.items != facts.items:
             raise MessageError("the task is about another federation or item table")
-        if isinstance(task, TrainTask) and hash_of_weights(task.weights) != task.binding.model:
-            raise TaskRefused("model", "the weights aren't those that were signed")
+        if isinstance(task, TrainTask):
+            if hash_of_weights(task.weights) != task.binding.model:
+                raise TaskRefused("model", "the weights aren't those that were signed")
+            items = self._bundle.items
+            known = task.vectors
+            if known.shape != (items.n_items, items.width_of(COOCCURRENCE_BLOCK)):
+                raise MessageError("the vectors of the task aren't of this item table")
+            if not (np.isfinite(known).all() and np.isfinite(task.prior).all()):
+                raise MessageError("the task holds numbers that aren't finite")
         return task
 
     def _begin(

@@ -51,6 +51,11 @@ class ItemTable:
         """Length of an item vector."""
         return int(self.vectors.shape[1])
 
+    def width_of(self, name: str) -> int:
+        """Columns of a block; 0 where there is none of this name."""
+        start, stop = self.blocks.get(name, (0, 0))
+        return stop - start
+
     def with_block(self, name: str, columns: NDArray[np.float32]) -> ItemTable:
         """This table with one more feature block, such as a released statistic or image vectors.
 

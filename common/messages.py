@@ -7,6 +7,7 @@ travel as bare little-endian numbers: there is no header to parse, and nothing i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -84,12 +85,18 @@ class CooccurrenceTask:
     """
 
     name: ClassVar = "statistics/cooccurrence"
+    largest_head: ClassVar = 2_048  # a device sends 8 MB then
 
     binding: Binding
     devices: NDArray[np.int64]
     head: NDArray[np.int64]
     clip_norm: float
     noise_multiplier: float
+
+    @staticmethod
+    def pairs(head: int) -> int:
+        """Numbers that a device sends of so many items."""
+        return head * (head - 1) // 2
 
 
 StatisticsTask = PopularityTask | CooccurrenceTask
@@ -195,7 +202,7 @@ def train_message(node: int, task: TrainTask, *, sign: Sign | None = None) -> Me
 def check_signature(message: Message, *, public_key: str) -> None:
     """Refuse a task that the holder of ``public_key`` (hex) didn't ask for.
 
-    Signed are the settings: run, round, release, hashes of weights and items, clip and noise.
+    Signed are the settings: run, round, release, clip and noise, hashes of weights, items and arrays.
 
     Raises:
         TaskRefused: reason ``signature``.
@@ -271,6 +278,8 @@ def read_cooccurrence_task(message: Message) -> CooccurrenceTask:
     """
     try:
         arrays = _read_arrays(message, "arrays")
+        if not 1 < len(arrays["head"]) <= CooccurrenceTask.largest_head:
+            raise ValueError(f"a head of {len(arrays['head'])} items")
         return CooccurrenceTask(
             devices=arrays["devices"], head=arrays["head"], **_read_settings(message)
         )
@@ -375,11 +384,13 @@ def _task_message(
     bulky = {*arrays, "weights"}
     settings = {key: value for key, value in vars(task).items() if key not in bulky}
     settings["binding"] = asdict(task.binding)
+    records = _array_record(arrays)
+    settings["arrays"] = _digest(records)
     text = json.dumps(settings)
     record = ConfigRecord({"settings": text})
     if sign is not None:
         record["signature"] = sign(text.encode())
-    content: dict[str, Any] = {"task": record, "arrays": _array_record(arrays)}
+    content: dict[str, Any] = {"task": record, "arrays": records}
     if weights is not None:
         content["weights"] = _array_record(weights)
     group = str(task.binding.round)
@@ -391,6 +402,11 @@ def _read_settings(message: Message) -> dict[str, Any]:
     if not isinstance(record, ConfigRecord):
         raise TypeError("'task' holds no settings")
     settings: dict[str, Any] = json.loads(str(record["settings"]))
+    if not isinstance(settings, dict):
+        raise TypeError("settings are no object")
+    arrays = message.content["arrays"]
+    if not isinstance(arrays, ArrayRecord) or settings.pop("arrays") != _digest(arrays):
+        raise ValueError("the arrays aren't those that the settings are about")
     settings["binding"] = Binding(**settings["binding"])
     return settings
 
@@ -400,6 +416,15 @@ def _read_arrays(message: Message, name: str) -> dict[str, NDArray[Any]]:
     if not isinstance(record, ArrayRecord):
         raise TypeError(f"'{name}' holds no arrays")
     return {key: _numbers(key, array) for key, array in record.items()}
+
+
+def _digest(arrays: ArrayRecord) -> str:
+    """SHA-256 of names, shapes and numbers, so that who signs the settings signs them, too."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, array.dtype, list(array.shape)]).encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def _records(reply: Message) -> RecordDict:

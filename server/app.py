@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..common.config import RunConfig
 from ..common.encoder import Encoder
-from ..common.errors import ConfigError, ReplyRejected, RunFolderError
-from ..common.items import ItemTable
+from ..common.errors import BudgetError, ConfigError, ReplyRejected, RunFolderError
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Reserve
 from ..common.mechanism import Mechanism
@@ -41,7 +41,7 @@ from .checkpoint import Checkpoint
 from .cohorts import check_coverage, sample_cohort, split_by_host
 from .cooccurrence import head_of, head_size, item_vectors
 from .popularity import item_priors
-from .statistics import ItemStatistics, released_columns
+from .statistics import ItemStatistics
 from .strategy import PrivateAveraging, RoundRecord
 from .validation import add_up
 
@@ -88,6 +88,7 @@ class Federation:
         before_round: called before a round costs anything; it may wait.
         sign: signs the tasks, for devices that ask for it.
         reply_timeout: seconds that a round waits for replies.
+        largest_head: most items whose co-occurrence is asked for.
 
     Attributes:
         result: set when the run has ended.
@@ -110,8 +111,10 @@ class Federation:
         before_round: Callable[[], None] = lambda: None,
         sign: Sign | None = None,
         reply_timeout: float = _REPLY_TIMEOUT,
+        largest_head: int = CooccurrenceTask.largest_head,
     ) -> None:
         self.result: FederationResult | None = None
+        self._stopped: str | None = None
         self._run = run
         self._config = config
         self._plan = plan
@@ -126,6 +129,7 @@ class Federation:
         self._before_round = before_round
         self._sign = sign
         self._reply_timeout = reply_timeout
+        self._largest_head = largest_head
 
     def run(self, grid: Grid) -> None:
         """Run to the end, or to the last round the budget allows; sets ``result``.
@@ -162,7 +166,10 @@ class Federation:
         if last.averaged:
             weights = {name: total / last.averaged for name, total in last.average.items()}
         self.result = FederationResult(
-            weights=weights, statistics=statistics, checkpoint=last, stopped=strategy.stopped
+            weights=weights,
+            statistics=statistics,
+            checkpoint=last,
+            stopped=strategy.stopped or self._stopped,
         )
 
     def _with_statistics(self, grid: Grid, hosts: Mapping[int, range]) -> Checkpoint:
@@ -176,10 +183,15 @@ class Federation:
             checkpoint = self._popularity(grid, hosts, self._start())
             checkpoint.save(self._checkpoints)
         self._confirm(checkpoint)
-        if self._plan.cooccurrence is not None and checkpoint.vectors is None:
+        if self._plan.cooccurrence is None or checkpoint.vectors is not None or checkpoint.round:
+            return checkpoint
+        try:
             checkpoint = self._cooccurrence(grid, hosts, checkpoint, self._plan.cooccurrence)
-            checkpoint.save(self._checkpoints)
-            self._confirm(checkpoint)
+        except BudgetError as error:
+            self._stopped = str(error)  # crashes ate it; what is there is a result
+            return checkpoint
+        checkpoint.save(self._checkpoints)
+        self._confirm(checkpoint)
         return checkpoint
 
     def _start(self) -> Checkpoint:
@@ -228,12 +240,7 @@ class Federation:
     ) -> Checkpoint:
         """Release which of the most popular items are taken close together, as vectors."""
         popularity = self._statistics(checkpoint).long_run
-        size = head_size(
-            len(popularity),
-            noise_multiplier=mechanism.noise_multiplier,
-            population_size=mechanism.population_size,
-        )
-        head = head_of(popularity, size)
+        head = head_of(popularity, min(head_size(len(popularity), mechanism), self._largest_head))
         task = partial(CooccurrenceTask, head=head)
         release, noisy, record = self._release(
             grid,
@@ -243,14 +250,14 @@ class Federation:
             message=lambda node, **common: cooccurrence_message(
                 node, task(**common), sign=self._sign
             ),
-            shape={"cooccurrence": (len(head) * (len(head) - 1) // 2,)},
+            shape={"cooccurrence": (CooccurrenceTask.pairs(len(head)),)},
         )
         vectors = item_vectors(
             noisy["cooccurrence"].numpy(),
             head=head,
             popularity=popularity,
             stddev=mechanism.noise_stddev,
-            dimension=released_columns(self._table),
+            dimension=self._table.width_of(COOCCURRENCE_BLOCK),
         )
         return replace(
             checkpoint,
@@ -341,7 +348,7 @@ class Federation:
     def _statistics(self, checkpoint: Checkpoint) -> ItemStatistics:
         """What the releases so far tell, denoised."""
         n_items = self._table.n_items
-        vectors = np.zeros((n_items, released_columns(self._table)), dtype=np.float32)
+        vectors = np.zeros((n_items, self._table.width_of(COOCCURRENCE_BLOCK)), dtype=np.float32)
         if checkpoint.vectors is not None:
             vectors = checkpoint.vectors.numpy()
         mechanism = self._plan.popularity

@@ -13,6 +13,7 @@ from ..common.calibration import calibrate_noise_multiplier
 from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
+from .cooccurrence import head_size
 from .split import (
     BOTH_SHARE,
     LEAST_SHARE,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 STATISTICS_CLIP = 1.0  # of popularity in units of one discovery just now; the other is scaled to it
+_TRIFLE = 1e-4
 _MOST_EXPONENT = 500.0  # e to it is a float, and more than any budget
 
 
@@ -113,10 +115,21 @@ def plan_budget(
             return mechanism(STATISTICS_CLIP, noise, 1.0), None
         parts = POPULARITY_PART, 1 - POPULARITY_PART
         one, other = (mechanism(STATISTICS_CLIP, noise / math.sqrt(w), 1.0) for w in parts)
+        if not head_size(sizes.n_items, other):
+            return mechanism(STATISTICS_CLIP, noise, 1.0), None
         return one, other
 
     if not training.rounds:
-        first, second = statistics(calibrated(1.0, 1))
+        noise = calibrated(1.0, 1)
+        first, second = statistics(noise)
+        # Priced on a grid, two releases may cost a trifle more than the one they make up.
+        while second and not fits(
+            spent + Counter([first.event(), second.event()]),
+            delta=delta,
+            target_epsilon=privacy.epsilon,
+        ):
+            noise *= 1 + _TRIFLE
+            first, second = statistics(noise)
         never = mechanism(privacy.clip_norm, privacy.noise_multiplier or 1.0, rate)
         return BudgetPlan(delta, privacy.epsilon, first, never, 1.0, second)
     left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2

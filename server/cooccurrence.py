@@ -7,26 +7,28 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.mechanism import Mechanism
+from ..common.messages import CooccurrenceTask
 from .split import COHERENT
 
-_MOST_ITEMS = 2_048  # of the head: a device sends 8 MB then
+_FEWEST_ITEMS = 16
+"""With fewer, taking off what popularity explains leaves next to nothing."""
 
 
-def head_size(n_items: int, *, noise_multiplier: float, population_size: int) -> int:
-    """K, how many items the noise allows to compare; at least 2.
+def head_size(n_items: int, mechanism: Mechanism) -> int:
+    """K, how many items the noise allows to compare; 0 where they are too few to be worth a release.
 
     N devices with parts of norm C, a tenth of which adds up, make a sum of norm 0.1·N·C. Noise of σ·C on
     each pair of K items has a norm of σ·C·K in the symmetric matrix. Both are the same at K = 0.1·N/σ.
 
     Args:
         n_items: of the catalogue.
-        noise_multiplier: σ; 0 without privacy.
-        population_size: N.
+        mechanism: σ and N.
     """
-    most = min(n_items, _MOST_ITEMS)
-    if noise_multiplier > 0:
-        most = min(most, int(COHERENT * population_size / noise_multiplier))
-    return max(most, 2)
+    size = min(n_items, CooccurrenceTask.largest_head)
+    if mechanism.private:
+        size = min(size, int(COHERENT * mechanism.population_size / mechanism.noise_multiplier))
+    return size if size >= min(_FEWEST_ITEMS, n_items) else 0
 
 
 def head_of(popularity: NDArray[np.float32], size: int) -> NDArray[np.int64]:
@@ -63,7 +65,7 @@ def item_vectors(
         dimension: columns of the result.
 
     Returns:
-        float32 [n_items, dimension]; 0 where nothing is known.
+        float32 [n_items, dimension]; 0 for items outside the head.
     """
     size = len(head)
     upper = np.triu_indices(size, 1)

@@ -36,7 +36,7 @@ BLOCK_WEIGHTS = {"text": 1.0, "id": 1.0, "category": 0.5, "price": 0.3}
 """Norm of an item's block; ``id`` stands in for ``text`` where no item has any text."""
 
 _CATEGORY_COLUMNS = 64
-_NOISY_COLUMNS, _EXACT_COLUMNS = 64, 256  # of co-occurrence
+_COOCCURRENCE_COLUMNS = 64
 _PRICE_KNOTS = 8
 _PRICE_RESOLUTION = 1e-6
 _HASHED_FEATURES = 1 << 14
@@ -50,12 +50,13 @@ def with_room(table: ItemTable, statistics: StatisticsConfig, privacy: PrivacyCo
     """``table`` with a block of zeros for what the release of co-occurrence will tell, if there is one.
 
     Where it is left open the catalogue decides, which is public: texts say which items are alike, and
-    without any only behaviour does. Without noise more columns can be told.
+    without any only behaviour does.
     """
     columns = statistics.cooccurrence
     if columns is None:
-        columns = _NOISY_COLUMNS if privacy.enabled else _EXACT_COLUMNS
-        columns = 0 if "text" in table.blocks else columns
+        columns = 0 if "text" in table.blocks else _COOCCURRENCE_COLUMNS
+    if privacy.enabled and privacy.statistics_share == 0:
+        columns = 0  # it gets no part of the budget
     if not columns or table.n_items < 2:  # there is no pair
         return table
     return table.with_block(COOCCURRENCE_BLOCK, np.zeros((table.n_items, columns), np.float32))

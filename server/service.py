@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from ..common.errors import FedprofileError, ReplyRejected, ServerFull
 from ..common.items import ItemTable
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Reserve
-from ..common.messages import Release, read_hosting, release_message
+from ..common.messages import CooccurrenceTask, Release, read_hosting, release_message
 from ..common.randomness import NoiseSource
 from ..common.signing import SigningKey
 from ..common.stopping import stopped_by_signals
@@ -37,7 +38,6 @@ from .admission import admit
 from .app import Federation
 from .attendance import Attendance
 from .budget import BudgetPlan, plan_budget
-from .cooccurrence import head_size
 from .crashes import check_crashes
 from .enrolment import Enrolment
 from .folder import ServerFolder
@@ -53,6 +53,7 @@ from .supervisor import CANT_WRITE, TRY_AGAIN, follow_parent
 
 _LINK_TIMEOUT = 60.0  # for the SuperLink to come up
 _DELIVERY_TIMEOUT = 60.0
+_MOST_REPLIES = 2**29  # bytes that all devices together send of one statistic
 _GATHERING = 30.0
 _POLL = 0.5
 _FIRST_LINE = 1 << 20  # bytes; the first entry of a ledger is shorter
@@ -138,13 +139,14 @@ class Service:
         """An update, or statistics: nothing that a device sends has more."""
         weights = [weight.numel() for weight in load_file(self._folder.model).values()]
         popularity = (1 + len(self._config.statistics.half_lives_days)) * table.n_items
-        pairs = 0
-        if plan.cooccurrence is not None:
-            noise = plan.cooccurrence.noise_multiplier
-            size = plan.cooccurrence.population_size
-            head = head_size(table.n_items, noise_multiplier=noise, population_size=size)
-            pairs = head * (head - 1) // 2
-        return ReplySize.of([*weights, popularity, pairs])
+        most = min(self._largest_head, table.n_items) if plan.cooccurrence else 0
+        return ReplySize.of([*weights, popularity, CooccurrenceTask.pairs(most)])
+
+    @property
+    def _largest_head(self) -> int:
+        """Items whose pairs may be asked for, so that what all devices send fits into memory."""
+        each = _MOST_REPLIES / (4 * self._config.federation.population_size)
+        return min(CooccurrenceTask.largest_head, max(2, math.isqrt(int(2 * each))))
 
     def _train(
         self,
@@ -187,6 +189,7 @@ class Service:
             before_round=lambda: self._ready(link),
             sign=self._key.sign,
             reply_timeout=config.federation.round_timeout_seconds,
+            largest_head=self._largest_head,
         )
         federation.run(grid)
         result = federation.result

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..common.config import StatisticsConfig
 from ..common.encoder import Encoder
-from ..common.items import ItemTable
-from .statistics import released_columns
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
+from ..common.mechanism import Mechanism
 
 COHERENT = 0.1
 """Part of a clipped update that devices have in common; .05 to .3 are typical of federated encoders."""
@@ -27,7 +27,7 @@ LEAST_SHARE, _MOST_SHARE = 0.05, 0.45
 
 BOTH_SHARE, POPULARITY_PART = 0.54, 0.1 / 0.54
 """Of μ² for statistics, where co-occurrence is released as well, and of that for popularity, which only
-decides what items are compared. The larger of the two fits twice, too, with nothing left for rounds."""
+decides what items are compared. If a crash takes the larger one along, it fits again, and no round does."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Sizes:
             n_items=table.n_items,
             scales=1 + len(statistics.half_lives_days),
             weights=sum(p.numel() for p in encoder.parameters()),
-            cooccurrence=released_columns(table) > 0,
+            cooccurrence=table.width_of(COOCCURRENCE_BLOCK) > 0,
         )
 
 
@@ -71,14 +71,14 @@ def popularity_signal(sizes: Sizes, *, noise_multiplier: float, population_size:
     return population_size * shape / (noise_multiplier * math.sqrt(numbers))
 
 
-def cooccurrence_signal(head: int, *, noise_multiplier: float, population_size: int) -> float:
+def cooccurrence_signal(head: int, mechanism: Mechanism) -> float:
     """Expected signal to noise of the co-occurrence release over K items; inf without noise.
 
     A tenth of what devices send is taken to add up, against noise of norm σ·C·K in the symmetric matrix.
     """
-    if noise_multiplier == 0:
+    if not mechanism.private:
         return math.inf
-    return COHERENT * population_size / (noise_multiplier * head)
+    return COHERENT * mechanism.population_size / (mechanism.noise_multiplier * head)
 
 
 def training_signal(

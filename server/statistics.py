@@ -29,9 +29,3 @@ class ItemStatistics:
         if COOCCURRENCE_BLOCK not in table.blocks:
             return table
         return table.with_values(COOCCURRENCE_BLOCK, self.vectors)
-
-
-def released_columns(table: ItemTable) -> int:
-    """r: how many columns of a public table a release fills in."""
-    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
-    return stop - start

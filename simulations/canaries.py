@@ -131,7 +131,7 @@ def audit_canaries(config: RunConfig, options: CanaryOptions) -> dict[str, Any]:
         training=config.training,
         before=observed.before,
         after=observed.result.weights,
-        prior=observed.result.statistics.long_run,
+        statistics=observed.result.statistics,
         seed=0,
     )
     # 6. Write it down.

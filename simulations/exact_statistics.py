@@ -7,10 +7,12 @@ import numpy as np
 from ..client.cooccurrence import cooccurrence_contribution
 from ..client.popularity import popularity_contribution
 from ..common.config import StatisticsConfig
+from ..common.items import COOCCURRENCE_BLOCK
+from ..common.mechanism import Mechanism
 from ..server.budget import STATISTICS_CLIP
 from ..server.cooccurrence import head_of, head_size, item_vectors
 from ..server.popularity import item_priors
-from ..server.statistics import ItemStatistics, released_columns
+from ..server.statistics import ItemStatistics
 from .population import Population
 
 
@@ -33,11 +35,16 @@ def exact_statistics(
         clip_norm=STATISTICS_CLIP,
     )
     priors = item_priors(popular.arrays["popularity"].astype(np.float64), stddev=0.0)
-    columns = released_columns(table)
+    columns = table.width_of(COOCCURRENCE_BLOCK)
     vectors = np.zeros((table.n_items, columns), dtype=np.float32)
     if columns:
-        size = head_size(table.n_items, noise_multiplier=0.0, population_size=population.size)
-        head = head_of(priors.long_run, size)
+        exact = Mechanism(
+            clip_norm=STATISTICS_CLIP,
+            noise_multiplier=0.0,
+            sampling_probability=1.0,
+            population_size=population.size,
+        )
+        head = head_of(priors.long_run, head_size(table.n_items, exact))
         together = cooccurrence_contribution(
             histories, head=head, n_items=table.n_items, clip_norm=STATISTICS_CLIP
         )

@@ -21,6 +21,7 @@ from ..client.examples import build_examples
 from ..client.local_training import LocalTraining, Trainer
 from ..common.config import TrainingConfig
 from ..common.histories import Histories
+from ..server.statistics import ItemStatistics
 from .canary_hosts import AuditedPopulation
 
 _FEWEST = 2
@@ -33,7 +34,7 @@ def attack_membership(
     training: TrainingConfig,
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
-    prior: NDArray[np.float32],
+    statistics: ItemStatistics,
     seed: int,
 ) -> dict[str, Any] | None:
     """Attacks by the loss and by how much training lowered it, as JSON values.
@@ -44,18 +45,20 @@ def attack_membership(
         training: what devices did in a round.
         before: the untrained weights.
         after: the released weights.
-        prior: float32 [n_items], log popularity that training used.
+        statistics: of the items, that training went by.
         seed: of the draw, and of random negatives, which are the same for everybody.
 
     Returns:
         None where there are too few users with something to learn on either side.
     """
 
+    table = statistics.fill(population.table)
+
     def losses(histories: Histories, weights: Mapping[str, Tensor]) -> NDArray[np.float64]:
         examples = build_examples(
             histories,
             np.arange(histories.n_devices, dtype=np.uint64),
-            vectors=population.table.vectors,
+            vectors=table.vectors,
             scales=population.model.scales,
             window=population.model.window,
             new_targets_only=training.targets == "new",
@@ -69,7 +72,7 @@ def attack_membership(
             seed=seed,
         )
         arrays = {name: weight.detach().numpy() for name, weight in weights.items()}
-        return trainer.losses(arrays, examples, prior, task)
+        return trainer.losses(arrays, examples, statistics.long_run, task)
 
     others = population.outsiders
     drawn = np.random.default_rng(seed).permutation(population.histories.n_devices)

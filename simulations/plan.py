@@ -10,7 +10,6 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ..client.cooccurrence import pairs_of
 from ..common.accounting import epsilon, epsilon_along
 from ..common.config import RunConfig
 from ..common.formatting import epsilon as epsilon_text
@@ -128,10 +127,11 @@ def _releases(
         numbers = sizes.scales * sizes.n_items
         found.append((PopularityTask.name, planned.popularity, 1, numbers, signal))
     if planned.cooccurrence is not None:
-        noise, users = planned.cooccurrence.noise_multiplier, prepared.population.size
-        head = head_size(sizes.n_items, noise_multiplier=noise, population_size=users)
-        signal = cooccurrence_signal(head, noise_multiplier=noise, population_size=users)
-        found.append((CooccurrenceTask.name, planned.cooccurrence, 1, pairs_of(head), signal))
+        head = head_size(sizes.n_items, planned.cooccurrence)
+        signal = cooccurrence_signal(head, planned.cooccurrence)
+        found.append(
+            (CooccurrenceTask.name, planned.cooccurrence, 1, CooccurrenceTask.pairs(head), signal)
+        )
     if rounds:
         signal = training_signal(
             sizes,

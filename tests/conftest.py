@@ -202,6 +202,12 @@ def build_town():
 
 
 @pytest.fixture
+def few_items_suffice(monkeypatch):
+    """A population of some dozens may compare items."""
+    monkeypatch.setattr("fedprofile.server.cooccurrence._FEWEST_ITEMS", 2)
+
+
+@pytest.fixture
 def grid_of_nobody():
     """Sets the identity that Flower's messages need."""
     return InProcessGrid(build_client_app(lambda context: None), nodes=0)

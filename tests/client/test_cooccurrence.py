@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprofile.client.cooccurrence import cooccurrence_contribution, pairs_of
+from fedprofile.client.cooccurrence import cooccurrence_contribution
 from fedprofile.common.histories import Histories
+from fedprofile.common.messages import CooccurrenceTask
 
 N_ITEMS = 7
 HEAD = np.array([4, 0, 6, 2, 5])
@@ -71,7 +72,7 @@ def test_a_pair_is_told_where_any_two_of_the_head_are_close():
     assert contribution([[0, 1, 1, 1, 1, 1, 4]]).max() == pytest.approx(1)
     assert not contribution([[0, 1, 1, 1, 1, 1, 1, 4]]).any()
     assert not contribution([[0], [4], [], [0, 0, 3, 1]]).any()
-    assert len(contribution([[0, 4]])) == pairs_of(len(HEAD)) == 10
+    assert len(contribution([[0, 4]])) == CooccurrenceTask.pairs(len(HEAD)) == 10
 
 
 def test_the_order_within_a_pair_is_left_out():

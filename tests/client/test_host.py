@@ -138,9 +138,9 @@ def test_another_item_table_is_refused(town, host):
             getattr(host, work)(task(town, [11], binding=other))
 
 
-@pytest.mark.parametrize("head", [[], [3], [-1, 3], [3, 3], [3, 30]])
+@pytest.mark.parametrize("head", [[-1, 3], [3, 3], [3, 30]])
 def test_pairs_of_items_that_are_not_there_or_there_twice_are_refused(town, host, head):
-    with pytest.raises(MessageError, match="an item that isn't there, one twice, or fewer than"):
+    with pytest.raises(MessageError, match="an item that isn't there, or one twice"):
         host.contribute(cooccurrence_task(town, [11], head=np.array(head, dtype=np.int64)))
 
 

@@ -145,6 +145,22 @@ def test_malformed_settings_are_refused(settings_):
             read(message)
 
 
+def test_other_arrays_than_those_that_were_signed_are_refused():
+    task = train_task(vectors=np.zeros((2, 3), dtype=np.float32))
+    other = train_message(9, train_task())
+    message = over_the_wire(train_message(9, task))
+    message.content["arrays"] = other.content["arrays"]
+    with pytest.raises(MessageError, match="arrays aren't those that the settings are about"):
+        read_train_task(message)
+
+
+@pytest.mark.parametrize("head", [[], [3], range(2_049)])
+def test_a_head_that_asks_for_too_much_or_nothing_is_refused(head):
+    message = over_the_wire(cooccurrence_message(9, cooccurrence_task(head=np.array(head, int))))
+    with pytest.raises(MessageError, match="a head of"):
+        read_cooccurrence_task(message)
+
+
 def test_one_kind_of_task_is_not_another():
     with pytest.raises(MessageError, match="outside the wire format"):
         read_train_task(over_the_wire(popularity_message(9, popularity_task())))

@@ -5,7 +5,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 
-from fedprofile.common.accounting import gaussian_mu
+from fedprofile.common.accounting import fits, gaussian_mu
 from fedprofile.common.config import PrivacyConfig, TrainingConfig
 from fedprofile.common.errors import BudgetError, ConfigError
 from fedprofile.server.budget import plan_budget
@@ -107,6 +107,21 @@ def test_what_is_taken_together_is_paid_from_the_share_of_the_statistics(rounds)
         assert sum(spent) + spent[1] < mu**2  # if a crash takes its result along
     assert plan(sizes=both, enabled=False).cooccurrence.noise_multiplier == 0
     assert plan(noise_multiplier=50.0).cooccurrence is None
+
+
+@pytest.mark.parametrize("target", [0.1, 0.15])
+def test_two_statistics_cost_no_more_than_the_one_they_make_up(target):
+    both = replace(SIZES, cooccurrence=True)
+    planned = plan(epsilon=target, rounds=0, population_size=20_000, sizes=both)
+    assert planned.cooccurrence is not None
+    events = [planned.popularity.event(), planned.cooccurrence.event()]
+    assert fits(events, delta=planned.delta, target_epsilon=target)
+
+
+def test_a_release_of_next_to_no_items_is_not_made():
+    both = replace(SIZES, cooccurrence=True)
+    few, none = (plan(epsilon=0.2, rounds=0, sizes=sizes) for sizes in (both, SIZES))
+    assert few == none
 
 
 def test_no_share_means_no_statistics():

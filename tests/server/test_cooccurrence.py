@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from fedprofile.common.mechanism import Mechanism
 from fedprofile.server.cooccurrence import head_of, head_size, item_vectors
 
 UNIFORM = np.full(60, -math.log(60), dtype=np.float32)
@@ -93,10 +94,21 @@ def test_a_head_of_two_and_a_result_wider_than_it():
 
 
 def test_the_head_is_as_large_as_the_noise_allows():
-    assert head_size(3_000, noise_multiplier=0.0, population_size=9) == 2_048
-    assert head_size(100, noise_multiplier=0.0, population_size=9) == 100
-    assert head_size(3_000, noise_multiplier=1.2, population_size=6_000) == 500
-    assert head_size(3_000, noise_multiplier=2.4, population_size=6_000) == 250
-    assert head_size(3_000, noise_multiplier=50.0, population_size=100) == 2
+    def size(n_items, noise_multiplier, population_size):
+        mechanism = Mechanism(
+            clip_norm=1.0,
+            noise_multiplier=noise_multiplier,
+            sampling_probability=1.0,
+            population_size=population_size,
+        )
+        return head_size(n_items, mechanism)
+
+    assert size(3_000, 0.0, 9) == 2_048
+    assert size(100, 0.0, 9) == 100
+    assert size(3_000, 1.2, 6_000) == 500
+    assert size(3_000, 2.4, 6_000) == 250
+    assert size(3_000, 6.25, 1_000) == 16
+    assert size(3_000, 6.3, 1_000) == 0
+    assert size(8, 1.0, 80) == 8
     popularity = np.log(np.float32([0.1, 0.4, 0.4, 0.05, 0.05]))
     assert head_of(popularity, 3).tolist() == [1, 2, 0]
