@@ -32,7 +32,7 @@ PATIENCE = 240
 SETTINGS = {
     "federation": {"round_timeout_seconds": PATIENCE, "release_every": 0},
     "privacy": {"statistics_share": 0.0},
-    "training": {"rounds": 3, "local_steps": 1000},  # a second or two after the charge
+    "training": {"rounds": 3, "local_steps": 150},  # a second or so after the charge
 }
 
 
