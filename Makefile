@@ -42,7 +42,8 @@ types: install
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml --namespace-packages -p fedprofile
 
 unit: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	# One thread a worker: two of each on two cores wait for one another.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-long: install
 	$(BIN)/python -m pytest -m long
