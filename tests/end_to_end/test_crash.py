@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 from fedprofile.common.accounting import epsilon
 from fedprofile.common.ledger_entries import Commit, Reserve, Stop, read_ledger
 
+pytestmark = pytest.mark.xdist_group("crash")  # the imports are made once
+
 CONFIG = """
 seed = 1
 [data]
