@@ -23,7 +23,7 @@ from fedprofile.common.files import write_atomically
 from fedprofile.simulations.plan import plan
 from fedprofile.simulations.run_folder import RunFolder
 from fedprofile.simulations.sweep import sweep
-from fedprofile.simulations.sweep_plan import parse_axes
+from fedprofile.simulations.sweep_axes import parse_axes
 
 _RETAIL = {
     "data": {"preset": "online-retail-ii"},

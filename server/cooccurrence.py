@@ -11,6 +11,7 @@ from ..common.mechanism import Mechanism
 from ..common.messages import CooccurrenceTask
 from .split import COHERENT
 
+_LEAST_TOLD = 0.15
 _FEWEST_ITEMS = 16
 """With fewer, taking off what popularity explains leaves next to nothing."""
 
@@ -54,8 +55,8 @@ def item_vectors(
     Off popularity, the symmetric matrix of pairs has eigenvalues of a signal and a bulk of noise
     with an edge at 2s√K (Wigner). Those beyond it are shrunk, λ → √(λ² − 4s²K), the best that can be
     done by the Frobenius norm (Gavish & Donoho 2017, eq. 7); the largest positive ones make up the
-    vectors U√λ, each scaled to length 1, as content vectors are. Under noise one direction alone is
-    dropped: popularity says more than a catalogue split in two.
+    vectors U√λ, each scaled to length 1, as content vectors are. Where less than 15 % of the norm is
+    left, noise left too little to rank by, and there are no vectors: popularity says more.
 
     Args:
         noisy: float64 [K (K − 1) / 2], the release, row by row of the upper triangle.
@@ -65,7 +66,7 @@ def item_vectors(
         dimension: columns of the result.
 
     Returns:
-        float32 [n_items, dimension]; 0 for items outside the head.
+        float32 [n_items, dimension]; 0 for items outside the head, or for all.
     """
     size = len(head)
     upper = np.triu_indices(size, 1)
@@ -76,11 +77,13 @@ def item_vectors(
     pairs[upper] -= by_chance[upper] * (noisy.sum() / by_chance[upper].sum())
     edge = 2 * stddev * math.sqrt(size)
     values, directions = np.linalg.eigh(pairs + pairs.T)
+    all_told = np.linalg.norm(values)
     values, directions = values[::-1][:dimension], directions[:, ::-1][:, :dimension]
     told = values > max(edge, 1e-9 * np.abs(values).max(initial=0.0))
-    if np.count_nonzero(told) == 1 and stddev > 0:
-        told[:] = False  # its unit vectors are 1 and −1: half of the items alike, whatever they are
-    columns = directions[:, told] * np.sqrt(np.sqrt(values[told] ** 2 - edge**2))
+    shrunk = np.sqrt(values[told] ** 2 - edge**2)
+    if stddev > 0 and np.linalg.norm(shrunk) < _LEAST_TOLD * all_told:
+        return np.zeros((len(popularity), dimension), dtype=np.float32)
+    columns = directions[:, told] * np.sqrt(shrunk)
     norms = np.linalg.norm(columns, axis=1, keepdims=True)
     unit = np.divide(columns, norms, out=np.zeros_like(columns), where=norms > 0)
     found = np.zeros((len(popularity), dimension), dtype=np.float32)

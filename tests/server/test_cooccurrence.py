@@ -41,15 +41,13 @@ def test_items_taken_together_are_alike(stddev):
 
 
 def test_of_noise_alone_next_to_nothing_is_left():
-    """The largest of the eigenvalues goes beyond the edge by Tracy and Widom's law: now and then."""
+    """The largest of the eigenvalues goes beyond the edge now and then."""
     head, kept = np.arange(60), []
     for seed in range(200):
         found = vectors_of(noise(60, stddev=3.0, seed=seed), head, stddev=3.0)
-        kept.append(int(found.any(axis=0).sum()))
-    # P(λ₁ > 2s√K) is .17 in the limit (Tracy & Widom 1996, β = 1), less at this size, and that of
-    # two of them much less; one is dropped.
-    assert np.count_nonzero(kept) <= 0.05 * len(kept)
-    assert set(kept) <= {0, 2, 3}
+        kept.append(found.any())
+    # P(λ₁ > 2s√K) is .17 in the limit (Tracy & Widom 1996, β = 1): most of that is too little.
+    assert np.count_nonzero(kept) <= 0.02 * len(kept)
 
 
 def test_noise_that_is_larger_than_stated_shows():
