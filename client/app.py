@@ -10,9 +10,9 @@ from flwr.clientapp import ClientApp
 
 from ..common.errors import FedprofileError
 from ..common.messages import (
+    TrainTask,
     hosting_reply,
-    read_cooccurrence_task,
-    read_popularity_task,
+    read_task,
     read_train_task,
     refusal,
     update_reply,
@@ -41,17 +41,11 @@ def build_client_app(find_host: Callable[[Context], DeviceHost]) -> ClientApp:
         return _answered(message, lambda: answer(find_host(context)))
 
     @app.query("popularity")
-    def popularity(message: Message, context: Context) -> Message:
-        def answer(host: DeviceHost) -> Message:
-            task = read_popularity_task(message)
-            return update_reply(message, task.binding, host.contribute(task))
-
-        return _answered(message, lambda: answer(find_host(context)))
-
     @app.query("cooccurrence")
-    def cooccurrence(message: Message, context: Context) -> Message:
+    def statistics(message: Message, context: Context) -> Message:
         def answer(host: DeviceHost) -> Message:
-            task = read_cooccurrence_task(message)
+            task = read_task(message)
+            assert not isinstance(task, TrainTask), "Flower calls by the type of the message"
             return update_reply(message, task.binding, host.contribute(task))
 
         return _answered(message, lambda: answer(find_host(context)))

@@ -152,7 +152,7 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """Rounds, what a device does in one, and the server's step."""
 
-    rounds: int = Field(150, ge=0, description="0: popularity alone is released")
+    rounds: int = Field(150, ge=0, description="0: statistics alone are released")
     local_steps: int = Field(1, ge=1, description="of SGD, on a device in a round")
     local_learning_rate: float = Field(0.1, gt=0, description="of those steps")
     negatives: int = Field(128, ge=1, description="random items shared by the cohort, per step")

@@ -366,6 +366,22 @@ def test_what_is_not_the_servers_or_not_wanted_is_declined_by_a_word(node, devic
     assert not (device.path / "made").exists()
 
 
+def test_numbers_that_fit_no_item_are_refused_before_anything_is_paid(node, device, bundle, key):
+    n_items = bundle.items.n_items
+    holes = np.full(n_items, np.nan, dtype=np.float32)
+    cases = [
+        {"vectors": np.zeros((n_items, 3), dtype=np.float32)},  # this table has no room for any
+        {"vectors": np.zeros((n_items - 1, 0), dtype=np.float32)},
+        {"prior": holes},
+    ]
+    messages = [
+        task_of(bundle, release=number, sign=key.sign, **case)[0]
+        for number, case in enumerate(cases, 1)
+    ]
+    assert reasons(work(node, FakeFleet(*messages))) == ["MessageError"] * 3
+    assert charged(device) == []
+
+
 def test_a_task_of_another_federation_or_kind_is_an_error(node, bundle, key):
     _, task = task_of(bundle)
     elsewhere = replace(task, binding=replace(task.binding, run="elsewhere"))

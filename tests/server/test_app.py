@@ -225,19 +225,22 @@ def test_it_carries_the_noise_of_its_mechanism(build_town, tmp_path, monkeypatch
         assert ledger.epsilon_spent() <= 8.0
 
 
+class DyingBetween(InProcessGrid):
+    """Loses its server when it is asked for the second statistic."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        if messages[0].metadata.message_type == COOCCURRENCE:
+            raise ConnectionError
+        return super().send_and_receive(messages, timeout=timeout)
+
+
 @pytest.mark.usefixtures("few_items_suffice")
 def test_a_crash_between_the_statistics_repeats_the_second_alone(build_town, tmp_path):
     town = build_town(statistics=TOGETHER, training={"rounds": 1})
 
-    class Dying(InProcessGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            messages = list(messages)
-            if messages[0].metadata.message_type == COOCCURRENCE:
-                raise ConnectionError
-            return super().send_and_receive(messages, timeout=timeout)
-
     with pytest.raises(ConnectionError):
-        town.run(tmp_path, town.grid(kind=Dying))
+        town.run(tmp_path, town.grid(kind=DyingBetween))
     result = town.run(tmp_path)
     assert result.stopped is None
     assert result.checkpoint.vectors is not None
@@ -259,15 +262,8 @@ def test_what_crashes_have_eaten_is_missing_in_the_result_and_no_more(build_town
     """Without a round to spare the second statistic can't be made twice; popularity is a result."""
     town = build_town(statistics=TOGETHER, training=NOTHING)
 
-    class Dying(InProcessGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            messages = list(messages)
-            if messages[0].metadata.message_type == COOCCURRENCE:
-                raise ConnectionError
-            return super().send_and_receive(messages, timeout=timeout)
-
     with pytest.raises(ConnectionError):
-        town.run(tmp_path, town.grid(kind=Dying))
+        town.run(tmp_path, town.grid(kind=DyingBetween))
     for _ in range(2):
         result = town.run(tmp_path)
         assert "would bring ε to" in result.stopped
