@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 from fedprofile.client.device import Device
 from fedprofile.client.device_config import DeviceConfig
 from fedprofile.client.device_folder import DeviceFolder
+from fedprofile.client.examples import build_examples
 from fedprofile.client.fit import answer
 from fedprofile.client.interactions import Interaction
 from fedprofile.client.model_bundle import current_bundle
@@ -27,6 +29,11 @@ from fedprofile.server import app, budget
 from fedprofile.server.cooccurrence import item_vectors
 from fedprofile.server.releases import Releases
 from fedprofile.server.setup import create_server
+from fedprofile.server.statistics import ItemStatistics
+from fedprofile.simulations import membership
+from fedprofile.simulations.membership import attack_membership
+from fedprofile.simulations.simulate import read
+from fedprofile.simulations.trained import find_run, load_scorer
 
 CONFIG = """
 [data]
@@ -58,7 +65,7 @@ def told(found):
 
 
 @pytest.mark.slow
-def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_path):
+def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_path, monkeypatch):
     (tmp_path / "ids.toml").write_text(CONFIG, encoding="utf-8")
     planned = told(fedprofile("simulate", "--config", "ids.toml", "--plan", "--json"))
     tasks = [release["task"] for release in planned["releases"]]
@@ -73,6 +80,35 @@ def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_pat
     start, stop = served.blocks[COOCCURRENCE_BLOCK]
     assert stop - start == 64
     assert served.vectors[:, start:stop].any()
+    folder, config = find_run(tmp_path / "run")
+    log, _, population = read(config)
+    scorer = load_scorer(folder, config, log, population)
+    np.testing.assert_array_equal(scorer.table.vectors, served.vectors[:, :stop])
+    # Membership is inferred from losses on the items as training read them.
+    statistics = ItemStatistics(scorer.prior, scorer.prior, served.vectors[:, start:stop])
+    seen = []
+
+    def keep(*arguments, vectors, **settings):
+        seen.append(vectors)
+        return build_examples(*arguments, vectors=vectors, **settings)
+
+    monkeypatch.setattr(membership, "build_examples", keep)
+    attack_membership(
+        SimpleNamespace(
+            histories=population.histories,
+            outsiders=population.histories,
+            table=population.table,
+            model=config.model,
+        ),
+        trainer=population.trainer(threads=1, compiled=False),
+        training=config.training,
+        before=scorer.weights,
+        after=scorer.weights,
+        statistics=statistics,
+        seed=0,
+    )
+    assert seen
+    assert all(np.array_equal(vectors, scorer.table.vectors) for vectors in seen)
     # Whatever reads the run, also on a device, has the vectors that it was made with.
     told(fedprofile("replay", "run", "--json"))
     told(fedprofile("strategies", "run", "--json"))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from fedprofile.client import host
 from fedprofile.client.cooccurrence import cooccurrence_contribution
+from fedprofile.client.examples import build_examples
 from fedprofile.client.popularity import popularity_contribution
 from fedprofile.common.errors import BudgetError, ConfigError, LedgerError, RunFolderError
 from fedprofile.common.ledger import Ledger
@@ -407,3 +409,19 @@ def test_one_run_at_a_time(build_town, tmp_path):
     town = build_town()
     with town.ledger(tmp_path), pytest.raises(LedgerError, match="another process is writing"):
         town.run(tmp_path)
+
+
+def test_devices_train_by_the_vectors_of_the_task(build_town, tmp_path, monkeypatch):
+    """Not by the zeros that the public table holds in their place."""
+    seen = []
+
+    def keep(*arguments, vectors, **settings):
+        seen.append(vectors)
+        return build_examples(*arguments, vectors=vectors, **settings)
+
+    monkeypatch.setattr(host, "build_examples", keep)
+    town = build_town(statistics=TOGETHER, privacy=OPEN)
+    result = town.run(tmp_path)
+    assert result.statistics.vectors.any()
+    assert seen
+    assert all(np.array_equal(v[:, -5:], result.statistics.vectors) for v in seen)
