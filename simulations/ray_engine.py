@@ -70,20 +70,20 @@ def run_on_ray(
     ):
         folder = Path(scratch)
         population.save(folder)
-        simulation = thread.submit(
-            _run_simulation,
-            num_supernodes=population.hosts(devices_per_host),
-            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-            client_app=build_client_app(
-                partial(_find_host, folder, devices_per_host, budget_of, events)
-            ),
-            server_app=_server_app(federation, stopped),
-            backend_config={
-                "init_args": {"include_dashboard": False},
-                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            },
-        )
-        try:
+        try:  # around the start too: a Ctrl-C may come before the first wait
+            simulation = thread.submit(
+                _run_simulation,
+                num_supernodes=population.hosts(devices_per_host),
+                exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+                client_app=build_client_app(
+                    partial(_find_host, folder, devices_per_host, budget_of, events)
+                ),
+                server_app=_server_app(federation, stopped),
+                backend_config={
+                    "init_args": {"include_dashboard": False},
+                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                },
+            )
             # In short steps: with Ray's signal handlers no wait is interrupted by Ctrl-C.
             while wait([simulation], timeout=_POLL).not_done:
                 pass

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -222,9 +223,10 @@ def test_what_the_server_raises_under_ray_reaches_the_caller_as_itself(
     assert caught.value is error
 
 
-@pytest.mark.parametrize("crash", [False, True], ids=["Ctrl-C", "crash"])
-def test_no_server_waits_for_an_engine_that_has_stopped(build_town, monkeypatch, crash):
+@pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C at the start", "crash"])
+def test_no_server_waits_for_an_engine_that_has_stopped(build_town, monkeypatch, how):
     """Flower's thread would otherwise keep the process for an hour."""
+    crash = how == "crash"
     waiting = threading.Event()
     asking = []
 
@@ -239,9 +241,17 @@ def test_no_server_waits_for_an_engine_that_has_stopped(build_town, monkeypatch,
         assert waiting.wait(60)
         if crash:
             raise OSError("no memory")
-        os.kill(os.getpid(), signal.SIGINT)
+        if how == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
         assert f_stop.wait(60)
 
+    def submit_and_interrupt(pool, *args, **kwargs):
+        submit(pool, *args, **kwargs)
+        raise KeyboardInterrupt  # before anyone waits for what was submitted
+
+    submit = ThreadPoolExecutor.submit
+    if how == "Ctrl-C at the start":
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_and_interrupt)
     monkeypatch.setattr(vce, "start_vce", run_clients)
     # Where the tests run in the background of a shell, Ctrl-C is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
