@@ -67,6 +67,7 @@ _log = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds a call
 _POLL = 0.25
 _GRACE = 10.0  # seconds for replies on their way, once the server is to stop
+_AWAY = 60.0  # seconds that a node may be away beyond its heartbeat: killed, it is back by then
 _NO_REPLY = {
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -265,12 +266,14 @@ class LinkGrid(HttpGrid):
         waiting.pop("", None)  # the node went meanwhile
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         arriving: dict[str, _Arriving] = {}
+        away: dict[int, float] = {}
         replies: list[Message] = []
         stopping = False
         while waiting and time.monotonic() < deadline:
             if self._stop.is_set() and not stopping:
                 stopping, deadline = True, min(deadline, time.monotonic() + _GRACE)
-            self._announced(waiting, arriving)
+            self._note_absent(waiting, away)
+            self._announced(waiting, arriving, away)
             for number, answer in list(arriving.items()):
                 if time.monotonic() > deadline:
                     break
@@ -287,9 +290,33 @@ class LinkGrid(HttpGrid):
         # what it goes on to send is taken as any reply after the deadline.
         return replies
 
-    def _announced(self, waiting: dict[str, Message], arriving: dict[str, _Arriving]) -> None:
-        """Take note of replies that are announced by now; each is told of once."""
-        asked = [number for number in waiting if number not in arriving]
+    def _note_absent(self, waiting: dict[str, Message], away: dict[int, float]) -> None:
+        """Keep in ``away`` since when each node has been gone."""
+        online = set(self.get_node_ids())
+        for node in {message.metadata.dst_node_id for message in waiting.values()}:
+            if node in online:
+                away.pop(node, None)
+            else:
+                away.setdefault(node, time.monotonic())
+
+    def _announced(
+        self,
+        waiting: dict[str, Message],
+        arriving: dict[str, _Arriving],
+        away: dict[int, float],
+    ) -> None:
+        """Take note of replies that are announced by now; each is told of once.
+
+        Asked about a node that is away, the SuperLink gives up its message for good. So nobody asks until
+        the node had its time to come back with the answer.
+        """
+        gone_before = time.monotonic() - _AWAY
+        asked = [
+            number
+            for number, message in waiting.items()
+            if number not in arriving
+            and away.get(message.metadata.dst_node_id, -math.inf) <= gone_before
+        ]
         if not asked:
             return
         found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))

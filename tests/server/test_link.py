@@ -291,6 +291,30 @@ def test_who_is_offline_is_not_asked(grid, node):
     assert time.monotonic() - started < 30  # of the minute it would wait
 
 
+@pytest.mark.parametrize("patience", [60.0, 0.0])
+def test_a_node_that_goes_with_its_answer_has_time_to_come_back(
+    running, link, grid, connect, monkeypatch, patience
+):
+    monkeypatch.setattr(link_module, "_AWAY", patience)
+    key = ec.generate_private_key(ec.SECP384R1())
+    let_in(running, link, key)
+    node = connect(running, key)
+    node.activate()
+    number = node.number
+
+    def answer():
+        reply = small_update(pulled(node))
+        node.close()
+        time.sleep(1)  # the server looks a few times meanwhile
+        again = connect(running, key)
+        again.activate(known_as=number)
+        assert again.number == number
+        again.push(reply)
+
+    replies = exchange(grid, [instruction(node)], answer)
+    assert len(replies) == (1 if patience else 0)
+
+
 def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
     running, link, grid, node, connect, monkeypatch
 ):
