@@ -118,10 +118,12 @@ class ModelConfig(Section):
     heads: int = Field(2, ge=1, description="of the Transformer's attention")
     window: int = Field(32, ge=2, description="recent events the encoder reads")
     half_lives_days: tuple[float, ...] = Field(
-        (7.0, 60.0, 365.0), description="time scales of the decayed interest sums, by the clock"
+        (60.0, 365.0), description="time scales of the decayed interest sums, by the clock"
     )
     half_lives_events: tuple[float, ...] = Field(
-        (), description="time scales counted in distinct event times, for logs made in few sittings"
+        (2.0,),
+        description="time scales counted in distinct event times: what somebody came for lately, "
+        "however long ago that was",
     )
     item_ids: bool = Field(False, description="add a trainable vector per item")
     item_id_dimension: int = Field(32, ge=1, description="length of that vector")

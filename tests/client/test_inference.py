@@ -17,7 +17,13 @@ def town(build_town):
 
 def encoder_of(kind, town, **changes):
     config = ModelConfig(
-        encoder=kind, width=8, heads=2, window=6, half_lives_days=(30.0, 200.0), **changes
+        encoder=kind,
+        width=8,
+        heads=2,
+        window=6,
+        half_lives_days=(30.0, 200.0),
+        half_lives_events=(),
+        **changes,
     )
     table = town.population.table
     encoder = build_encoder(config, blocks=table.blocks, n_items=table.n_items, n_types=1, seed=1)

@@ -376,13 +376,17 @@ def test_updates_are_clipped_as_a_whole_on_top(town):
 
 
 def encoder(kind=MeanEncoder, **changes):
-    config = ModelConfig(**{"width": 4, "heads": 1, "half_lives_days": (30.0,), **changes})
+    config = ModelConfig(
+        **{"width": 4, "heads": 1, "half_lives_days": (30.0,), "half_lives_events": (), **changes}
+    )
     return kind(config, blocks={"text": (0, 6)}, n_items=9, n_types=2)
 
 
 @pytest.mark.parametrize("name", ["mean", "gru", "transformer"])
 def test_our_encoders_pass(name):
-    config = ModelConfig(encoder=name, width=4, heads=1, half_lives_days=(30.0, 90.0))
+    config = ModelConfig(
+        encoder=name, width=4, heads=1, half_lives_days=(30.0, 90.0), half_lives_events=()
+    )
     check_gradients(build_encoder(config, blocks={"text": (0, 6)}, n_items=9, n_types=2, seed=0))
 
 

@@ -33,6 +33,7 @@ def config_of(kind, item_ids):
         heads=2,
         window=WINDOW,
         half_lives_days=(3.0, 30.0),
+        half_lives_events=(),
         item_ids=item_ids,
         item_id_dimension=6,
     )

@@ -73,7 +73,7 @@ def test_the_digest_covers_what_decides_the_result():
         ("training", "sampling_probability", [0, 1.01]),
         ("training", "server_momentum", [1.0]),
         ("statistics", "half_lives_days", [[0], [-1.0], [math.nan]]),
-        ("model", "half_lives_days", [[], [0.0], [math.inf]]),
+        ("model", "half_lives_days", [[0.0], [math.inf]]),
         ("model", "encoder", ["lstm"]),
         ("evaluation", "validation_quantile", [0.95]),
         ("evaluation", "k", [0]),
@@ -97,6 +97,7 @@ def test_what_is_out_of_range_is_named(section, key, values):
         ("[model]\nlayer = 2\n[privacy]\neps = 1", ["model.layer", "privacy.eps"]),
         ("[data.columns]\nwho = 'x'", ["data.columns.who"]),
         ("data = 3", ["data"]),
+        ("[model]\nhalf_lives_days = []\nhalf_lives_events = []", ["model", "at least one"]),
         ("[a", ["TOML"]),
         ("[evaluation]\ntest_from = 2011-08-15", ["validation_from and test_from"]),
         (

@@ -20,6 +20,7 @@ def encoder(kind, *, item_ids=False, trained=True, **changes):
         width=8,
         layers=2,
         half_lives_days=(2.0, 30.0),
+        half_lives_events=(),
         item_ids=item_ids,
         item_id_dimension=5,
         **changes,
