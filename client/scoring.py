@@ -3,10 +3,12 @@
 The score of an item is ⟨U, v⟩, one inner product in the space of the item vectors. Where items are
 taken again and again (groceries, songs), scores become the probabilities of a mixture:
 
-    p(j) = ρ · f_j / Σ f  +  (1 − ρ) · softmax(⟨U, v⟩)_j
+    p(j) = ρ · f_j·π_j^¼ / Σ f·π^¼  +  (1 − ρ) · softmax(0.8·⟨U, v⟩)_j
 
-with f the user's own decayed frequencies and ρ the user's own repeat rate. Both are fitted on the
-device and never leave it, so the mixture costs no privacy.
+with f the user's own decayed frequencies and ρ the user's own repeat rate, which are fitted on the
+device and never leave it, and π the released popularity of these weeks: what somebody had is had again
+while it is around. The softmax is flattened, for popularity and content say the same thing in part,
+and an item held before is in both terms. All of it is free of ε.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
 from .profile import HABITS, Event, Profile, repeat_rate
+from .serving import PRIOR_BLOCK
 
 _LEFT_OUT = np.float32(-np.inf)
 """Score of what isn't to be recommended."""
+_AROUND, _FLATTENED = 0.25, 0.8
+"""Power of popularity in repeats, factor of the scores: level or better on validation of two logs that are
+unlike (a shop's and the built-in one)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +157,7 @@ def _choices(
             scores[np.isin(items, profile.items)] = _LEFT_OUT
         return items, scores
     frequencies = np.zeros(table.n_items, dtype=np.float32)
-    frequencies[profile.items] = profile.frequencies
+    frequencies[profile.items] = profile.frequencies * _around(table)[profile.items]
     if items is not None:
         frequencies = frequencies[items]
     rates = np.array([profile.repeat_rate])
@@ -181,13 +187,18 @@ def score_matrix(vectors: NDArray[np.float32], table: ItemTable) -> NDArray[np.f
 
 
 def mix_repeats(
-    logits: NDArray[np.float32], histories: Histories, *, habits: Scale = HABITS
+    logits: NDArray[np.float32],
+    histories: Histories,
+    table: ItemTable,
+    *,
+    habits: Scale = HABITS,
 ) -> NDArray[np.float32]:
     """The mixture with repeats for many users: the same as ``top_k`` of each with ``include_seen``.
 
     Args:
         logits: float32 [m, n_items], scores of :func:`score_matrix`.
         histories: the m users.
+        table: what the logits were scored with; its popularity says what is around.
         habits: time scale of the frequencies, as in the profiles. Only their proportions count,
             which the time of asking doesn't change.
 
@@ -198,18 +209,30 @@ def mix_repeats(
     frequencies = np.zeros(logits.shape, dtype=np.float32)
     # Time 0 lies before every event: ages count from each user's newest one.
     np.add.at(frequencies, (devices, histories.items), decayed_weights(histories, 0, [habits])[0])
+    frequencies *= _around(table)
     pairs = np.unique(devices * logits.shape[1] + histories.items)
     n_items = np.bincount(pairs // logits.shape[1], minlength=histories.n_devices)
     return _mixture(logits, frequencies, repeat_rate(histories.lengths, n_items))
 
 
+def _around(table: ItemTable) -> NDArray[np.float32]:
+    """π^¼ of every item, float32 [n_items], up to a factor; ones where no popularity was released."""
+    if PRIOR_BLOCK not in table.blocks:
+        return np.ones(table.n_items, dtype=np.float32)
+    start, _ = table.blocks[PRIOR_BLOCK]
+    prior = table.vectors[:, start]
+    weights: NDArray[np.float32] = np.exp(_AROUND * (prior - prior.max(initial=0.0)))
+    return weights
+
+
 def _mixture(
     logits: NDArray[np.float32], frequencies: NDArray[np.float32], rates: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """p [m, n] of logits [m, n], frequencies [m, n] and repeat rates [m]."""
+    """p [m, n] of logits [m, n], weights of what is repeated [m, n] and repeat rates [m]."""
     if not logits.shape[1]:
         return logits
-    mixed: NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    top = logits.max(axis=1, keepdims=True)
+    mixed: NDArray[np.float32] = np.exp(_FLATTENED * (logits - top))
     mixed /= mixed.sum(axis=1, keepdims=True)
     total = frequencies.sum(axis=1, keepdims=True)
     # Nothing to repeat among the candidates: the softmax alone.

@@ -118,7 +118,7 @@ class ModelConfig(Section):
     heads: int = Field(2, ge=1, description="of the Transformer's attention")
     window: int = Field(32, ge=2, description="recent events the encoder reads")
     half_lives_days: tuple[float, ...] = Field(
-        (60.0, 365.0), description="time scales of the decayed interest sums, by the clock"
+        (7.0, 60.0, 365.0), description="time scales of the decayed interest sums, by the clock"
     )
     half_lives_events: tuple[float, ...] = Field(
         (2.0,),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from fedprofile.client.scoring import (
     top_k,
     why,
 )
+from fedprofile.client.serving import serving_table
 from fedprofile.common.decay import Scale
 from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.common.histories import Histories
@@ -73,12 +76,32 @@ def test_the_mixture_follows_its_formula():
     profile = make_profile()
     ranking = top_k(profile, TABLE, N_ITEMS, include_seen=True)
     logits = TABLE.vectors.astype(float) @ profile.vector.astype(float)
-    softmax = np.exp(logits) / np.exp(logits).sum()
+    softmax = np.exp(0.8 * logits) / np.exp(0.8 * logits).sum()
     rho = (profile.n_events - len(profile.items) + 1) / (profile.n_events + 2)
     expected = (1 - rho) * softmax
     expected[profile.items] += rho * profile.frequencies / profile.frequencies.sum()
     np.testing.assert_allclose(ranking.scores, expected[ranking.items], rtol=1e-4)
     assert ranking.items.tolist() == np.lexsort((np.arange(N_ITEMS), -expected)).tolist()
+
+
+def test_what_is_around_is_taken_again_sooner():
+    shares = np.random.default_rng(2).dirichlet(np.ones(N_ITEMS)).astype(np.float32)
+    served = serving_table(TABLE, prior=np.log(shares), ids=None)
+    histories = make_histories([30, 12])
+    logits = np.zeros((2, N_ITEMS), np.float32)
+    mixed = mix_repeats(logits, histories, served)
+    for user, history in enumerate(histories):
+        profile = build(history, table=TABLE, scales=SCALES, window_size=50)
+        profile = replace(profile, vector=np.zeros(served.dimension, np.float32))
+        repeated = profile.frequencies * shares[profile.items] ** 0.25
+        expected = np.full(N_ITEMS, (1 - profile.repeat_rate) / N_ITEMS)
+        expected[profile.items] += profile.repeat_rate * repeated / repeated.sum()
+        np.testing.assert_allclose(mixed[user], expected, rtol=1e-4)
+        one = top_k(profile, served, N_ITEMS, include_seen=True)
+        np.testing.assert_allclose(one.scores, expected[one.items], rtol=1e-4)
+        some = np.concatenate([profile.items[:3], [0, 1]]).astype(np.int32)
+        among = top_k(profile, served, 5, candidates=some, include_seen=True)
+        assert among.scores.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_among_unseen_candidates_nothing_is_repeated():
@@ -134,7 +157,7 @@ def test_many_users_score_as_one_does():
     histories = make_histories([20, 0, 1, 35, 7])
     profiles = [build(h, table=TABLE, scales=SCALES, window_size=50) for h in histories]
     logits = score_matrix(np.stack([p.vector for p in profiles]), TABLE)
-    mixed = mix_repeats(logits, histories)
+    mixed = mix_repeats(logits, histories, TABLE)
     np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
     for user, profile in enumerate(profiles):
         np.testing.assert_allclose(logits[user], score(profile, TABLE), rtol=1e-4, atol=1e-5)
@@ -144,14 +167,14 @@ def test_many_users_score_as_one_does():
 
 def test_mixing_leaves_the_logits_alone():
     logits = np.zeros((1, N_ITEMS), np.float32)
-    mix_repeats(logits, make_histories([5]))
+    mix_repeats(logits, make_histories([5]), TABLE)
     assert not logits.any()
 
 
 def test_large_scores_stay_finite():
     logits = np.full((1, N_ITEMS), 1e4, np.float32)
     logits[0, 3] = -1e4
-    assert np.isfinite(mix_repeats(logits, make_histories([5]))).all()
+    assert np.isfinite(mix_repeats(logits, make_histories([5]), TABLE)).all()
 
 
 def test_the_parts_of_the_events_add_up_to_the_cosine():
