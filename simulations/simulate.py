@@ -208,6 +208,11 @@ def prepare(
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
+    if plan.cooccurrence is not None and config.training.rounds:
+        remark(
+            "Nothing is known of the items but ids: rounds add little to what statistics tell of them. "
+            "With [training] rounds = 0 the whole budget is theirs"
+        )
     return Prepared(log, split, population, encoder, trainer, earlier, plan)
 
 
