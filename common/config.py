@@ -85,7 +85,7 @@ class StatisticsConfig(Section):
         None,
         ge=0,
         description="length of the vectors that items get from what is taken close together; 0: none; "
-        "unset: 64 (256 without privacy) where no item has a text to compare it by, else none",
+        "unset: 64 where no item has a text to compare it by, else none",
     )
 
     @model_validator(mode="after")
@@ -122,8 +122,8 @@ class ModelConfig(Section):
     )
     half_lives_events: tuple[float, ...] = Field(
         (2.0,),
-        description="time scales counted in distinct event times: what somebody came for lately, "
-        "however long ago that was",
+        description="time scales counted in distinct event times (in a shop's log, visits): what "
+        "somebody came for lately, however long ago that was",
     )
     item_ids: bool = Field(False, description="add a trainable vector per item")
     item_id_dimension: int = Field(32, ge=1, description="length of that vector")

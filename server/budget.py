@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..common.accounting import default_delta, epsilon, fits, gaussian_mu
@@ -135,19 +135,26 @@ def plan_budget(
     left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2
     if used:
         left -= gaussian_mu(epsilon=used, delta=delta) ** 2
-    share = privacy.statistics_share
-    if share is None:
-        share = _planned_share(
-            sizes,
+
+    def planned(of: Sizes) -> float:
+        return _planned_share(
+            of,
             training.rounds,
             mu=math.sqrt(left),
             rate=rate,
             population_size=population_size,
             noise_multiplier=privacy.noise_multiplier,
         )
+
+    given = privacy.statistics_share
+    share = planned(sizes) if given is None else given
     popularity = cooccurrence = None
     if share > 0:
         popularity, cooccurrence = statistics(1 / math.sqrt(left * share))
+        if given is None and sizes.cooccurrence and cooccurrence is None:
+            # It isn't worth a release: what was meant for it goes to the rounds.
+            share = planned(replace(sizes, cooccurrence=False))
+            popularity, cooccurrence = statistics(1 / math.sqrt(left * share))
         spent.update(m.event() for m in (popularity, cooccurrence) if m is not None)
     if privacy.noise_multiplier is None:
         every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds), rate)

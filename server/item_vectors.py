@@ -37,7 +37,6 @@ BLOCK_WEIGHTS = {"text": 1.0, "id": 1.0, "category": 0.5, "price": 0.3}
 
 _CATEGORY_COLUMNS = 64
 _COOCCURRENCE_COLUMNS = 64
-_EXACT_COLUMNS = 256  # without noise, which leaves nothing of the weaker directions
 _PRICE_KNOTS = 8
 _PRICE_RESOLUTION = 1e-6
 _HASHED_FEATURES = 1 << 14
@@ -55,8 +54,7 @@ def with_room(table: ItemTable, statistics: StatisticsConfig, privacy: PrivacyCo
     """
     columns = statistics.cooccurrence
     if columns is None:
-        columns = _COOCCURRENCE_COLUMNS if privacy.enabled else _EXACT_COLUMNS
-        columns = 0 if "text" in table.blocks else columns
+        columns = 0 if "text" in table.blocks else _COOCCURRENCE_COLUMNS
     if privacy.enabled and privacy.statistics_share == 0:
         columns = 0  # it gets no part of the budget
     if not columns or table.n_items < 2:  # there is no pair

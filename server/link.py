@@ -68,6 +68,12 @@ _TIMEOUT = 30.0  # seconds a call
 _POLL = 0.25
 _GRACE = 10.0  # seconds for replies on their way, once the server is to stop
 _AWAY = 60.0  # seconds that a node may be away beyond its heartbeat: killed, it is back by then
+_NEARLY_AWAY = (
+    3.0  # seconds left of a heartbeat: too few to ask about the node; one that lives has 13
+)
+_POLL_PER_NODE = (
+    1e-3  # seconds: to say who is online the SuperLink reads all nodes, a tenth of this each
+)
 _NO_REPLY = {
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -265,6 +271,7 @@ class LinkGrid(HttpGrid):
         waiting = dict(zip(numbers, asked, strict=True))
         waiting.pop("", None)  # the node went meanwhile
         deadline = math.inf if timeout is None else time.monotonic() + timeout
+        patience = math.inf if timeout is None else timeout / 4
         arriving: dict[str, _Arriving] = {}
         away: dict[int, float] = {}
         replies: list[Message] = []
@@ -272,8 +279,8 @@ class LinkGrid(HttpGrid):
         while waiting and time.monotonic() < deadline:
             if self._stop.is_set() and not stopping:
                 stopping, deadline = True, min(deadline, time.monotonic() + _GRACE)
-            self._note_absent(waiting, away)
-            self._announced(waiting, arriving, away)
+            pause = self._note_absent(waiting, away)
+            self._announced(waiting, arriving, away, patience=min(_AWAY, patience))
             for number, answer in list(arriving.items()):
                 if time.monotonic() > deadline:
                     break
@@ -285,32 +292,36 @@ class LinkGrid(HttpGrid):
                 if not (reply.has_error() and reply.error.code in _NO_REPLY):
                     replies.append(reply)
             if waiting:
-                time.sleep(_POLL)
+                time.sleep(pause)
         # What is still arriving is no reply. It isn't confirmed: its sender may be slow, not hostile, and
         # what it goes on to send is taken as any reply after the deadline.
         return replies
 
-    def _note_absent(self, waiting: dict[str, Message], away: dict[int, float]) -> None:
-        """Keep in ``away`` since when each node has been gone."""
-        online = set(self.get_node_ids())
-        for node in {message.metadata.dst_node_id for message in waiting.values()}:
-            if node in online:
-                away.pop(node, None)
+    def _note_absent(self, waiting: dict[str, Message], away: dict[int, float]) -> float:
+        """Keep in ``away`` since when each node has been gone; seconds until the next look."""
+        nodes, soon = list(self.get_nodes()), time.time() + _NEARLY_AWAY
+        online = {node.node_id for node in nodes if node.online_until > soon}
+        for number in {message.metadata.dst_node_id for message in waiting.values()}:
+            if number in online:
+                away.pop(number, None)
             else:
-                away.setdefault(node, time.monotonic())
+                away.setdefault(number, time.monotonic())
+        return max(_POLL, _POLL_PER_NODE * len(nodes))
 
     def _announced(
         self,
         waiting: dict[str, Message],
         arriving: dict[str, _Arriving],
         away: dict[int, float],
+        *,
+        patience: float,
     ) -> None:
         """Take note of replies that are announced by now; each is told of once.
 
         Asked about a node that is away, the SuperLink gives up its message for good. So nobody asks until
-        the node had its time to come back with the answer.
+        the node had ``patience`` seconds to come back with the answer.
         """
-        gone_before = time.monotonic() - _AWAY
+        gone_before = time.monotonic() - patience
         asked = [
             number
             for number, message in waiting.items()

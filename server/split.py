@@ -25,10 +25,9 @@ LEAST_SHARE, _MOST_SHARE = 0.05, 0.45
 """Of μ² for statistics. Those whose result a crash took along are paid for again: they must fit twice."""
 
 
-BOTH_SHARE, POPULARITY_PART = 0.9, 0.1 / 0.9
+BOTH_SHARE, POPULARITY_PART = 0.54, 0.1 / 0.54
 """Of μ² for statistics, where co-occurrence is released as well, and of that for popularity, which only
-decides what items are compared. Rounds can move lists by no more than what the released items tell, so the
-items come first. If a crash takes the larger release along, popularity is what is left to rank by."""
+decides what items are compared. If a crash takes the larger one along, it fits again, and no round does."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..common.config import RunConfig
 from ..common.console import remark, stage
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import DataError
+from ..common.items import COOCCURRENCE_BLOCK
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier
 from ..server.app import FederationResult
@@ -208,7 +209,8 @@ def prepare(
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
-    if plan.cooccurrence is not None and config.training.rounds:
+    bare = set(population.table.blocks) == {"id", COOCCURRENCE_BLOCK}
+    if bare and config.privacy.enabled and plan.cooccurrence and config.training.rounds:
         remark(
             "Nothing is known of the items but ids: rounds add little to what statistics tell of them. "
             "With [training] rounds = 0 the whole budget is theirs"

@@ -65,10 +65,7 @@ class Panel:
     @classmethod
     def at(cls, config: RunConfig, *, smallest: float) -> Panel:
         """The panel of those who take part in a run of ``config``."""
-        # Beside the runs stands what sees everything, so items have the room that there is without noise;
-        # none where no statistics are released.
-        seen = config if config.privacy.statistics_share == 0 else _open(config)
-        log, split, population = read(seen)
+        log, split, population = read(config)
         common = taking_part(log.user_ids, smallest)
         popularity = Popularity.fit(split.train, population.table).counts
         return cls(config, log, split, population, common, popularity)
@@ -188,7 +185,13 @@ def _points(
 
 def _makers(panel: Panel, *, everything: bool) -> dict[str, Callable[[], list[Candidate]]]:
     # Only what is shared and trained without noise counts here, so no noise need be calibrated.
-    prepared = prepare(_open(panel.config), panel.log, panel.split, panel.population)
+    privacy = panel.config.privacy.model_copy(update={"enabled": False})
+    prepared = prepare(
+        panel.config.model_copy(update={"privacy": privacy}),
+        panel.log,
+        panel.split,
+        panel.population,
+    )
     makers = references(
         panel.config,
         split=panel.split,
@@ -197,11 +200,6 @@ def _makers(panel: Panel, *, everything: bool) -> dict[str, Callable[[], list[Ca
         encoder=prepared.encoder,
     )
     return makers if everything else {CLASSICAL: makers[CLASSICAL]}
-
-
-def _open(config: RunConfig) -> RunConfig:
-    privacy = config.privacy.model_copy(update={"enabled": False})
-    return config.model_copy(update={"privacy": privacy})
 
 
 class _References:
