@@ -274,7 +274,7 @@ def test_an_update_that_was_taken_leaves_nothing_in_the_database(running, grid, 
         message = pulled(node)
         update = ClippedUpdate({"w": numbers}, devices=1, clip_norm=1.0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LinkGrid, "_announced", lambda *_: None)
+            patch.setattr(LinkGrid, "_announced", lambda *_, **__: None)
             time.sleep(0.5)  # the server isn't asking now
             node.push(update_reply(message, BINDING, update))
             seen.append(found())
@@ -364,7 +364,9 @@ def test_a_reply_whose_parts_never_come_holds_up_nobody(running, link, node, con
     # Nor after the time is over, which ends for the server alone: on a busy machine all may take long.
     now = time.monotonic
     late = threading.Event()
-    clock = SimpleNamespace(monotonic=lambda: now() + 3600 * late.is_set(), sleep=time.sleep)
+    clock = SimpleNamespace(
+        monotonic=lambda: now() + 3600 * late.is_set(), sleep=time.sleep, time=time.time
+    )
     monkeypatch.setattr(link_module, "time", clock)
 
     def answer():
