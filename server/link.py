@@ -68,12 +68,10 @@ _TIMEOUT = 30.0  # seconds a call
 _POLL = 0.25
 _GRACE = 10.0  # seconds for replies on their way, once the server is to stop
 _AWAY = 60.0  # seconds that a node may be away beyond its heartbeat: killed, it is back by then
-_NEARLY_AWAY = (
-    3.0  # seconds left of a heartbeat: too few to ask about the node; one that lives has 13
-)
-_POLL_PER_NODE = (
-    1e-3  # seconds: to say who is online the SuperLink reads all nodes, a tenth of this each
-)
+_NEARLY_AWAY = 3.0
+"""Seconds left of a heartbeat that are too few to ask about the node; one that lives has 13."""
+_POLL_PER_NODE = 1e-3
+"""Seconds: to say who is online the SuperLink reads all nodes, which takes a tenth of this for each."""
 _NO_REPLY = {
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.MESSAGE_UNAVAILABLE,

@@ -70,7 +70,9 @@ def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_pat
     planned = told(fedprofile("simulate", "--config", "ids.toml", "--plan", "--json"))
     tasks = [release["task"] for release in planned["releases"]]
     assert tasks == ["statistics/popularity", "statistics/cooccurrence", "training"]
-    told(fedprofile("simulate", "--config", "ids.toml", "--out", "run", "--json"))
+    ran = fedprofile("simulate", "--config", "ids.toml", "--out", "run", "--json")
+    told(ran)
+    assert "rounds add little" in " ".join(ran.err.split())
     entries = read_ledger(tmp_path / "run" / "ledger.jsonl")
     reserves = [entry for entry in entries if isinstance(entry, Reserve)]
     assert [entry.task for entry in reserves] == [*tasks, "training"]

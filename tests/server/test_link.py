@@ -315,6 +315,28 @@ def test_a_node_that_goes_with_its_answer_has_time_to_come_back(
     assert len(replies) == (1 if patience else 0)
 
 
+def test_whose_heartbeat_is_about_to_run_out_is_away(monkeypatch):
+    """Between two calls it would be gone, and asking about it then loses its answer."""
+    left = {1: 13.0, 2: 1.0, 3: 13.0}
+    grid = LinkGrid.__new__(LinkGrid)
+    monkeypatch.setattr(
+        grid,
+        "get_nodes",
+        lambda: [SimpleNamespace(node_id=n, online_until=time.time() + s) for n, s in left.items()],
+    )
+    waiting = {
+        str(number): SimpleNamespace(metadata=SimpleNamespace(dst_node_id=number))
+        for number in (1, 2, 4)
+    }
+    away = {1: 5.0}
+    pause = grid._note_absent(waiting, away)
+    assert set(away) == {2, 4}
+    since = dict(away)
+    left.update(dict.fromkeys(range(5, 2_000), 13.0))
+    assert grid._note_absent(waiting, away) > 5 * pause  # many nodes are asked after less often
+    assert away == since
+
+
 def test_a_reply_that_cannot_be_decoded_is_malformed_and_costs_nobody_else(
     running, link, grid, node, connect, monkeypatch
 ):
