@@ -1,7 +1,10 @@
-"""What a device learns from: its next sessions, as ragged arrays for a whole cohort.
+"""What a device learns from: what it took next, again and again, as ragged arrays for a whole cohort.
 
-A *query* is the moment before a session; its *targets* are the items of that session. The device knows
-everything before the query: the decayed sums over its whole past, and a window of its recent events.
+A *moment* is all that a session has at one time: a basket, or a single click. A *query* stands before a
+moment; its *targets* are the items of that moment. The device knows everything before the query: the
+decayed sums over its whole past, and a window of its recent events. So whatever order a log has is
+learned from, inside a session, too, where most of it is: learning what a whole session holds from what
+came before it, an encoder of bare ids doesn't get off the ground.
 Choices that are random (which stretch of a long history, which targets of a large basket) depend on the
 round's seed and the device's own key alone, so a device learns the same wherever it is hosted.
 """
@@ -63,7 +66,7 @@ def build_examples(
     new_targets_only: bool,
     seed: int,
 ) -> Examples:
-    """Examples of every device in ``histories``; a device without a second session has none.
+    """Examples of every device in ``histories``; a device without a second moment has none.
 
     Args:
         histories: n devices.
@@ -75,26 +78,21 @@ def build_examples(
         seed: the round's public seed.
     """
     device = histories.devices
-    starts = _session_starts(histories)
-    session_device = device[starts]
-    local_start = starts - histories.offsets[session_device]
-    last = _last_query(session_device, local_start, histories.n_devices, keys, window, seed)
+    starts = _moments(histories)
+    owner = device[starts]
+    local_start = starts - histories.offsets[owner]
+    last = _last_query(owner, local_start, histories.n_devices, keys, window, seed)
 
-    # Window: up to `window` events before the last query's session.
+    # Window: up to `window` events before the last query's moment.
     has = last >= 0
     stop = histories.offsets[:-1].copy()
     stop[has] = starts[last[has]]
     begin = np.maximum(stop - window, histories.offsets[:-1])
     window_offsets, window_rows = _ranges(begin, stop)
 
-    # Queries: sessions that start inside the window or right after it, with something known before.
-    chosen = (
-        has[session_device]
-        & (starts >= begin[session_device])
-        & (starts <= stop[session_device])
-        & (local_start > 0)
-    )
-    query_start, query_device = starts[chosen], session_device[chosen]
+    # Queries: moments that begin inside the window or right after it, with something known before.
+    chosen = has[owner] & (starts >= begin[owner]) & (starts <= stop[owner]) & (local_start > 0)
+    query_start, query_device = starts[chosen], owner[chosen]
     query_offsets = _offsets(query_device, histories.n_devices)
 
     targets, target_query = _targets(histories, starts, chosen, new_targets_only)
@@ -130,39 +128,39 @@ def build_examples(
     )
 
 
-def _session_starts(histories: Histories) -> NDArray[np.int64]:
-    """First event of every session, over all devices."""
+def _moments(histories: Histories) -> NDArray[np.int64]:
+    """First event of every moment, over all devices."""
     if not histories.n_events:
         return np.zeros(0, dtype=np.int64)
     change = np.ones(histories.n_events, dtype=bool)
-    change[1:] = np.diff(histories.sessions) != 0
+    change[1:] = (np.diff(histories.times) != 0) | (np.diff(histories.sessions) != 0)
     change[histories.offsets[:-1][histories.lengths > 0]] = True
     return np.flatnonzero(change)
 
 
 def _last_query(
-    session_device: NDArray[np.int64],
+    owner: NDArray[np.int64],
     local_start: NDArray[np.int64],
     n_devices: int,
     keys: NDArray[np.uint64],
     window: int,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Per device the session that ends its stretch: the last one where the past fits into the window,
-    else any session that a full window precedes, or -1 where nothing precedes any session."""
-    sessions = _offsets(session_device, n_devices)
-    last = sessions[1:] - 1
+    """Per device the moment that ends its stretch: the last one where the past fits into the window,
+    else any moment that a full window precedes, or -1 where nothing precedes any moment."""
+    moments = _offsets(owner, n_devices)
+    last = moments[1:] - 1
     eligible_from = np.full(n_devices, -1, dtype=np.int64)
     full = np.flatnonzero(local_start >= window)
-    # The first session with a full window before it; later ones have one too.
-    first_full = np.unique(session_device[full], return_index=True)
+    # The first moment with a full window before it; later ones have one too.
+    first_full = np.unique(owner[full], return_index=True)
     eligible_from[first_full[0]] = full[first_full[1]]
     spread = eligible_from >= 0
     pick = np.floor(
         _uniforms(keys, np.zeros(n_devices, dtype=np.int64), seed) * (last - eligible_from + 1)
     ).astype(np.int64)
     chosen = np.where(spread, eligible_from + pick, last)
-    count = np.diff(sessions)
+    count = np.diff(moments)
     return np.where(count >= 2, chosen, -1)
 
 
@@ -172,7 +170,7 @@ def _targets(
     chosen: NDArray[np.bool_],
     new_only: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Event rows of the chosen sessions, and the query (counted over all devices) each belongs to."""
+    """Event rows of the chosen moments, and the query (counted over all devices) each belongs to."""
     stops = np.append(starts[1:], histories.n_events)
     offsets, rows = _ranges(starts[chosen], stops[chosen])
     query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -215,7 +213,7 @@ def _query_sums(
     days, steps = event_ages(histories, now=np.iinfo(np.int64).min)
     for s, scale in enumerate(scales):
         # Both clocks count back from the device's last event; a query reads the wall clock at its
-        # session's start, and the event clock at the last event it knows.
+        # moment's time, and the event clock at the last event it knows.
         if scale.clock == "days":
             event_clock, query_clock = -days, -days[query_start]
         else:

@@ -45,7 +45,7 @@ from ..common.user_level_optimizer import UserLevelDPOptimizer, clip_and_sum
 from .batches import Batch, Cohort, Negatives
 from .examples import build_examples
 from .lifetime import BudgetOf, no_budget
-from .local_training import draw_negatives, next_session_losses
+from .local_training import draw_negatives, next_item_losses
 
 _SAME = 1e-3
 """Relative difference of two ways to one gradient, in float32; a use that hooks miss is all of it."""
@@ -280,7 +280,7 @@ def check_gradients(encoder: Encoder, losses: Losses | None = None) -> None:
 
 
 def _losses(profiles: Tensor, batch: Batch, negatives: Negatives) -> Tensor:
-    return next_session_losses(profiles, batch, negatives, None)
+    return next_item_losses(profiles, batch, negatives, None)
 
 
 def _hooked(encoder: Encoder) -> GradSampleModule:

@@ -296,7 +296,7 @@ def _losses_of(encoder: Encoder) -> Loss:
     def losses(weights: Weights, batch: Batch, negatives: Negatives) -> Tensor:
         with StackedWeights():
             profiles = functional_call(shell, weights, (batch.inputs,))
-        return next_session_losses(profiles, batch, negatives, weights.get(ID_TABLE))
+        return next_item_losses(profiles, batch, negatives, weights.get(ID_TABLE))
 
     return losses
 
@@ -315,7 +315,7 @@ def _compile(loss: Loss) -> Loss:
     return compiled
 
 
-def next_session_losses(
+def next_item_losses(
     profiles: Tensor, batch: Batch, negatives: Negatives, ids: Tensor | None
 ) -> Tensor:
     """Sampled softmax cross-entropy of each device, averaged over its targets: [C].

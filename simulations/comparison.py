@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ LABELS = {
 
 CLASSICAL = "classical baselines"
 """Those of :mod:`.baselines`, in :func:`references`."""
+
+_MOST_EPOCHS, _PATIENCE, _EPOCHS_UNSEEN = 40, 2, 6
+"""Of central training: at most, without a better one, and where there is no validation part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,20 +266,13 @@ def _central(
     encoder: Encoder,
     split: Split,
 ) -> Candidate:
-    """The ceiling, stopped at the epoch that is best on validation."""
+    """The ceiling: of as many epochs as help, the one that is best on validation."""
     now = statistics_time(config, split, population)
     known = exact_statistics(population, config.statistics, now=now)
     table = known.fill(population.table)
-    best: dict[str, Any] = {"quality": -1.0, "epoch": 0, "weights": {}}
-
-    def keep_best(epoch: int, weights: dict[str, Tensor]) -> None:
-        scorer = EncoderScorer(encoder, weights, table, known.current, config.model)
-        quality = mean_ndcg(scorer, split.validation, k=config.evaluation.k)
-        # Without validation targets the last epoch stands.
-        if quality is None or quality > best["quality"]:
-            best.update(quality=-1.0 if quality is None else quality, epoch=epoch, weights=weights)
-
-    train_centrally(
+    best: dict[str, Tensor] = {}
+    best_epoch, best_quality = 0, -1.0
+    epochs = train_centrally(
         encoder,
         population.histories,
         keys=population.keys,
@@ -285,10 +282,20 @@ def _central(
         training=config.training,
         trainer=trainer,
         seed=config.seed or 0,
-        on_epoch=keep_best,
     )
-    scorer = EncoderScorer(encoder, best["weights"], table, known.current, config.model)
-    return Candidate("central", "ceiling", False, scorer, f"epoch {best['epoch']}")
+    for epoch, weights in enumerate(islice(epochs, _MOST_EPOCHS), 1):
+        scorer = EncoderScorer(encoder, weights, table, known.current, config.model)
+        quality = mean_ndcg(scorer, split.validation, k=config.evaluation.k)
+        if quality is None:  # nothing to stop by
+            best, best_epoch = weights, epoch
+            if epoch == _EPOCHS_UNSEEN:
+                break
+        elif quality > best_quality:
+            best, best_epoch, best_quality = weights, epoch, quality
+        elif epoch - best_epoch == _PATIENCE:
+            break
+    scorer = EncoderScorer(encoder, best, table, known.current, config.model)
+    return Candidate("central", "ceiling", False, scorer, f"epoch {best_epoch}")
 
 
 def _settings(model: Scorer) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..common.histories import Histories
 from ..common.items import ItemTable
 
 ID_TABLE = "item_ids.weight"
-_CENTRAL_EPOCHS, _CENTRAL_BATCH, _CENTRAL_RATE = 6, 128, 1e-2
+_CENTRAL_BATCH, _CENTRAL_RATE = 128, 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +72,20 @@ def train_centrally(
     training: TrainingConfig,
     trainer: Trainer,
     seed: int,
-    on_epoch: Callable[[int, dict[str, Tensor]], None],
-) -> None:
+) -> Iterator[dict[str, Tensor]]:
     """The same encoder, loss and examples with Adam on pooled data: what a federation can hope for.
 
     One user's gradient is one device's local step; nothing is clipped and no noise is added.
-    ``keys`` (uint64, one a device) decide the devices' random choices; ``on_epoch`` gets the weights
-    after each epoch, to stop on validation.
+    ``keys`` (uint64, one a device) decide the devices' random choices.
+
+    Yields:
+        The weights after each epoch, without end: stop on validation.
     """
     parameters = {n: nn.Parameter(p.detach().clone()) for n, p in encoder.named_parameters()}
     optimizer = torch.optim.Adam(parameters.values(), lr=_CENTRAL_RATE)
     rng = np.random.default_rng(seed)
     users = np.flatnonzero(histories.lengths)
-    for epoch in range(1, _CENTRAL_EPOCHS + 1):
+    while True:
         order = rng.permutation(users)
         for start in range(0, len(order), _CENTRAL_BATCH):
             batch = order[start : start + _CENTRAL_BATCH]
@@ -110,7 +111,7 @@ def train_centrally(
             for name, parameter in parameters.items():
                 parameter.grad = torch.from_numpy(update.arrays[name]) / len(batch)
             optimizer.step()
-        on_epoch(epoch, {n: p.detach().clone() for n, p in parameters.items()})
+        yield {n: p.detach().clone() for n, p in parameters.items()}
 
 
 @dataclass(frozen=True, eq=False)

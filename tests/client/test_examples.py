@@ -21,15 +21,14 @@ devices = st.lists(st.tuples(st.integers(0, 5000), events), max_size=12)
 populations = st.lists(devices, min_size=1, max_size=5)
 
 
-def histories_of(population):
+def histories_of(population, together=3):
     rows, lengths = [], []
     for device in population:
         time, count = 10**9, 0
         for session, (pause, inside) in enumerate(device):
             time += pause * DAY
             for minute, (item, weight, kind) in enumerate(inside):
-                # Two events in three share a time.
-                rows.append((item, time + 60 * (minute // 3), session, weight, kind))
+                rows.append((item, time + 60 * (minute // together), session, weight, kind))
                 count += 1
             time = rows[-1][1]
         lengths.append(count)
@@ -42,6 +41,12 @@ def histories_of(population):
         weights=np.array(columns[3], dtype=np.float32),
         types=np.array(columns[4], dtype=np.int16),
     )
+
+
+def moments_of(history):
+    """A number for each event: events of one time and session have the same."""
+    moments = sorted(set(zip(history.times.tolist(), history.sessions.tolist(), strict=True)))
+    return [moments.index(m) for m in zip(history.times, history.sessions, strict=True)]
 
 
 def build(histories, keys, *, window=6, new=False, seed=0):
@@ -82,14 +87,14 @@ def test_examples_follow_the_definition(population, window, new, seed):
     examples = build(histories, np.arange(len(population)) + 7, window=window, new=new, seed=seed)
     for device, history in enumerate(histories):
         got = of_device(examples, device)
-        items, sessions = history.items.tolist(), history.sessions.tolist()
-        starts = [i for i in range(len(items)) if i == 0 or sessions[i] != sessions[i - 1]]
+        items, moments = history.items.tolist(), moments_of(history)
+        starts = [i for i in range(len(items)) if i == 0 or moments[i] != moments[i - 1]]
         assert got["known"] == sorted(set(items))
         if len(starts) < 2:
             assert got["items"] == got["positions"] == got["targets"] == []
             continue
 
-        # The stretch ends before a session: the last one where the past fits into the window, else
+        # The stretch ends before a moment: the last one where the past fits into the window, else
         # any that a full window precedes.
         gaps = np.log1p(np.diff(history.times, prepend=history.times[:1]) / DAY)
         stretches = []
@@ -117,7 +122,7 @@ def test_examples_follow_the_definition(population, window, new, seed):
             (place, items[row])
             for place, query in enumerate(queries)
             for row in range(query, len(items))
-            if sessions[row] == sessions[query] and not (new and items[row] in items[:row])
+            if moments[row] == moments[query] and not (new and items[row] in items[:row])
         ]
         assert len(got["targets"]) == min(window, len(targets))
         left = iter(targets)
@@ -140,7 +145,7 @@ def test_a_device_learns_the_same_in_any_company(population, new, random, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(populations, st.integers(0, 2**40))
-def test_no_input_of_a_query_holds_its_session_or_later(population, seed):
+def test_no_input_of_a_query_holds_its_moment_or_later(population, seed):
     histories = histories_of(population)
     keys = np.arange(len(population), dtype=np.uint64)
     # Items tell their place in the history: 0, 1, 2 … on every device.
@@ -160,9 +165,8 @@ def test_no_input_of_a_query_holds_its_session_or_later(population, seed):
         for query, target in got["targets"]:
             read = got["items"][: got["positions"][query]]
             summed = np.flatnonzero(got["sums"][query][0])
-            first = histories.sessions[histories.offsets[device] + target]
-            sessions = histories.device(device).sessions
-            opening = int(np.searchsorted(sessions, first))
+            moments = moments_of(histories.device(device))
+            opening = moments.index(moments[target])
             assert max(read, default=-1) < opening
             assert read == list(range(opening - len(read), opening))
             np.testing.assert_array_equal(summed, np.arange(opening))
@@ -175,9 +179,18 @@ def test_a_long_history_is_seen_from_all_sides():
     assert ends == set(range(N_ITEMS))
 
 
+def test_order_inside_a_session_is_learned_from():
+    session = [(item, 1.0, 0) for item in (4, 9, 2)]
+    one_by_one = of_device(build(histories_of([[(1, session)]], together=1), [1]), 0)
+    assert one_by_one["targets"] == [(0, 9), (1, 2)]
+    assert one_by_one["positions"] == [1, 2]
+    as_a_basket = of_device(build(histories_of([[(1, session)]], together=3), [1]), 0)
+    assert as_a_basket["targets"] == []
+
+
 def test_targets_beyond_the_limit_are_drawn_evenly():
     basket = [(item, 1.0, 0) for item in range(10)]
-    histories = histories_of([[(0, [(14, 1.0, 0)]), (1, basket)]])
+    histories = histories_of([[(0, [(14, 1.0, 0)]), (1, basket)]], together=len(basket))
     drawn = np.zeros(10)
     for seed in range(600):
         drawn[build(histories, [3], window=4, seed=seed).target_items] += 1

@@ -19,7 +19,7 @@ from fedprofile.client.examples import build_examples
 from fedprofile.client.host import DeviceHost
 from fedprofile.client.lifetime import LifetimeBudget, Terms
 from fedprofile.client.local_privacy import EventPrivacy, PrivateTrainer, check_gradients
-from fedprofile.client.local_training import draw_negatives, next_session_losses
+from fedprofile.client.local_training import draw_negatives, next_item_losses
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import MeanEncoder, build_encoder
 from fedprofile.common.errors import BudgetError, ConfigError, MessageError
@@ -171,7 +171,7 @@ def by_a_loop(town, past, arguments, slots):
             seed=0,
         )
         encoder.load_state_dict({n: torch.from_numpy(w) for n, w in arguments.weights.items()})
-        next_session_losses(encoder(batch.inputs), batch, negatives[0], None).sum().backward()
+        next_item_losses(encoder(batch.inputs), batch, negatives[0], None).sum().backward()
         gradient = flat({n: p.grad.numpy() for n, p in encoder.named_parameters()})
         norms.append(np.linalg.norm(gradient))
         clipped = clipped + gradient * min(1.0, CLIP / norms[-1])
