@@ -8,8 +8,8 @@ needs no network to rank. U is the sum of three parts:
 
 where d_s are the decayed interest sums, L2-normalised; ``gain`` holds one number per time scale and
 feature block, ``mix`` one per time scale; ``state`` is the body's reading of the recent window.
-``out`` and ``read`` start at zero: an untrained encoder is the cosine of the decayed profile,
-and training moves away from there by what the devices teach it.
+``out`` and, without trainable ids, ``read`` start at zero: an untrained encoder is the cosine of the
+decayed profile, and training moves away from there by what the devices teach it.
 
 All weights belong to Linear, LayerNorm and Embedding layers and the activation is smooth: per-sample
 gradients (Opacus) and training on stacked weights both need the first, and agreement to float precision
@@ -79,10 +79,12 @@ class Encoder(nn.Module):
             self.item_ids = nn.Embedding(n_items, config.item_id_dimension)
             self.id_adapter = nn.Linear(config.item_id_dimension, width, bias=False)
             self.id_out = nn.Linear(width, config.item_id_dimension)
-            nn.init.normal_(self.item_ids.weight, std=0.1)
+            # All that leads to `id_out` is of some size: from near zero training wouldn't get away.
+            nn.init.normal_(self.item_ids.weight, std=0.3)
             nn.init.zeros_(self.id_out.weight)
             nn.init.zeros_(self.id_out.bias)
-        nn.init.zeros_(self.read.weight)
+        else:
+            nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         nn.init.constant_(self.gains.weight, CONTENT_TEMPERATURE / scales)

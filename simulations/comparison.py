@@ -51,8 +51,10 @@ LABELS = {
 CLASSICAL = "classical baselines"
 """Those of :mod:`.baselines`, in :func:`references`."""
 
-_MOST_EPOCHS, _PATIENCE, _EPOCHS_UNSEEN = 40, 2, 6
-"""Of central training: at most, without a better one, and where there is no validation part."""
+_MOST_EPOCHS, _PATIENCE = 100, 2
+"""Of central training: at most, and without a better one."""
+_LEAST_STEPS, _LEAST_STEPS_OF_IDS = 150, 500
+"""Before central training may stop: ids take some hundred steps before they tell anything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,16 +285,17 @@ def _central(
         trainer=trainer,
         seed=config.seed or 0,
     )
-    for epoch, weights in enumerate(islice(epochs, _MOST_EPOCHS), 1):
+    least = _LEAST_STEPS_OF_IDS if config.model.item_ids else _LEAST_STEPS
+    for epoch, (steps, weights) in enumerate(islice(epochs, _MOST_EPOCHS), 1):
         scorer = EncoderScorer(encoder, weights, table, known.current, config.model)
         quality = mean_ndcg(scorer, split.validation, k=config.evaluation.k)
         if quality is None:  # nothing to stop by
             best, best_epoch = weights, epoch
-            if epoch == _EPOCHS_UNSEEN:
+            if steps >= least:
                 break
         elif quality > best_quality:
             best, best_epoch, best_quality = weights, epoch, quality
-        elif epoch - best_epoch == _PATIENCE:
+        elif epoch - best_epoch >= _PATIENCE and steps >= least:
             break
     scorer = EncoderScorer(encoder, best, table, known.current, config.model)
     return Candidate("central", "ceiling", False, scorer, f"epoch {best_epoch}")

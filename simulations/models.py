@@ -72,19 +72,20 @@ def train_centrally(
     training: TrainingConfig,
     trainer: Trainer,
     seed: int,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The same encoder, loss and examples with Adam on pooled data: what a federation can hope for.
 
     One user's gradient is one device's local step; nothing is clipped and no noise is added.
     ``keys`` (uint64, one a device) decide the devices' random choices.
 
     Yields:
-        The weights after each epoch, without end: stop on validation.
+        Steps so far and the weights, after each epoch and without end: stop on validation.
     """
     parameters = {n: nn.Parameter(p.detach().clone()) for n, p in encoder.named_parameters()}
     optimizer = torch.optim.Adam(parameters.values(), lr=_CENTRAL_RATE)
     rng = np.random.default_rng(seed)
     users = np.flatnonzero(histories.lengths)
+    steps = 0
     while True:
         order = rng.permutation(users)
         for start in range(0, len(order), _CENTRAL_BATCH):
@@ -111,7 +112,8 @@ def train_centrally(
             for name, parameter in parameters.items():
                 parameter.grad = torch.from_numpy(update.arrays[name]) / len(batch)
             optimizer.step()
-        yield {n: p.detach().clone() for n, p in parameters.items()}
+            steps += 1
+        yield steps, {n: p.detach().clone() for n, p in parameters.items()}
 
 
 @dataclass(frozen=True, eq=False)
