@@ -6,7 +6,7 @@ LOG is ``sequences`` (6,000 users, 3,000 items, nothing but ids and their order)
 sheets of Online Retail II (cuts 2011-07-01 and 2011-08-15). Full ranking, the first session after the cut;
 intervals are over users and runs. DIR holds a folder for each run, with its ledger and the plan it followed
 (``plan.json``), and the page of the sweep; started again, the command goes on where it was. Bare ids
-have two sweeps, for what they need differs: under privacy statistics alone, without it vectors of their own.
+have two sweeps: under privacy of statistics alone, without it of vectors that are trained.
 """
 
 from __future__ import annotations
