@@ -209,13 +209,24 @@ def prepare(
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
-    bare = set(population.table.blocks) == {"id", COOCCURRENCE_BLOCK}
-    if bare and config.privacy.enabled and plan.cooccurrence and config.training.rounds:
-        remark(
-            "Nothing is known of the items but ids: rounds add little to what statistics tell of them. "
-            "With [training] rounds = 0 the whole budget is theirs"
-        )
+    if set(population.table.blocks) <= {"id", COOCCURRENCE_BLOCK}:
+        _advise_on_bare_ids(config, plan)
     return Prepared(log, split, population, encoder, trainer, earlier, plan)
+
+
+def _advise_on_bare_ids(config: RunConfig, plan: BudgetPlan) -> None:
+    known = "Nothing is known of the items but ids: "
+    if config.privacy.enabled:
+        if plan.cooccurrence and config.training.rounds:
+            remark(
+                f"{known}rounds add little to what statistics tell of them. "
+                "With [training] rounds = 0 the whole budget is theirs"
+            )
+    elif not config.model.item_ids:
+        remark(
+            f"{known}without privacy, trained vectors tell most of them. Set [model] item_ids = true, and "
+            "the rounds of docs/quality.md"
+        )
 
 
 def _find_folder(config: RunConfig, options: SimulateOptions) -> RunFolder:

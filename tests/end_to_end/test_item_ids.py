@@ -52,3 +52,14 @@ def test_vectors_of_bare_ids_learn_from_order(tmp_path):
     learned = mean_ndcg(scorer, split.test, k=10)
     popular = mean_ndcg(Popularity.fit(split.train, population.table), split.test, k=10)
     assert learned > 1.4 * popular
+
+
+def test_without_privacy_a_run_over_bare_ids_is_told_of_them(fedprofile, tmp_path):
+    advice = "Set [model] item_ids = true"
+    (tmp_path / "ids.toml").write_text(CONFIG)
+    asked = ("simulate", "--config", "ids.toml", "--plan")
+    assert advice not in " ".join(fedprofile(*asked).err.split())
+    (tmp_path / "ids.toml").write_text(CONFIG.replace("item_ids = true", ""))
+    told = fedprofile(*asked)
+    assert told.code == 0, told.err
+    assert advice in " ".join(told.err.split())
