@@ -55,14 +55,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epsilon", default="1,2,4,8,inf")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object, by folder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # parallelism is over chunks of devices
     axis = parse_axes([f"epsilon={arguments.epsilon}"])["epsilon"]
-    documents = [
-        sweep(config, {"epsilon": epsilons}, arguments.runs, out=out, resume=out.exists())
+    documents = {
+        out.name: sweep(config, {"epsilon": epsilons}, arguments.runs, out=out, resume=out.exists())
         for config, epsilons, out in _sweeps(arguments.log, axis, arguments.out)
-    ]
+    }
     for path in sorted(arguments.out.glob("**/config.toml")):
         config = load_config(path, {})
         text = json.dumps(plan(config, RunFolder(path.parent)), indent=2, ensure_ascii=False)
@@ -70,7 +70,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(documents, ensure_ascii=False, allow_nan=False))
         return
-    for document in documents:
+    for name, document in documents.items():
+        print(f"\n{name}")
         models = {model["key"]: model for model in document["references"]}
         for point in sorted(document["points"], key=lambda p: p["epsilon"] or math.inf):
             _show(point, models, ids=arguments.log == "sequences")
@@ -84,7 +85,7 @@ def _sweeps(
     """Configuration, budgets and folder of each sweep."""
     if log != "sequences":
         config = load_config(None, {**_RETAIL, "data": {**_RETAIL["data"], "path": log}})
-        return [(config, epsilons, out)]
+        return [(config, epsilons, out / "sweep")]
     private = tuple(epsilon for epsilon in epsilons if epsilon < math.inf)
     sweeps = [
         (load_config(None, {**_SEQUENCES, **_STATISTICS_ALONE}), private, out / "private"),

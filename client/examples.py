@@ -3,8 +3,7 @@
 A *moment* is all that a session has at one time: a basket, or a single click. A *query* stands before a
 moment; its *targets* are the items of that moment. The device knows everything before the query: the
 decayed sums over its whole past, and a window of its recent events. So whatever order a log has is
-learned from, inside a session, too, where most of it is: learning what a whole session holds from what
-came before it, an encoder of bare ids doesn't get off the ground.
+learned from, inside a session, too, where most of it is.
 Choices that are random (which stretch of a long history, which targets of a large basket) depend on the
 round's seed and the device's own key alone, so a device learns the same wherever it is hosted.
 """
@@ -90,10 +89,10 @@ def build_examples(
     begin = np.maximum(stop - window, histories.offsets[:-1])
     window_offsets, window_rows = _ranges(begin, stop)
 
-    # Queries: moments that begin inside the window or right after it, with something known before.
+    # Queries: moments that begin inside the window or right after it, with something known before
+    # and something to learn.
     chosen = has[owner] & (starts >= begin[owner]) & (starts <= stop[owner]) & (local_start > 0)
     query_start, query_device = starts[chosen], owner[chosen]
-    query_offsets = _offsets(query_device, histories.n_devices)
 
     targets, target_query = _targets(histories, starts, chosen, new_targets_only)
     target_device = query_device[target_query]
@@ -101,6 +100,10 @@ def build_examples(
     places = targets - histories.offsets[target_device]
     kept = _at_most(target_device, window, _uniforms(keys[target_device], places, seed))
     targets, target_query, target_device = targets[kept], target_query[kept], target_device[kept]
+    # Where nothing is asked nothing need be worked out: of clicks on known items, most queries.
+    asked, target_query = np.unique(target_query, return_inverse=True)
+    query_start, query_device = query_start[asked], query_device[asked]
+    query_offsets = _offsets(query_device, histories.n_devices)
 
     times = histories.times.astype(np.float64)
     gaps = np.diff(times, prepend=times[:1]) / SECONDS_PER_DAY

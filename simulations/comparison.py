@@ -51,10 +51,8 @@ LABELS = {
 CLASSICAL = "classical baselines"
 """Those of :mod:`.baselines`, in :func:`references`."""
 
-_MOST_EPOCHS, _PATIENCE = 100, 2
-"""Of central training: at most, and without a better one."""
-_LEAST_STEPS, _LEAST_STEPS_OF_IDS = 150, 500
-"""Before central training may stop: ids take some hundred steps before they tell anything."""
+_EPOCHS, _STEPS_OF_IDS, _PATIENCE, _MOST_EPOCHS = 6, 500, 2, 100
+"""Of central training: the least, without and with a table of ids; without a better one; the most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,17 +283,18 @@ def _central(
         trainer=trainer,
         seed=config.seed or 0,
     )
-    least = _LEAST_STEPS_OF_IDS if config.model.item_ids else _LEAST_STEPS
     for epoch, (steps, weights) in enumerate(islice(epochs, _MOST_EPOCHS), 1):
         scorer = EncoderScorer(encoder, weights, table, known.current, config.model)
         quality = mean_ndcg(scorer, split.validation, k=config.evaluation.k)
+        # Ids take some hundred steps before they tell anything.
+        enough = steps >= _STEPS_OF_IDS if config.model.item_ids else epoch >= _EPOCHS
         if quality is None:  # nothing to stop by
             best, best_epoch = weights, epoch
-            if steps >= least:
+            if enough:
                 break
         elif quality > best_quality:
             best, best_epoch, best_quality = weights, epoch, quality
-        elif epoch - best_epoch >= _PATIENCE and steps >= least:
+        elif enough and epoch - best_epoch >= _PATIENCE:
             break
     scorer = EncoderScorer(encoder, best, table, known.current, config.model)
     return Candidate("central", "ceiling", False, scorer, f"epoch {best_epoch}")

@@ -25,6 +25,7 @@ from ..server.statistics import ItemStatistics
 from .canary_hosts import AuditedPopulation
 
 _FEWEST = 2
+_AT_ONCE = 1_000  # users; the decayed sums of all would fill the memory
 
 
 def attack_membership(
@@ -54,25 +55,30 @@ def attack_membership(
 
     table = statistics.fill(population.table)
 
+    task = LocalTraining(
+        steps=1,
+        learning_rate=training.local_learning_rate,
+        negatives=training.negatives,
+        clip_norm=np.inf,
+        seed=seed,
+    )
+
     def losses(histories: Histories, weights: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        examples = build_examples(
-            histories,
-            np.arange(histories.n_devices, dtype=np.uint64),
-            vectors=table.vectors,
-            scales=population.model.scales,
-            window=population.model.window,
-            new_targets_only=training.targets == "new",
-            seed=seed,
-        )
-        task = LocalTraining(
-            steps=1,
-            learning_rate=training.local_learning_rate,
-            negatives=training.negatives,
-            clip_norm=np.inf,
-            seed=seed,
-        )
         arrays = {name: weight.detach().numpy() for name, weight in weights.items()}
-        return trainer.losses(arrays, examples, statistics.long_run, task)
+        keys = np.arange(histories.n_devices, dtype=np.uint64)
+        found = [np.zeros(0)]
+        for part in np.array_split(keys, -(-len(keys) // _AT_ONCE)) if len(keys) else ():
+            examples = build_examples(
+                histories.take(part.astype(np.int64)),
+                part,
+                vectors=table.vectors,
+                scales=population.model.scales,
+                window=population.model.window,
+                new_targets_only=training.targets == "new",
+                seed=seed,
+            )
+            found.append(trainer.losses(arrays, examples, statistics.long_run, task))
+        return np.concatenate(found)
 
     others = population.outsiders
     drawn = np.random.default_rng(seed).permutation(population.histories.n_devices)
