@@ -51,6 +51,19 @@ def inputs(*, lead=(), length=9, queries=4, seed=0):
     )
 
 
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_untrained_ids_are_read_where_nothing_else_is_known(kind):
+    # Without content the first step must already tell windows apart: from zero it wouldn't get away.
+    model = encoder(kind, item_ids=True, trained=False)
+    asked = inputs()
+    bare = asked._replace(vectors=0 * asked.vectors, sums=0 * asked.sums)
+    steps = []
+    for rows in (bare.rows, (bare.rows + 7) % N_ITEMS):
+        profile = model(bare._replace(rows=rows))[..., K:]
+        steps.append(torch.autograd.grad(profile.sum(), model.id_out.weight)[0])
+    assert (steps[0] - steps[1]).norm() > 0.05 * steps[0].norm() > 0
+
+
 @pytest.mark.parametrize("item_ids", [False, True])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_later_events_never_change_an_earlier_profile(kind, item_ids):
