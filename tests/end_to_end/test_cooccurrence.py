@@ -95,20 +95,36 @@ def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_pat
         return build_examples(*arguments, vectors=vectors, **settings)
 
     monkeypatch.setattr(membership, "build_examples", keep)
-    attack_membership(
-        SimpleNamespace(
-            histories=population.histories,
-            outsiders=population.histories,
-            table=population.table,
-            model=config.model,
-        ),
-        trainer=population.trainer(threads=1, compiled=False),
-        training=config.training,
-        before=scorer.weights,
-        after=scorer.weights,
-        statistics=statistics,
-        seed=0,
-    )
+    trainer = population.trainer(threads=1, compiled=False)
+    told_losses = []
+
+    def losses(*arguments):
+        told_losses.append(trainer.losses(*arguments))
+        return told_losses[-1]
+
+    def attack():
+        told_losses.clear()
+        attack_membership(
+            SimpleNamespace(
+                histories=population.histories,
+                outsiders=population.histories,
+                table=population.table,
+                model=config.model,
+            ),
+            trainer=SimpleNamespace(losses=losses),
+            training=config.training,
+            before=scorer.weights,
+            after=scorer.weights,
+            statistics=statistics,
+            seed=0,
+        )
+        return np.concatenate(told_losses)
+
+    at_once = attack()
+    # Users that are read in parts have the losses they have together.
+    monkeypatch.setattr(membership, "_AT_ONCE", 30)
+    np.testing.assert_allclose(attack(), at_once, rtol=1e-4)
+    assert len(told_losses) > 4
     assert seen
     assert all(np.array_equal(vectors, scorer.table.vectors) for vectors in seen)
     # Whatever reads the run, also on a device, has the vectors that it was made with.

@@ -1,0 +1,62 @@
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+
+from fedprofile.common.config import load_config
+from fedprofile.simulations import comparison
+
+
+@pytest.fixture
+def centrally(monkeypatch):
+    """The epoch that central training ends with, and how many it took, of made-up qualities."""
+
+    def run(quality_of, *, item_ids=False, steps=50):
+        taken = []
+
+        def train_centrally(*_, **__):
+            for epoch in count(1):
+                taken.append(epoch)
+                yield steps * epoch, epoch
+
+        known = SimpleNamespace(fill=lambda table: table, long_run=None, current=None)
+        monkeypatch.setattr(comparison, "train_centrally", train_centrally)
+        monkeypatch.setattr(comparison, "statistics_time", lambda *_: 0)
+        monkeypatch.setattr(comparison, "exact_statistics", lambda *_, **__: known)
+        # Weights stand for their epoch.
+        monkeypatch.setattr(comparison, "EncoderScorer", lambda _, weights, *__: weights)
+        monkeypatch.setattr(comparison, "mean_ndcg", lambda epoch, *_, **__: quality_of(epoch))
+        config = load_config(None, {"model": {"item_ids": item_ids}})
+        population = SimpleNamespace(histories=None, keys=None, table=None)
+        ceiling = comparison._central(
+            config, population, None, None, SimpleNamespace(validation=None)
+        )
+        assert ceiling.settings == f"epoch {ceiling.scorer}"
+        return ceiling.scorer, len(taken)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("best", "taken"),
+    [(1, 6), (4, 6), (5, 7), (9, 11)],  # at least six, and two without a better one
+)
+def test_the_ceiling_is_the_best_epoch_and_stops_where_no_more_helps(centrally, best, taken):
+    assert centrally(lambda epoch: -abs(epoch - best) / 100 + 0.5) == (best, taken)
+
+
+def test_a_ceiling_with_ids_waits_for_a_plateau_to_end(centrally):
+    def risen(epoch):
+        return 0.01 if epoch < 9 else 0.2 - abs(epoch - 12) / 100
+
+    assert centrally(risen, item_ids=True) == (12, 14)
+    assert centrally(risen) == (1, 6)
+
+
+def test_a_ceiling_without_a_validation_part_is_the_last_epoch_looked_at(centrally):
+    assert centrally(lambda _: None) == (6, 6)
+    assert centrally(lambda _: None, item_ids=True) == (10, 10)  # of 50 steps each
+
+
+def test_a_ceiling_that_always_gains_ends(centrally):
+    assert centrally(lambda epoch: epoch / 1000) == (100, 100)
