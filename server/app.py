@@ -52,6 +52,9 @@ _ANSWER_TIMEOUT = (
 _REPLY_TIMEOUT = 3600.0  # for a round
 _POLL = 0.5
 
+OnStatistic = Callable[[str, Mapping[str, Tensor]], None]
+"""Takes the name of a one-shot release and its noisy sum."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FederationResult:
@@ -84,6 +87,8 @@ class Federation:
         checkpoints: folder of the checkpoints.
         now: moment of the statistics, seconds since 1970 UTC, public.
         on_round: called after each round with its record, the weights so far and the statistics.
+        on_statistic: called with the name and the noisy sum of each statistic; of co-occurrence, a
+            checkpoint keeps only the vectors that follow from it.
         hosts: finds node → its devices; unset: the nodes are asked, until they host everybody.
         before_round: called before a round costs anything; it may wait.
         sign: signs the tasks, for devices that ask for it.
@@ -107,6 +112,7 @@ class Federation:
         checkpoints: Path,
         now: int,
         on_round: Callable[[RoundRecord, dict[str, Tensor], ItemStatistics], None],
+        on_statistic: OnStatistic = lambda *_: None,
         hosts: Callable[[Grid], Mapping[int, range]] | None = None,
         before_round: Callable[[], None] = lambda: None,
         sign: Sign | None = None,
@@ -125,6 +131,7 @@ class Federation:
         self._checkpoints = checkpoints
         self._now = now
         self._on_round = on_round
+        self._on_statistic = on_statistic
         self._hosts = hosts or partial(find_hosts, population_size=plan.training.population_size)
         self._before_round = before_round
         self._sign = sign
@@ -306,6 +313,7 @@ class Federation:
         )
         summed = {name: torch.from_numpy(total) for name, total in tally.total.items()}
         noisy = release_sum(summed, mechanism=mechanism, noise=randomness.child("noise"))
+        self._on_statistic(name, noisy)
         record = {
             "round": 0,
             "sampled": len(cohort),

@@ -104,13 +104,31 @@ def correlation_probes(idle: Observed, twins: Sequence[Observed]) -> Iterator[Pr
         },
     }
     pairs = all_pairs(firsts)
-    if idle.popularity and twins[0].popularity and twins[1].popularity:
-        one, other = (twin.popularity.residual()["popularity"] for twin in twins if twin.popularity)
-        pairs["popularity of both unseeded runs"] = (one, other)
+    for name in idle.statistics:
+        one, other = (flat(twin.statistics[name].residual()) for twin in twins)
+        pairs[f"{name} of both unseeded runs"] = (one, other)
     pair, found = worst_correlation(pairs, false_alarm_rate=FALSE_ALARM_RATE)
     yield Probe(
         name="correlation/runs",
         claim="Runs without a seed don't share their noise (correlation × √n of the worst pair)",
+        result=found,
+        where=pair,
+    )
+    yield from _statistics_correlation(idle)
+
+
+def _statistics_correlation(idle: Observed) -> Iterator[Probe]:
+    """Whether the one-shot statistics and the first round have noise of their own."""
+    if not idle.statistics:
+        return
+    noise = {name: flat(release.residual()) for name, release in idle.statistics.items()}
+    pair, found = worst_correlation(
+        all_pairs({**noise, "round 1": flat(idle.rounds[0].residual())}),
+        false_alarm_rate=FALSE_ALARM_RATE,
+    )
+    yield Probe(
+        name="correlation/statistics",
+        claim="Statistics and the first round don't share noise (correlation × √n of the worst pair)",
         result=found,
         where=pair,
     )
@@ -155,19 +173,23 @@ def sampler_probes(idle: Observed) -> Iterator[Probe]:
     )
 
 
-def popularity_noise_probes(idle: Observed) -> Iterator[Probe]:
-    """Noise of the one-shot statistics; nothing where there are none."""
-    if idle.popularity is None:
-        return
-    yield Probe(
-        name="popularity/noise",
-        claim="Where nobody contributes, released popularity has standard deviation σC (in σC)",
-        result=noise_size(
-            flat(idle.popularity.residual()),
-            stddev=idle.popularity.declared.noise_stddev,
-            false_alarm_rate=FALSE_ALARM_RATE,
-        ),
-    )
+def statistics_noise_probes(idle: Observed, noisy: Observed) -> Iterator[Probe]:
+    """Noise of the one-shot statistics, two-sided; nothing where there are none."""
+    runs = {
+        "noise": (idle, "Where nobody contributes"),
+        "beside-updates": (noisy, "Beside contributions"),
+    }
+    for what, (run, where) in runs.items():
+        for name, release in run.statistics.items():
+            yield Probe(
+                name=f"{name}/{what}",
+                claim=f"{where}, released {name} has standard deviation σC (in σC)",
+                result=noise_size(
+                    flat(release.residual()),
+                    stddev=release.declared.noise_stddev,
+                    false_alarm_rate=FALSE_ALARM_RATE,
+                ),
+            )
 
 
 def _layers(run: Observed) -> dict[str, Floats]:

@@ -17,8 +17,8 @@ from .watched_grid import Exchange, Meddling, absent, twice, unclipped, untouche
 Parts = tuple[Exchange, list[Exchange]]
 """A host's exchange, and one with each of its devices alone."""
 
-MEDDLING: dict[int, Meddling] = {1: untouched, 2: twice, 3: absent, 4: unclipped}
-"""Round, from 1 → what becomes of its replies, in the federation that these probes look at."""
+MEDDLING: dict[int, Meddling] = {0: unclipped, 1: untouched, 2: twice, 3: absent, 4: unclipped}
+"""Round, from 1, or 0 for statistics → what becomes of replies, in the federation these probes look at."""
 _PLAIN, _DOUBLED, _THINNED, _INFLATED = range(4)
 _OVER = 1e-5  # relative to C: clipping runs in float32
 _NEAR = 1e-3  # relative to C or q·N: sums of float32 contributions, in another order
@@ -90,22 +90,28 @@ def weights_probes(exact: Observed, alone: Sequence[Parts]) -> Iterator[Probe]:
     )
 
 
-def popularity_probes(exact: Observed) -> Iterator[Probe]:
-    """Clip and sum of the one-shot statistics; nothing where there are none."""
-    if exact.popularity is None:
-        return
-    alone = ask_alone(exact, exact.popularity)
-    yield Probe(
-        name="popularity/clip",
-        claim="No device contributes more than C to popularity (largest, in C)",
-        result=Measurement(measured=max(_norms(alone, exact.popularity)), low=0.0, high=1 + _OVER),
-    )
-    difference = _nothing(exact.popularity).measured + _joint_difference(alone, exact.popularity)
-    yield Probe(
-        name="popularity/sum",
-        claim="Without noise, what is released is the sum of what devices send alone (difference, in C)",
-        result=Measurement(measured=difference, low=0.0, high=_NEAR),
-    )
+def statistics_probes(exact: Observed, noisy: Observed) -> Iterator[Probe]:
+    """Clip and sum of the one-shot statistics, and what is made of them; nothing where there are none."""
+    for name, release in exact.statistics.items():
+        alone = ask_alone(exact, release)
+        yield Probe(
+            name=f"{name}/clip",
+            claim=f"No device contributes more than C to {name} (largest, in C)",
+            result=Measurement(measured=max(_norms(alone, release)), low=0.0, high=1 + _OVER),
+        )
+        difference = _nothing(release).measured + _joint_difference(alone, release)
+        yield Probe(
+            name=f"{name}/sum",
+            claim="Without noise, what is released is the sum of what devices send alone, without replies "
+            "above devices · C (difference, in C)",
+            result=Measurement(measured=difference, low=0.0, high=_NEAR),
+        )
+    if "cooccurrence" in exact.statistics:
+        yield Probe(
+            name="cooccurrence/vectors",
+            claim="Item vectors follow from what is released of co-occurrence (difference of cosines)",
+            result=Measurement(measured=max(exact.strayed, noisy.strayed), low=0.0, high=_NEAR),
+        )
 
 
 def ledger_probes(observed: list[Observed], charged: int) -> Iterator[Probe]:

@@ -14,7 +14,7 @@ from ..common.config import RunConfig
 from ..common.encoder import Encoder
 from ..common.ledger import Ledger
 from ..common.randomness import NoiseSource
-from ..server.app import Federation, FederationResult, build_server_app
+from ..server.app import Federation, FederationResult, OnStatistic, build_server_app
 from ..server.budget import BudgetPlan
 from ..server.statistics import ItemStatistics
 from ..server.strategy import RoundRecord
@@ -36,6 +36,7 @@ def run_federation(
     checkpoints: Path,
     now: int,
     on_round: Callable[[RoundRecord, dict[str, Tensor], ItemStatistics], None],
+    on_statistic: OnStatistic = lambda *_: None,
     grid: Callable[..., InProcessGrid] = InProcessGrid,
     budget_of: BudgetOf = no_budget,
     events: PrivateTrainerOf | None = None,
@@ -61,6 +62,7 @@ def run_federation(
         checkpoints=checkpoints,
         now=now,
         on_round=on_round,
+        on_statistic=on_statistic,
     )
     size = config.engine.devices_per_host
     if config.engine.kind == "ray":

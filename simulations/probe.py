@@ -15,15 +15,15 @@ from ..common.config import RunConfig
 from .chance_probes import (
     correlation_probes,
     noise_probes,
-    popularity_noise_probes,
     sampler_probes,
+    statistics_noise_probes,
 )
 from .exact_probes import (
     MEDDLING,
     ask_alone,
     clip_probes,
     ledger_probes,
-    popularity_probes,
+    statistics_probes,
     step_probes,
     weights_probes,
 )
@@ -101,6 +101,6 @@ def measure(seen: Seen) -> Iterator[Probe]:
     yield from clip_probes(exact, alone)
     yield from weights_probes(exact, alone)
     yield from sampler_probes(idle)
-    yield from popularity_noise_probes(idle)
-    yield from popularity_probes(exact)
+    yield from statistics_noise_probes(idle, noisy)
+    yield from statistics_probes(exact, noisy)
     yield from ledger_probes([idle, *seen.twins, exact, noisy], seen.charged)

@@ -62,19 +62,21 @@ class Observed:
     """One federation, as seen from outside.
 
     Attributes:
-        popularity: the one-shot release, None where the configuration has none.
+        statistics: name → one-shot release, those that the configuration has.
         rounds: releases of training.
         unreserved: releases asked for before the ledger on disk held their reserve.
         miscounted: releases without a commit that tells what passed on the wire.
         missteps: weights that didn't move along what was released, over all rounds.
+        strayed: how far item vectors are from those that released co-occurrence leads to; 0 without it.
         grid: to ask the hosts aside.
     """
 
-    popularity: Release | None
+    statistics: dict[str, Release]
     rounds: list[Release]
     unreserved: int
     miscounted: int
     missteps: int
+    strayed: float
     grid: WatchedGrid
 
 

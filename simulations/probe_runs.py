@@ -1,7 +1,8 @@
 """Small federations that the probes watch: the same objects as a simulation, on a grid that looks on.
 
 Nothing here computes what it observes: cohorts and replies are read off the wire, what was released off
-the checkpoints, and what was declared off the ledger on disk.
+the checkpoints, and what was declared off the ledger on disk. Of co-occurrence, a checkpoint holds only
+vectors: its noisy sum is looked at where it is made, and the vectors are held against it.
 """
 
 from __future__ import annotations
@@ -12,30 +13,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..client.local_training import Trainer
-from ..common.config import RunConfig
+from ..common.config import RunConfig, StatisticsConfig
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import BudgetError, ConfigError
+from ..common.items import COOCCURRENCE_BLOCK
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Commit, Reserve, read_ledger
 from ..common.mechanism import Mechanism
-from ..common.messages import TrainTask
+from ..common.messages import CooccurrenceTask, PopularityTask, TrainTask
 from ..common.signing import SigningKey
+from ..server.app import OnStatistic
 from ..server.budget import BudgetPlan, plan_budget
 from ..server.checkpoint import Checkpoint
-from ..server.item_vectors import build_item_table
-from ..server.split import Sizes
+from ..server.item_vectors import build_item_table, with_room
+from ..server.split import COHERENT, Sizes
+from ..server.statistics import ItemStatistics
 from .federate import run_federation
 from .population import Population
-from .probe_observed import Observed, Release
+from .probe_observed import Floats, Observed, Release
 from .probe_populations import busy_histories, idle_histories, population_of
 from .released_step import missteps, released_mean
+from .released_vectors import strayed
 from .results import version
 from .synthetic import synthesise
 from .watched_grid import Meddling, Task, WatchedGrid, untouched
 
 _BUSY_DEVICES = 16
 _ITEMS = 300
+_COLUMNS = 8  # of item vectors, where the configuration leaves them open
 _FEWEST_IDLE, _MOST_IDLE = 2_000, 1_000_000
 _LEAST_COHORT = 20  # expected idle devices a round, as far as that many devices allow it
 _IDLE_HOSTS = 4
@@ -85,7 +93,8 @@ class Probed:
         items = config.items
         if items.text_encoder == "sentence":
             items = items.model_copy(update={"text_encoder": "tfidf"})
-        table = build_item_table(log.catalogue, items)
+        statistics = _with_cooccurrence(config.statistics)
+        table = with_room(build_item_table(log.catalogue, items), statistics, config.privacy)
         busy = population_of(busy_histories(log.histories), table, config)
         encoder = build_encoder(
             config.model, blocks=table.blocks, n_items=table.n_items, n_types=1, seed=0
@@ -95,10 +104,14 @@ class Probed:
                 config.privacy,
                 training.model_copy(update={"sampling_probability": rate}),
                 population_size=size,
-                sizes=Sizes.of(encoder, config.statistics, table),
+                # Co-occurrence comes on top, with noise that this population has room for.
+                sizes=replace(Sizes.of(encoder, config.statistics, table), cooccurrence=False),
             )
         except BudgetError as error:
             raise ConfigError(str(error)) from error
+        if plan.popularity and table.width_of(COOCCURRENCE_BLOCK):
+            together = _comparing(plan.popularity, table.n_items)
+            plan = replace(plan, cooccurrence=together)
         trainer = busy.trainer(threads=config.engine.threads, compiled=False)
         return cls(
             config, plan, population_of(idle_histories(size), table, config), busy, encoder, trainer
@@ -122,11 +135,11 @@ class Probed:
         return [self.run_idle(folder / name, rounds=1, secret=True) for name in ("one", "another")]
 
     def run_busy(self, folder: Path, *, meddling: Mapping[int, Meddling], noise: bool) -> Observed:
-        """Devices learn at a rate that brings all of them to the clip, one round for each meddling.
+        """Devices learn at a rate that brings all of them to the clip, in one round for each meddling.
 
         Args:
             folder: new, for ledger and checkpoints.
-            meddling: round, from 1 → what becomes of its replies.
+            meddling: round, from 1, or 0 for each statistic → what becomes of its replies.
             noise: without noise the release is the exact clipped mean.
         """
         training = self.config.training
@@ -134,7 +147,7 @@ class Probed:
         if training.server_optimizer == "fedavg" and not training.server_momentum:
             # This step is read off the weights themselves; it has to stand out from their rounding.
             changed["server_learning_rate"] = 1.0
-        config = _changed(self.config, rounds=len(meddling), hosts=_BUSY_PER_HOST, **changed)
+        config = _changed(self.config, rounds=max(meddling), hosts=_BUSY_PER_HOST, **changed)
         return self._observe(folder, config, self.busy, self._busy_plan(noise), meddling)
 
     def run_crashed(self, folder: Path) -> int:
@@ -167,12 +180,12 @@ class Probed:
                 noise_multiplier=mechanism.noise_multiplier if noise else 0.0,
             )
 
-        popularity = self.plan.popularity
-        return replace(
-            self.plan,
-            popularity=fitted(popularity, 1.0) if popularity else None,
-            training=fitted(self.plan.training, _BUSY_RATE),
-        )
+        popularity = fitted(self.plan.popularity, 1.0) if self.plan.popularity else None
+        together = self.plan.cooccurrence and popularity
+        if together and noise:
+            together = _comparing(together, self.busy.table.n_items)
+        training = fitted(self.plan.training, _BUSY_RATE)
+        return replace(self.plan, popularity=popularity, cooccurrence=together, training=training)
 
     def _observe(
         self,
@@ -185,7 +198,10 @@ class Probed:
         folder.mkdir()
         ledger, checkpoints = folder / "ledger.jsonl", folder / "checkpoints"
         unreserved, moved = [], []
-        first_round = 1 if plan.popularity else 0
+        released: dict[str, dict[str, Floats]] = {}
+        first_round = sum(
+            statistic is not None for statistic in (plan.popularity, plan.cooccurrence)
+        )
 
         def before(tasks: list[Task]) -> None:
             unreserved.append(not _reserved(ledger, tasks))
@@ -196,45 +212,60 @@ class Probed:
             mean = released_mean(earlier, later, config.training)
             moved.append((mean, missteps(earlier, later, mean, config.training)))
 
-        grid = self._federate(
+        def on_statistic(task: str, noisy: Mapping[str, Tensor]) -> None:
+            released[task] = {name: total.double().numpy().copy() for name, total in noisy.items()}
+
+        grid, statistics = self._federate(
             folder,
             config,
             population,
             plan,
             before=before,
-            meddle=lambda number: (meddling or {}).get(number - first_round + 1, untouched),
+            meddle=lambda number: (meddling or {}).get(max(0, number - first_round + 1), untouched),
             after_round=after_round,
+            on_statistic=on_statistic,
         )
         entries = read_ledger(ledger)
-        reserves = [entry for entry in entries if isinstance(entry, Reserve)]
-        declared = {entry.round: entry.mechanism for entry in reserves}
-        exchanges = iter(grid.releases)
-        popularity = None
+        reserves = {(e.task, e.round): e for e in entries if isinstance(e, Reserve)}
+        commits = {entry.release: entry for entry in entries if isinstance(entry, Commit)}
+        told = {key: commits.get(entry.sequence) for key, entry in reserves.items()}
+
+        def declared(task: str, number: int | None, planned: Mechanism) -> Mechanism:
+            reserved = reserves.get((task, number))
+            return reserved.mechanism if reserved else planned
+
+        asked = iter(grid.releases)
+        releases: dict[tuple[str, int | None], Release] = {}
         if plan.popularity:
-            noisy = Checkpoint.latest(
+            kept = Checkpoint.latest(
                 checkpoints,
                 config_digest=config.digest(),
                 items=population.table.content_hash,
             )
-            assert noisy is not None, "a federation that ran has checkpoints"
-            total = {"popularity": noisy.popularity.double().numpy()}
-            popularity = Release(declared.get(None, plan.popularity), next(exchanges), total)
-        rounds = []
-        for number, (asked, (mean, _)) in enumerate(zip(exchanges, moved, strict=True), start=1):
-            mechanism = declared.get(number, plan.training)
+            assert kept is not None, "a federation that ran has checkpoints"
+            total = {"popularity": kept.popularity.double().numpy()}
+            mechanism = declared(PopularityTask.name, None, plan.popularity)
+            releases[PopularityTask.name, None] = Release(mechanism, next(asked), total)
+        if plan.cooccurrence:
+            total = released[CooccurrenceTask.name]
+            mechanism = declared(CooccurrenceTask.name, None, plan.cooccurrence)
+            releases[CooccurrenceTask.name, None] = Release(mechanism, next(asked), total)
+        for number, (exchanges, (mean, _)) in enumerate(zip(asked, moved, strict=True), start=1):
+            mechanism = declared(TrainTask.name, number, plan.training)
             divisor = mechanism.sampling_probability * mechanism.population_size
             total = {name: array * divisor for name, array in mean.items()}
-            rounds.append(Release(mechanism, asked, total))
-        releases: dict[int | None, Release | None] = {None: popularity}
-        releases.update(enumerate(rounds, start=1))
-        commits = {entry.release: entry for entry in entries if isinstance(entry, Commit)}
-        told = {entry.round: commits.get(entry.sequence) for entry in reserves}
+            releases[TrainTask.name, number] = Release(mechanism, exchanges, total)
+        one_shot = {task: release for (task, number), release in releases.items() if number is None}
+        together = one_shot.get(CooccurrenceTask.name)
         return Observed(
-            popularity=popularity,
-            rounds=rounds,
+            statistics={task.partition("/")[2]: release for task, release in one_shot.items()},
+            rounds=[release for (_, number), release in releases.items() if number is not None],
             unreserved=sum(unreserved),
-            miscounted=sum(not _told(release, told.get(n)) for n, release in releases.items()),
+            miscounted=sum(
+                not _told(releases.get(key), told.get(key)) for key in releases.keys() | told.keys()
+            ),
             missteps=sum(wrong for _, wrong in moved),
+            strayed=strayed(together, statistics) if together else 0.0,
             grid=grid,
         )
 
@@ -248,7 +279,8 @@ class Probed:
         before: Callable[[list[Task]], None] = lambda _: None,
         meddle: Callable[[int], Meddling] = lambda _: untouched,
         after_round: Callable[[], None] = lambda: None,
-    ) -> WatchedGrid:
+        on_statistic: OnStatistic = lambda *_: None,
+    ) -> tuple[WatchedGrid, ItemStatistics]:
         grids = []
 
         def watched(*arguments: Any, **settings: Any) -> WatchedGrid:
@@ -259,7 +291,7 @@ class Probed:
             after_round()
 
         with _ledger(folder / "ledger.jsonl", config, plan) as ledger:
-            run_federation(
+            result = run_federation(
                 config,
                 name="probe",
                 population=population,
@@ -270,9 +302,10 @@ class Probed:
                 checkpoints=folder / "checkpoints",
                 now=int(self.busy.histories.times.max()) + 1,
                 on_round=on_round,
+                on_statistic=on_statistic,
                 grid=watched,
             )
-        return grids[-1]
+        return grids[-1], result.statistics
 
 
 def _ledger(path: Path, config: RunConfig, plan: BudgetPlan) -> Ledger:
@@ -303,11 +336,10 @@ def _reserved(path: Path, tasks: list[Task]) -> bool:
     if not isinstance(last, Reserve):
         return False
     for task in tasks:
-        training = isinstance(task, TrainTask)
-        named = (last.task == "training", last.round, last.model_before, last.mechanism.clip_norm)
-        binding = task.binding
+        named = (last.task, last.round, last.model_before, last.mechanism.clip_norm)
+        training, binding = isinstance(task, TrainTask), task.binding
         round_, model = (binding.round, binding.model) if training else (None, None)
-        if named != (training, round_, model, task.clip_norm):
+        if named != (task.name, round_, model, task.clip_norm):
             return False
     return True
 
@@ -318,6 +350,21 @@ def _told(release: Release | None, commit: Commit | None) -> bool:
         return release is None and commit is None
     told = (commit.cohort_size, commit.replies_counted)
     return told == (len(release.cohort), release.contributed()[1])
+
+
+def _with_cooccurrence(statistics: StatisticsConfig) -> StatisticsConfig:
+    """Where it is left open the catalogue decides: made-up items have texts, the user's may have none."""
+    if statistics.cooccurrence is None:
+        return statistics.model_copy(update={"cooccurrence": _COLUMNS})
+    return statistics
+
+
+def _comparing(popularity: Mechanism, n_items: int) -> Mechanism:
+    """The release of co-occurrence after that of ``popularity``.
+
+    With as much noise as all items can be compared under: more of it, and fewer are, down to none.
+    """
+    return replace(popularity, noise_multiplier=COHERENT * popularity.population_size / n_items)
 
 
 def _changed(config: RunConfig, *, rounds: int, hosts: int, **training: Any) -> RunConfig:

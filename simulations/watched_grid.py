@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
 
-from ..common.errors import MessageError
+from ..common.errors import MessageError, ReplyRejected
 from ..common.messages import (
     TASKS,
     CooccurrenceTask,
@@ -97,9 +97,12 @@ def unclipped(exchanges: Sequence[Exchange]) -> list[Message]:
 
 def _inflated(exchange: Exchange) -> Message:
     task = exchange.task
-    assert isinstance(task, TrainTask), "updates of training are meddled with"
+    try:
+        sent = exchange.update().arrays
+    except ReplyRejected:
+        return exchange.reply  # a refusal stays one
     devices, clip = len(task.devices), task.clip_norm
-    arrays = {n: np.full_like(weight, 3 * clip * devices) for n, weight in task.weights.items()}
+    arrays = {name: np.full_like(array, 3 * clip * devices) for name, array in sent.items()}
     forged = ClippedUpdate(arrays=arrays, devices=devices, clip_norm=math.inf)
     reply = update_reply(exchange.message, task.binding, forged)
     receipt = reply.content["receipt"]

@@ -35,8 +35,8 @@ from fedprofile.simulations.chance_probes import (
     FALSE_ALARM_RATE,
     correlation_probes,
     noise_probes,
-    popularity_noise_probes,
     sampler_probes,
+    statistics_noise_probes,
 )
 from fedprofile.simulations.exact_probes import MEDDLING, step_probes
 from fedprofile.simulations.probe import Seen, measure, run_probes
@@ -215,19 +215,22 @@ def client_weighted_on_its_host(patch):
     patch.setattr(DeviceHost, "train", heavier)
 
 
-def reply_weighted_on_the_server(patch):
-    add_up = strategy.add_up
+def reply_weighted_by(server):
+    def inject(patch):
+        add_up = server.add_up
 
-    def heavier(replies, *, binding, shapes, **settings):
-        replies = list(replies)
-        tally = add_up(replies, binding=binding, shapes=shapes, **settings)
-        if replies and not replies[-1].has_error():
-            update = read_update(replies[-1], binding=binding, shapes=shapes)
-            for name, array in update.arrays.items():
-                tally.total[name] += 4 * array
-        return tally
+        def heavier(replies, *, binding, shapes, **settings):
+            replies = list(replies)
+            tally = add_up(replies, binding=binding, shapes=shapes, **settings)
+            if replies and not replies[-1].has_error():
+                update = read_update(replies[-1], binding=binding, shapes=shapes)
+                for name, array in update.arrays.items():
+                    tally.total[name] += 4 * array
+            return tally
 
-    patch.setattr(strategy, "add_up", heavier)
+        patch.setattr(server, "add_up", heavier)
+
+    return inject
 
 
 def weighted_by_history(patch):
@@ -305,8 +308,53 @@ def favourites(patch):
     patch.setattr(strategy, "sample_cohort", half_and_half)
 
 
-def popularity_without_noise(patch):
-    patch.setattr(server_app, "release_sum", lambda summed, *, mechanism, noise: dict(summed))
+def statistic_with_noise(name, factor):
+    def inject(patch):
+        release_sum = server_app.release_sum
+
+        def scaled(summed, **settings):
+            noisy = release_sum(summed, **settings)
+            if name in summed:
+                noisy[name] = summed[name] + factor * (noisy[name] - summed[name])
+            return noisy
+
+        patch.setattr(server_app, "release_sum", scaled)
+
+    return inject
+
+
+def statistics_divided(patch):
+    release_sum = server_app.release_sum
+
+    def mean(summed, *, mechanism, noise):
+        shares = {name: total / mechanism.population_size for name, total in summed.items()}
+        return release_sum(shares, mechanism=mechanism, noise=noise)
+
+    patch.setattr(server_app, "release_sum", mean)
+
+
+def same_noise_in_every_statistic(patch):
+    child = NoiseSource.child
+
+    def of_all(self, label):
+        return child(self, "statistics" if label.startswith("statistics/") else label)
+
+    patch.setattr(NoiseSource, "child", of_all)
+
+
+def vectors_without_noise(patch):
+    release_sum, item_vectors = server_app.release_sum, server_app.item_vectors
+    sums = []
+
+    def remembered(summed, **settings):
+        sums.append(summed)
+        return release_sum(summed, **settings)
+
+    def of_the_sum(noisy, **settings):
+        return item_vectors(sums[-1]["cooccurrence"].numpy(), **settings)
+
+    patch.setattr(server_app, "release_sum", remembered)
+    patch.setattr(server_app, "item_vectors", of_the_sum)
 
 
 def popularity_not_clipped(patch):
@@ -317,6 +365,21 @@ def popularity_not_clipped(patch):
         return updates.ClippedUpdate(update.arrays, update.devices, clip_norm)
 
     patch.setattr(host, "popularity_contribution", all_of_it)
+    patch.setattr(updates, "_SLACK", np.inf)
+
+
+def cooccurrence_not_clipped(patch):
+    contribution = host.cooccurrence_contribution
+
+    def more_of_it(histories, *, clip_norm, **settings):
+        update = contribution(histories, clip_norm=5 * clip_norm, **settings)
+        return updates.ClippedUpdate(update.arrays, update.devices, clip_norm)
+
+    patch.setattr(host, "cooccurrence_contribution", more_of_it)
+
+
+def cooccurrence_not_clipped_nor_checked(patch):
+    cooccurrence_not_clipped(patch)
     patch.setattr(updates, "_SLACK", np.inf)
 
 
@@ -376,6 +439,15 @@ def another_clip_declared(patch):
     patch.setattr(Ledger, "reserve", flattering)
 
 
+def another_task_declared(patch):
+    reserve = Ledger.reserve
+
+    def misnamed(self, *, task, **release):
+        return reserve(self, task=task.replace("cooccurrence", "popularity"), **release)
+
+    patch.setattr(Ledger, "reserve", misnamed)
+
+
 def refunded(patch):
     open_ledger = Ledger.open.__func__
 
@@ -391,7 +463,10 @@ def refunded(patch):
     patch.setattr(Ledger, "open", classmethod(forget_what_is_pending))
 
 
-NOISE = {"noise/size", "noise/layers", "noise/shape", "noise/beside-updates", "popularity/noise"}
+STATISTICS = ("popularity", "cooccurrence")
+NOISE = {"noise/size", "noise/layers", "noise/shape", "noise/beside-updates"}
+NOISE |= {f"{name}/{what}" for name in STATISTICS for what in ("noise", "beside-updates")}
+SUMS = {f"{name}/sum" for name in STATISTICS}
 CAUGHT = {
     "noise × 0.1": (scaled_noise(0.1), ("idle", "noisy"), NOISE),
     "noise × 0.5": (scaled_noise(0.5), ("idle", "noisy"), NOISE),
@@ -422,9 +497,11 @@ CAUGHT = {
         ("exact",),
         {"clip/devices", "clip/server"},
     ),
-    "a server that takes any norm": (server_takes_any_norm, ("exact",), {"clip/server"}),
+    "a server that takes any norm": (server_takes_any_norm, ("exact",), {"clip/server", *SUMS}),
     "a client × 5 on its host": (client_weighted_on_its_host, ("exact",), {"weights/alone"}),
-    "a reply × 5 on the server": (reply_weighted_on_the_server, ("exact",), {"weights/sum"}),
+    "a reply × 5 on the server": (reply_weighted_by(strategy), ("exact",), {"weights/sum"}),
+    "a reply × 5 in the statistics": (reply_weighted_by(server_app), ("exact",), SUMS),
+    "statistics divided": (statistics_divided, ("exact",), SUMS),
     "weighted by history": (weighted_by_history, ("exact",), {"weights/equal"}),
     "replies counted twice": (replies_count_as_often_as_they_come, ("exact",), {"weights/twice"}),
     "devices named twice": (devices_may_be_named_twice, ("exact",), {"weights/twice"}),
@@ -432,12 +509,37 @@ CAUGHT = {
     "fixed size declared as Poisson": (fixed_size, ("idle",), {"sampler/spread"}),
     "another rate than declared": (wrong_rate, ("idle",), {"sampler/rate"}),
     "favourite devices": (favourites, ("idle",), {"sampler/devices"}),
-    "popularity without noise": (popularity_without_noise, ("idle",), {"popularity/noise"}),
+    **{
+        f"{name}, noise × {factor}": (
+            statistic_with_noise(name, factor),
+            ("idle", "noisy"),
+            {f"{name}/noise", f"{name}/beside-updates"},
+        )
+        for name in STATISTICS
+        for factor in (0, 0.1, 0.5, 1.5)
+    },
+    "same noise in every statistic": (
+        same_noise_in_every_statistic,
+        ("idle",),
+        {"correlation/statistics"},
+    ),
     "popularity not clipped": (popularity_not_clipped, ("exact",), {"popularity/clip"}),
+    "co-occurrence not clipped": (cooccurrence_not_clipped, ("exact",), {"cooccurrence/clip"}),
+    "co-occurrence not clipped, no check": (
+        cooccurrence_not_clipped_nor_checked,
+        ("exact",),
+        {"cooccurrence/clip", "cooccurrence/sum"},
+    ),
+    "item vectors of the sum without noise": (
+        vectors_without_noise,
+        ("noisy",),
+        {"cooccurrence/vectors"},
+    ),
     "a release without an entry": (no_entry, ("idle",), {"ledger/reserved", "ledger/counts"}),
     "an entry after the release": (entry_after_the_release, ("idle",), {"ledger/reserved"}),
     "counts made up": (counts_made_up, ("idle",), {"ledger/counts"}),
     "another clip declared": (another_clip_declared, ("idle",), {"ledger/reserved", "noise/size"}),
+    "another task declared": (another_task_declared, ("idle",), {"ledger/reserved"}),
     "refunded after a crash": (refunded, ("charged",), {"ledger/crash"}),
 }
 
@@ -481,6 +583,7 @@ VARIANTS = {
         "seed": None,
         "model": {"encoder": "gru"},
         "training": {"local_steps": 3, "targets": "all"},
+        "statistics": {"cooccurrence": 5},
     },
     "attention, trainable items, momentum": {
         "model": {"encoder": "transformer", "item_ids": True},
@@ -491,7 +594,10 @@ VARIANTS = {
         "privacy": {"statistics_share": 0.0},
     },
     "everyone, always": {"training": {"sampling_probability": 1.0}},
-    "few": {"training": {"sampling_probability": 0.005}},
+    "few, no co-occurrence": {
+        "training": {"sampling_probability": 0.005},
+        "statistics": {"cooccurrence": 0},
+    },
 }
 
 
@@ -508,7 +614,9 @@ def test_without_a_fault_every_probe_holds(variant):
     assert report.randomness == ("csprng" if config.seed is None else "seeded")
     areas = {found.name.partition("/")[0] for found in report.probes}
     expected = {"noise", "correlation", "clip", "weights", "divisor", "sampler", "ledger"}
-    assert areas == expected | ({"popularity"} if config.privacy.statistics_share != 0 else set())
+    if config.privacy.statistics_share != 0:
+        expected |= {"popularity"} if config.statistics.cooccurrence == 0 else set(STATISTICS)
+    assert areas == expected
 
 
 @pytest.mark.slow
@@ -530,7 +638,7 @@ def test_chance_raises_no_more_alarms_in_a_hundred_seeds_than_declared(
             *step_probes(run, run),
             *correlation_probes(run, twins),
             *sampler_probes(run),
-            *popularity_noise_probes(run),
+            *statistics_noise_probes(run, run),
         ]
         for result in found:
             if result.result.false_alarm_rate:
@@ -544,9 +652,9 @@ def test_chance_raises_no_more_alarms_in_a_hundred_seeds_than_declared(
 
 CHANCE = {
     *(f"noise/{what}" for what in ("size", "layers", "mean", "shape", "beside-updates")),
-    *(f"correlation/{what}" for what in ("rounds", "layers", "coordinates", "runs")),
+    *(f"correlation/{what}" for what in ("rounds", "layers", "coordinates", "runs", "statistics")),
     *(f"sampler/{what}" for what in ("rate", "spread", "devices", "rounds")),
-    "popularity/noise",
+    *(f"{name}/{what}" for name in STATISTICS for what in ("noise", "beside-updates")),
 }
 
 
