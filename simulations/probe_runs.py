@@ -20,11 +20,9 @@ from ..common.config import RunConfig, StatisticsConfig
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import BudgetError, ConfigError
 from ..common.items import COOCCURRENCE_BLOCK
-from ..common.ledger import Ledger
-from ..common.ledger_entries import Commit, Reserve, read_ledger
+from ..common.ledger_entries import Reserve, read_ledger
 from ..common.mechanism import Mechanism
 from ..common.messages import CooccurrenceTask, PopularityTask, TrainTask
-from ..common.signing import SigningKey
 from ..server.app import OnStatistic
 from ..server.budget import BudgetPlan, plan_budget
 from ..server.checkpoint import Checkpoint
@@ -33,11 +31,11 @@ from ..server.split import COHERENT, Sizes
 from ..server.statistics import ItemStatistics
 from .federate import run_federation
 from .population import Population
+from .probe_ledger import Key, Told, open_ledger, reserved
 from .probe_observed import Floats, Observed, Release
 from .probe_populations import busy_histories, idle_histories, population_of
 from .released_step import missteps, released_mean
 from .released_vectors import strayed
-from .results import version
 from .synthetic import synthesise
 from .watched_grid import Meddling, Task, WatchedGrid, untouched
 
@@ -204,7 +202,7 @@ class Probed:
         )
 
         def before(tasks: list[Task]) -> None:
-            unreserved.append(not _reserved(ledger, tasks))
+            unreserved.append(not reserved(ledger, tasks))
 
         def after_round() -> None:
             paths = sorted(checkpoints.glob("round-*.safetensors"))[-2:]
@@ -225,17 +223,9 @@ class Probed:
             after_round=after_round,
             on_statistic=on_statistic,
         )
-        entries = read_ledger(ledger)
-        reserves = {(e.task, e.round): e for e in entries if isinstance(e, Reserve)}
-        commits = {entry.release: entry for entry in entries if isinstance(entry, Commit)}
-        told = {key: commits.get(entry.sequence) for key, entry in reserves.items()}
-
-        def declared(task: str, number: int | None, planned: Mechanism) -> Mechanism:
-            reserved = reserves.get((task, number))
-            return reserved.mechanism if reserved else planned
-
-        asked = iter(grid.releases)
-        releases: dict[tuple[str, int | None], Release] = {}
+        told, asked = Told.by(ledger), iter(grid.releases)
+        releases: dict[Key, Release] = {}
+        key: Key
         if plan.popularity:
             kept = Checkpoint.latest(
                 checkpoints,
@@ -244,26 +234,26 @@ class Probed:
             )
             assert kept is not None, "a federation that ran has checkpoints"
             total = {"popularity": kept.popularity.double().numpy()}
-            mechanism = declared(PopularityTask.name, None, plan.popularity)
-            releases[PopularityTask.name, None] = Release(mechanism, next(asked), total)
+            key = PopularityTask.name, None
+            mechanism = told.mechanisms.get(key, plan.popularity)
+            releases[key] = Release(mechanism, next(asked), total)
         if plan.cooccurrence:
-            total = released[CooccurrenceTask.name]
-            mechanism = declared(CooccurrenceTask.name, None, plan.cooccurrence)
-            releases[CooccurrenceTask.name, None] = Release(mechanism, next(asked), total)
+            key = CooccurrenceTask.name, None
+            mechanism = told.mechanisms.get(key, plan.cooccurrence)
+            releases[key] = Release(mechanism, next(asked), released[CooccurrenceTask.name])
         for number, (exchanges, (mean, _)) in enumerate(zip(asked, moved, strict=True), start=1):
-            mechanism = declared(TrainTask.name, number, plan.training)
+            key = TrainTask.name, number
+            mechanism = told.mechanisms.get(key, plan.training)
             divisor = mechanism.sampling_probability * mechanism.population_size
             total = {name: array * divisor for name, array in mean.items()}
-            releases[TrainTask.name, number] = Release(mechanism, exchanges, total)
+            releases[key] = Release(mechanism, exchanges, total)
         one_shot = {task: release for (task, number), release in releases.items() if number is None}
         together = one_shot.get(CooccurrenceTask.name)
         return Observed(
             statistics={task.partition("/")[2]: release for task, release in one_shot.items()},
             rounds=[release for (_, number), release in releases.items() if number is not None],
             unreserved=sum(unreserved),
-            miscounted=sum(
-                not _told(releases.get(key), told.get(key)) for key in releases.keys() | told.keys()
-            ),
+            miscounted=told.miscounted(releases),
             missteps=sum(wrong for _, wrong in moved),
             strayed=strayed(together, statistics) if together else 0.0,
             grid=grid,
@@ -290,7 +280,7 @@ class Probed:
         def on_round(*_: object) -> None:
             after_round()
 
-        with _ledger(folder / "ledger.jsonl", config, plan) as ledger:
+        with open_ledger(folder / "ledger.jsonl", config, plan) as ledger:
             result = run_federation(
                 config,
                 name="probe",
@@ -306,50 +296,6 @@ class Probed:
                 grid=watched,
             )
         return grids[-1], result.statistics
-
-
-def _ledger(path: Path, config: RunConfig, plan: BudgetPlan) -> Ledger:
-    """A new ledger, or the one that goes on; it records without enforcing.
-
-    How the mechanism runs is looked at here, and for that a few rounds are made whether or not the
-    budget of the configuration has room for them.
-    """
-    kept = path.with_name("signing_key.pem")
-    if path.exists():
-        return Ledger.open(path, signing_key=SigningKey.load(kept), code_version=version())
-    return Ledger.create(
-        path,
-        signing_key=SigningKey.create(kept),
-        population="probe",
-        population_size=plan.training.population_size,
-        delta=plan.delta,
-        target_epsilon=None,
-        randomness="csprng" if config.seed is None else "seeded",
-        code_version=version(),
-        config_digest=config.digest(),
-    )
-
-
-def _reserved(path: Path, tasks: list[Task]) -> bool:
-    """Whether the ledger on disk ends with the reserve of what is about to be asked."""
-    last = read_ledger(path)[-1]
-    if not isinstance(last, Reserve):
-        return False
-    for task in tasks:
-        named = (last.task, last.round, last.model_before, last.mechanism.clip_norm)
-        training, binding = isinstance(task, TrainTask), task.binding
-        round_, model = (binding.round, binding.model) if training else (None, None)
-        if named != (task.name, round_, model, task.clip_norm):
-            return False
-    return True
-
-
-def _told(release: Release | None, commit: Commit | None) -> bool:
-    """Whether the ledger tells of a release what was seen of it."""
-    if release is None or commit is None:
-        return release is None and commit is None
-    told = (commit.cohort_size, commit.replies_counted)
-    return told == (len(release.cohort), release.contributed()[1])
 
 
 def _with_cooccurrence(statistics: StatisticsConfig) -> StatisticsConfig:
