@@ -85,7 +85,7 @@ class StatisticsConfig(Section):
         None,
         ge=0,
         description="length of the vectors that items get from what is taken close together; 0: none; "
-        "unset: 64 where no item has a text to compare it by, else none",
+        "unset: 64, or none for goods with texts (presets online-retail-ii and shop)",
     )
 
     @model_validator(mode="after")

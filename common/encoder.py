@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .decay import CONTENT_TEMPERATURE
+from .items import ID_BLOCK
 
 
 class EncoderInputs(NamedTuple):
@@ -89,9 +90,9 @@ class Encoder(nn.Module):
         nn.init.zeros_(self.out.bias)
         nn.init.constant_(self.gains.weight, CONTENT_TEMPERATURE / scales)
         nn.init.constant_(self.gains.weight[0], 1.0 / scales)
-        if "id" in blocks:
+        if ID_BLOCK in blocks:
             # What stands in for content tells items apart, and nothing of what goes together.
-            nn.init.zeros_(self.gains.weight[1 + list(blocks).index("id")])
+            nn.init.zeros_(self.gains.weight[1 + list(blocks).index(ID_BLOCK)])
         nn.init.normal_(self.kind.weight, std=0.02)
 
     def forward(self, inputs: EncoderInputs) -> Tensor:

@@ -23,6 +23,8 @@ from .files import write_atomically
 COOCCURRENCE_BLOCK = "cooccurrence"
 """Block for what is taken together: zeros in the public table, and filled by a release, see
 :mod:`fedprofile.client.cooccurrence`."""
+ID_BLOCK = "id"
+"""Block that stands in for content where there is none: a random direction for each item."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,12 @@ from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
 from .cooccurrence import head_size
 from .split import (
-    BOTH_SHARE,
     LEAST_SHARE,
-    POPULARITY_PART,
     Sizes,
+    Split,
+    cooccurrence_signal,
     popularity_signal,
-    statistics_share,
+    split,
     training_signal,
 )
 
@@ -109,12 +109,21 @@ def plan_budget(
             prior_events=spent,
         )
 
+    left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2
+    if used:
+        left -= gaussian_mu(epsilon=used, delta=delta) ** 2
+
+    def planned(of: Sizes) -> Split:
+        return _planned(of, privacy, training, mu=math.sqrt(left), population_size=population_size)
+
     def statistics(noise: float) -> tuple[Mechanism, Mechanism | None]:
         """What costs as much as one release with this noise: Gaussian noise adds up by 1/σ²."""
-        if not sizes.cooccurrence:
+        part = planned(sizes).popularity_part
+        if part == 1:
             return mechanism(STATISTICS_CLIP, noise, 1.0), None
-        parts = POPULARITY_PART, 1 - POPULARITY_PART
-        one, other = (mechanism(STATISTICS_CLIP, noise / math.sqrt(w), 1.0) for w in parts)
+        one, other = (
+            mechanism(STATISTICS_CLIP, noise / math.sqrt(w), 1.0) for w in (part, 1 - part)
+        )
         if not head_size(sizes.n_items, other):
             return mechanism(STATISTICS_CLIP, noise, 1.0), None
         return one, other
@@ -132,29 +141,15 @@ def plan_budget(
             first, second = statistics(noise)
         never = mechanism(privacy.clip_norm, privacy.noise_multiplier or 1.0, rate)
         return BudgetPlan(delta, privacy.epsilon, first, never, 1.0, second)
-    left = gaussian_mu(epsilon=privacy.epsilon, delta=delta) ** 2
-    if used:
-        left -= gaussian_mu(epsilon=used, delta=delta) ** 2
-
-    def planned(of: Sizes) -> float:
-        return _planned_share(
-            of,
-            training.rounds,
-            mu=math.sqrt(left),
-            rate=rate,
-            population_size=population_size,
-            noise_multiplier=privacy.noise_multiplier,
-        )
-
     given = privacy.statistics_share
-    share = planned(sizes) if given is None else given
+    share = planned(sizes).statistics if given is None else given
     popularity = cooccurrence = None
     if share > 0:
         popularity, cooccurrence = statistics(1 / math.sqrt(left * share))
         if given is None and sizes.cooccurrence and cooccurrence is None:
             # It isn't worth a release: what was meant for it goes to the rounds.
-            share = planned(replace(sizes, cooccurrence=False))
-            popularity, cooccurrence = statistics(1 / math.sqrt(left * share))
+            share = planned(replace(sizes, cooccurrence=False)).statistics
+            popularity = mechanism(STATISTICS_CLIP, 1 / math.sqrt(left * share), 1.0)
         spent.update(m.event() for m in (popularity, cooccurrence) if m is not None)
     if privacy.noise_multiplier is None:
         every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds), rate)
@@ -164,35 +159,66 @@ def plan_budget(
     return BudgetPlan(delta, privacy.epsilon, popularity, every_round, share, cooccurrence)
 
 
-def _planned_share(
+def compares(privacy: PrivacyConfig, *, n_items: int, population_size: int) -> bool:
+    """Whether the budget could pay for a release of co-occurrence that compares items enough.
+
+    Raises:
+        ConfigError: the population is too small for a default δ.
+    """
+    if not privacy.enabled:
+        return True
+    if privacy.statistics_share == 0:
+        return False
+    delta = privacy.delta if privacy.delta is not None else default_delta(population_size)
+    mu = gaussian_mu(epsilon=privacy.epsilon, delta=delta)
+    return head_size(n_items, _once(mu, population_size)) > 0
+
+
+def _once(mu: float, population_size: int) -> Mechanism:
+    """A statistic that is released with all of ``mu``."""
+    return Mechanism(
+        clip_norm=STATISTICS_CLIP,
+        noise_multiplier=1 / mu,
+        sampling_probability=1.0,
+        population_size=population_size,
+    )
+
+
+def _planned(
     sizes: Sizes,
-    rounds: int,
+    privacy: PrivacyConfig,
+    training: TrainingConfig,
     *,
     mu: float,
-    rate: float,
     population_size: int,
-    noise_multiplier: float | None,
-) -> float:
+) -> Split:
     """By signals to noise of each release alone with the whole μ; rounds of a given noise come first.
-
-    Where co-occurrence is released, statistics get the most they may: training reads the items by it.
 
     R rounds at a rate q have μ² = q²·R·(e^(1/σ²) − 1) by the central limit (Bu, Dong, Long & Su 2020,
     theorem 5), close to q²·R/σ² where there is noise to speak of.
     """
-    popularity = popularity_signal(sizes, noise_multiplier=1 / mu, population_size=population_size)
-    learned = training_signal(
-        sizes,
-        noise_multiplier=rate * math.sqrt(rounds) / mu,
-        expected_cohort=rate * population_size,
-        rounds=rounds,
+    once = _once(mu, population_size)
+    rate, rounds = training.rate(population_size), training.rounds
+    head = head_size(sizes.n_items, once) if sizes.cooccurrence else 0
+    found = split(
+        popularity=popularity_signal(
+            sizes, noise_multiplier=once.noise_multiplier, population_size=population_size
+        ),
+        cooccurrence=cooccurrence_signal(head, once) if head else None,
+        training=training_signal(
+            sizes,
+            noise_multiplier=rate * math.sqrt(rounds) / mu,
+            expected_cohort=rate * population_size,
+            rounds=rounds,
+        )
+        if rounds
+        else None,
     )
-    share = BOTH_SHARE if sizes.cooccurrence else statistics_share(popularity, learned)
-    if noise_multiplier is None:
-        return share
-    exponent = min(noise_multiplier**-2, _MOST_EXPONENT)
+    if privacy.noise_multiplier is None or not rounds:
+        return found
+    exponent = min(privacy.noise_multiplier**-2, _MOST_EXPONENT)
     taken = rate**2 * rounds * math.expm1(exponent) / mu**2
-    return min(share, max(1 - taken, LEAST_SHARE))
+    return found.within(max(1 - taken, LEAST_SHARE))
 
 
 def _check_rounds(

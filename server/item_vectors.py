@@ -30,9 +30,10 @@ from sklearn.utils.extmath import randomized_svd
 
 from ..common.config import ItemsConfig, PrivacyConfig, StatisticsConfig
 from ..common.errors import ConfigError, DataError
-from ..common.items import COOCCURRENCE_BLOCK, ItemTable
+from ..common.items import COOCCURRENCE_BLOCK, ID_BLOCK, ItemTable
+from .budget import compares
 
-BLOCK_WEIGHTS = {"text": 1.0, "id": 1.0, "category": 0.5, "price": 0.3}
+BLOCK_WEIGHTS = {"text": 1.0, ID_BLOCK: 1.0, "category": 0.5, "price": 0.3}
 """Norm of an item's block; ``id`` stands in for ``text`` where no item has any text."""
 
 _CATEGORY_COLUMNS = 64
@@ -46,18 +47,38 @@ _TERMS_AS_TAGS = 3
 _UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+)")
 
 
-def with_room(table: ItemTable, statistics: StatisticsConfig, privacy: PrivacyConfig) -> ItemTable:
+def with_room(
+    table: ItemTable,
+    statistics: StatisticsConfig,
+    privacy: PrivacyConfig,
+    *,
+    population_size: int,
+    goods: bool = False,
+) -> ItemTable:
     """``table`` with a block of zeros for what the release of co-occurrence will tell, if there is one.
 
-    Where it is left open the catalogue decides, which is public: texts say which items are alike, and
-    without any only behaviour does.
+    Where it is left open, what kind of items they are decides, which is public: names of goods tell what
+    is taken together, and the release isn't worth its part of the budget; titles and names of other
+    things tell little of it. There is none where it would get no part of the budget, or the whole budget
+    of so few users would be too little for it.
+
+    Args:
+        table: public.
+        statistics: how many columns, if that is said.
+        privacy: the budget.
+        population_size: N.
+        goods: whether items are things that a shop sells.
+
+    Raises:
+        ConfigError: the population is too small for a default δ.
     """
     columns = statistics.cooccurrence
     if columns is None:
-        columns = 0 if "text" in table.blocks else _COOCCURRENCE_COLUMNS
-    if privacy.enabled and privacy.statistics_share == 0:
-        columns = 0  # it gets no part of the budget
-    if not columns or table.n_items < 2:  # there is no pair
+        columns = 0 if goods and "text" in table.blocks else _COOCCURRENCE_COLUMNS
+    # Of one item there is no pair.
+    if not columns or table.n_items < 2:
+        return table
+    if not compares(privacy, n_items=table.n_items, population_size=population_size):
         return table
     return table.with_block(COOCCURRENCE_BLOCK, np.zeros((table.n_items, columns), np.float32))
 
@@ -92,7 +113,7 @@ def build_item_table(catalogue: pl.DataFrame, config: ItemsConfig) -> ItemTable:
     if any(texts):
         parts["text"] = _text_block(texts, config)
     else:
-        parts["id"] = _id_block(ids, config.dimension)
+        parts[ID_BLOCK] = _id_block(ids, config.dimension)
     values = [
         [*own, *([category] if category else [])]
         for own, category in zip(tags, categories, strict=True)

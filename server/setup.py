@@ -35,12 +35,13 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
     """
     # What may fail for a reason that has nothing to do with the disk comes first.
     table = build_item_table(read_catalogue(items), config.items)
-    table = with_room(table, config.statistics, config.privacy)
+    population = config.federation.population_size
+    table = with_room(table, config.statistics, config.privacy, population_size=population)
     encoder = _untrained(config, table)
     plan_budget(
         config.privacy,
         config.training,
-        population_size=config.federation.population_size,
+        population_size=population,
         sizes=Sizes.of(encoder, config.statistics, table),
     )
     weights = {name: weight.detach().numpy() for name, weight in encoder.named_parameters()}

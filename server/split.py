@@ -2,14 +2,15 @@
 
 The signal of a release is measured against the noise on it, as norms over all its numbers. With the noise
 that a share w of μ² allows, signal to noise is s·√w for the s of the whole budget, and of the signal's
-variance an optimal filter keeps s²w / (1 + s²w) (Wiener 1949). The rule spends where the two releases
-together keep most. Little noise: both get about the same, the weaker one more. Much noise: the
-weaker one would drown and gets next to nothing. Nothing in it is fitted to a data set.
+variance an optimal filter keeps s²w / (1 + s²w) (Wiener 1949). The rule spends where the releases
+together keep most. Little noise: all get about the same, the weaker ones more. Much noise: the
+weakest would drown and gets next to nothing. Nothing in it is fitted to a data set.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,7 @@ from ..common.mechanism import Mechanism
 COHERENT = 0.1
 """Part of a clipped update that devices have in common; .05 to .3 are typical of federated encoders."""
 LEAST_SHARE, _MOST_SHARE = 0.05, 0.45
-"""Of μ² for statistics. Those whose result a crash took along are paid for again: they must fit twice."""
-
-
-BOTH_SHARE, POPULARITY_PART = 0.54, 0.1 / 0.54
-"""Of μ² for statistics, where co-occurrence is released as well, and of that for popularity, which only
-decides what items are compared. If a crash takes the larger one along, it fits again, and no round does."""
+"""Of μ² for popularity. What a crash took along is paid for again: it must fit twice."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +90,74 @@ def training_signal(
     return COHERENT * expected_cohort * math.sqrt(rounds / sizes.weights) / noise_multiplier
 
 
-def statistics_share(popularity: float, training: float) -> float:
-    """The part of μ² for statistics, so that both releases keep most of their signal.
+@dataclass(frozen=True)
+class Split:
+    """Parts of μ² for each statistic; the rest is for rounds.
 
-    Maximises a²w/(1 + a²w) + b²(1 − w)/(1 + b²(1 − w)) for signals to noise a, b > 0 at the whole
-    budget: by Lagrange w = (1 + 1/a² + 1/b²)/(1/a + 1/b)/a − 1/a².
-
-    Returns:
-        w, at least 0.05 and at most 0.45.
+    Attributes:
+        popularity: for the first release.
+        cooccurrence: for the second; 0 where there is none.
     """
-    a, b = 1 / popularity, 1 / training
-    share = (1 + a * a + b * b) / (a + b) * a - a * a
-    return min(max(share, LEAST_SHARE), _MOST_SHARE)
+
+    popularity: float
+    cooccurrence: float = 0.0
+
+    @property
+    def statistics(self) -> float:
+        """For both."""
+        return self.popularity + self.cooccurrence
+
+    @property
+    def popularity_part(self) -> float:
+        """Of what both get."""
+        return self.popularity / self.statistics
+
+    def within(self, most: float) -> Split:
+        """The same proportions, and both together at most ``most``."""
+        factor = min(1.0, most / self.statistics)
+        return Split(self.popularity * factor, self.cooccurrence * factor)
+
+
+def split(
+    *, popularity: float, cooccurrence: float | None = None, training: float | None = None
+) -> Split:
+    """By :func:`most_kept`, within bounds.
+
+    Popularity gets 5 % to 45 %. Co-occurrence gets no more than that either of the two fits again if a
+    crash takes its result along; where there are no rounds it gets the rest.
+
+    Args:
+        popularity: expected signal to noise with the whole budget, above 0.
+        cooccurrence: the same of co-occurrence; None where it isn't released.
+        training: the same of all rounds; None where there are none.
+    """
+    there = [signal for signal in (popularity, cooccurrence, training) if signal is not None]
+    kept = most_kept(there)
+    if len(kept) == 1:
+        return Split(1.0)
+    first = min(max(kept[0], LEAST_SHARE), _MOST_SHARE)
+    if cooccurrence is None:
+        return Split(first)
+    if training is None:
+        return Split(first, 1 - first)
+    room = 1 - LEAST_SHARE - first
+    return Split(first, min(max(kept[1], LEAST_SHARE), room / 2, room - first))
+
+
+def most_kept(signals: Sequence[float]) -> list[float]:
+    """The parts w of μ², Σ w = 1, with which releases together keep most of their signal.
+
+    Maximises Σ s²w / (1 + s²w) over w ≥ 0 for signals to noise s > 0 at the whole budget. By Lagrange
+    w = c/s − 1/s² with c = (1 + Σ 1/s²) / Σ 1/s, the sums over releases that get something: those with
+    the largest s, for w ≥ 0 means c·s ≥ 1.
+    """
+    inverse = 1 / np.array(signals, dtype=np.float64)
+    alive = np.ones(len(inverse), dtype=np.bool_)
+    while True:
+        level = (1 + np.square(inverse[alive]).sum()) / inverse[alive].sum()
+        drowned = alive & (inverse > level)
+        if not drowned.any():
+            break
+        alive &= inverse < inverse[alive].max()
+    shares: list[float] = np.where(alive, level * inverse - np.square(inverse), 0.0).tolist()
+    return shares

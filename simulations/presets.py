@@ -36,6 +36,7 @@ class Preset:
         cancelled_session: regular expression of sessions that take an earlier one back.
         product_code: regular expression of items that are products, after upper-casing.
         zero_price_is_no_sale: rows priced at zero or less are stock movements, not sales.
+        goods: items are things that a shop sells, whose names say what they are.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Preset:
     cancelled_session: str | None = None
     product_code: str | None = None
     zero_price_is_no_sale: bool = False
+    goods: bool = False
 
     def resolve(
         self,
@@ -163,6 +165,7 @@ ONLINE_RETAIL = Preset(
     # gift vouchers and TEST….
     product_code=r"^(\d{5}[A-Z]{0,2}|DCGS\w+|SP\d+)$",
     zero_price_is_no_sale=True,
+    goods=True,
 )
 
 _RATINGS = ("userId", "movieId", "rating", "timestamp")
@@ -209,13 +212,13 @@ GENERIC = Preset(
 )
 
 
-def _domain(name: str, events_by_weight: Mapping[float, str]) -> Preset:
+def _domain(name: str, events_by_weight: Mapping[float, str], *, goods: bool = False) -> Preset:
     weights = {
         event: float(weight)
         for weight, events in events_by_weight.items()
         for event in events.split()
     }
-    return replace(GENERIC, name=name, event_weights=weights)
+    return replace(GENERIC, name=name, event_weights=weights, goods=goods)
 
 
 # A weight is the strength of evidence for interest within a domain; an impression is none at all.
@@ -230,6 +233,7 @@ _DOMAINS = (
             0: "impression",
             -1: "remove_from_cart return refund cancel",
         },
+        goods=True,
     ),
     _domain(
         "social",

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..client.local_training import Trainer
-from ..common.config import RunConfig, StatisticsConfig
+from ..common.config import RunConfig
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import BudgetError, ConfigError
 from ..common.items import COOCCURRENCE_BLOCK
@@ -41,7 +41,6 @@ from .watched_grid import Meddling, Task, WatchedGrid, untouched
 
 _BUSY_DEVICES = 16
 _ITEMS = 300
-_COLUMNS = 8  # of item vectors, where the configuration leaves them open
 _FEWEST_IDLE, _MOST_IDLE = 2_000, 1_000_000
 _LEAST_COHORT = 20  # expected idle devices a round, as far as that many devices allow it
 _IDLE_HOSTS = 4
@@ -91,8 +90,8 @@ class Probed:
         items = config.items
         if items.text_encoder == "sentence":
             items = items.model_copy(update={"text_encoder": "tfidf"})
-        statistics = _with_cooccurrence(config.statistics)
-        table = with_room(build_item_table(log.catalogue, items), statistics, config.privacy)
+        table = build_item_table(log.catalogue, items)
+        table = with_room(table, config.statistics, config.privacy, population_size=size)
         busy = population_of(busy_histories(log.histories), table, config)
         encoder = build_encoder(
             config.model, blocks=table.blocks, n_items=table.n_items, n_types=1, seed=0
@@ -296,13 +295,6 @@ class Probed:
                 grid=watched,
             )
         return grids[-1], result.statistics
-
-
-def _with_cooccurrence(statistics: StatisticsConfig) -> StatisticsConfig:
-    """Where it is left open the catalogue decides: made-up items have texts, the user's may have none."""
-    if statistics.cooccurrence is None:
-        return statistics.model_copy(update={"cooccurrence": _COLUMNS})
-    return statistics
 
 
 def _comparing(popularity: Mechanism, n_items: int) -> Mechanism:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..common.config import RunConfig
 from ..common.console import remark, stage
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import DataError
-from ..common.items import COOCCURRENCE_BLOCK
+from ..common.items import COOCCURRENCE_BLOCK, ID_BLOCK
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier
 from ..server.app import FederationResult
@@ -37,6 +37,7 @@ from .federate import randomness, run_federation, statistics_time
 from .loading import load_log
 from .models import ID_TABLE, EncoderScorer
 from .population import Population
+from .presets import PRESETS
 from .recommendations import check_recommendations, write_recommendations
 from .report import write_report
 from .results import run_metrics
@@ -158,12 +159,10 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
     if config.data.user_share < 1:
         members = taking_part(log.user_ids, config.data.user_share)
     split = make_split(log.histories, config.evaluation, members)
-    table = build_item_table(log.catalogue, config.items)
-    table = with_room(table, config.statistics, config.privacy)
     population = Population.of(
         split.train,
         user_ids=log.user_ids,
-        table=table,
+        table=build_item_table(log.catalogue, config.items),
         model=config.model,
         n_types=len(log.event_types),
     )
@@ -172,7 +171,15 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
             f"{config.data.path}: {population.size} user has events before the cut; a federation "
             "needs two or more: give more data or a later cut"
         )
-    return log, split, population
+    kind = PRESETS.get(log.quality.preset)
+    table = with_room(
+        population.table,
+        config.statistics,
+        config.privacy,
+        population_size=population.size,
+        goods=kind is not None and kind.goods,
+    )
+    return log, split, replace(population, table=table)
 
 
 def prepare(
@@ -209,7 +216,7 @@ def prepare(
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
-    if set(population.table.blocks) <= {"id", COOCCURRENCE_BLOCK}:
+    if set(population.table.blocks) <= {ID_BLOCK, COOCCURRENCE_BLOCK}:
         _advise_on_bare_ids(config, plan)
     return Prepared(log, split, population, encoder, trainer, earlier, plan)
 

@@ -192,7 +192,13 @@ def build_town():
         population = Population.of(
             histories,
             user_ids=[f"user {number}" for number in range(histories.n_devices)],
-            table=with_room(make_table(n_items), config.statistics, config.privacy),
+            table=with_room(
+                make_table(n_items),
+                config.statistics,
+                config.privacy.model_copy(update={"epsilon": 1e3}),  # room is for whoever asks
+                population_size=histories.n_devices,
+                goods=True,
+            ),
             model=config.model,
             n_types=1,
         )
@@ -256,7 +262,7 @@ def made_server(tmp_path_factory):
     config = ServerConfig(
         federation=FederationConfig(population_size=3, port=free_port()),
         items=ItemsConfig(dimension=8),
-        statistics=StatisticsConfig(as_of=dt.date(2026, 1, 1)),
+        statistics=StatisticsConfig(as_of=dt.date(2026, 1, 1), cooccurrence=0),
         model=ModelConfig(encoder="mean", width=4, heads=1, window=4),
         training=TrainingConfig(rounds=2, sampling_probability=1.0),
         privacy=PrivacyConfig(delta=1e-3, noise_multiplier=4.0),

@@ -18,7 +18,7 @@ from fedprofile.client.model_bundle import current_bundle
 from fedprofile.client.model_delivery import join_server, keep_release
 from fedprofile.client.node_keys import ensure_node_key
 from fedprofile.client.outbox import Outbox, name_of
-from fedprofile.common.config import StatisticsConfig
+from fedprofile.common.config import RunConfig, StatisticsConfig
 from fedprofile.common.items import COOCCURRENCE_BLOCK, ItemTable
 from fedprofile.common.ledger_entries import Reserve, read_ledger
 from fedprofile.common.messages import Binding, TrainTask, read_update, train_message
@@ -201,3 +201,18 @@ def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(
     made = Outbox(device.outbox).answer(name_of(task.binding), message)
     shapes = {name: weight.shape for name, weight in weights.items()}
     assert read_update(made, binding=task.binding, shapes=shapes).devices == 1
+
+
+@pytest.mark.parametrize(("preset", "columns"), [("shop", 0), ("video", 64), ("generic", 64)])
+def test_names_of_goods_tell_it_and_titles_do_not(tmp_path, preset, columns):
+    rows = "".join(f"u{n % 9},i{n % 7},{n * 90_000},view,title {n % 7}\n" for n in range(60))
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id,timestamp,event,text\n" + rows)
+    settings = {
+        "data": {"path": str(log), "preset": preset},
+        "evaluation": {"split": "none"},
+        "privacy": {"enabled": False},  # 9 users have no budget for it
+    }
+    _, _, population = read(RunConfig.model_validate(settings))
+    assert "text" in population.table.blocks
+    assert population.table.width_of(COOCCURRENCE_BLOCK) == columns

@@ -11,8 +11,9 @@ from fedprofile.common.errors import BudgetError, ConfigError
 from fedprofile.server.budget import plan_budget
 from fedprofile.server.split import (
     Sizes,
+    cooccurrence_signal,
     popularity_signal,
-    statistics_share,
+    split,
     training_signal,
 )
 
@@ -82,7 +83,7 @@ def test_unset_the_share_follows_the_rule(target):
     learned = training_signal(
         SIZES, noise_multiplier=math.sqrt(20) / mu, expected_cohort=N, rounds=20
     )
-    assert planned.share == pytest.approx(statistics_share(popularity, learned))
+    assert planned.share == pytest.approx(split(popularity=popularity, training=learned).popularity)
     assert planned.popularity.noise_multiplier**-2 == pytest.approx(planned.share * mu**2)
 
 
@@ -97,13 +98,23 @@ def test_rounds_of_a_given_noise_fit_before_statistics_take_the_rest(noise):
 @pytest.mark.parametrize("rounds", [0, 4])
 def test_what_is_taken_together_is_paid_from_the_share_of_the_statistics(rounds):
     both = replace(SIZES, cooccurrence=True)
-    planned = plan(epsilon=4.0, rounds=rounds, cohort=100, sizes=both)
+    planned = plan(epsilon=4.0, rounds=rounds, cohort=N, sizes=both)
+    mu = gaussian_mu(epsilon=4.0, delta=planned.delta)
+    whole = replace(planned.cooccurrence, noise_multiplier=1 / mu)
+    noise = math.sqrt(rounds) / mu
+    expected = split(
+        popularity=popularity_signal(SIZES, noise_multiplier=1 / mu, population_size=N),
+        # Of 100 items as many as there is signal for.
+        cooccurrence=cooccurrence_signal(int(0.1 * N * mu), whole),
+        training=training_signal(SIZES, noise_multiplier=noise, expected_cohort=N, rounds=rounds)
+        if rounds
+        else None,
+    )
     spent = [m.noise_multiplier**-2 for m in (planned.popularity, planned.cooccurrence)]
-    assert spent[1] == pytest.approx(4.4 * spent[0])
+    assert spent[0] / sum(spent) == pytest.approx(expected.popularity_part)
     assert 4.0 * (1 - 2e-3) < independent_epsilon(planned, rounds, planned.delta) <= 4.0
     if rounds:
-        mu = gaussian_mu(epsilon=4.0, delta=planned.delta)
-        assert sum(spent) == pytest.approx(0.54 * mu**2)
+        assert sum(spent) == pytest.approx(expected.statistics * mu**2)
         assert sum(spent) + spent[1] < mu**2  # if a crash takes its result along
     assert plan(sizes=both, enabled=False).cooccurrence.noise_multiplier == 0
     assert plan(noise_multiplier=50.0).cooccurrence is None

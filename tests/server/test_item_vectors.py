@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprofile.common.config import ItemsConfig
+from fedprofile.common.config import ItemsConfig, PrivacyConfig, StatisticsConfig
 from fedprofile.common.errors import ConfigError, DataError
-from fedprofile.server.item_vectors import BLOCK_WEIGHTS, build_item_table
+from fedprofile.common.items import COOCCURRENCE_BLOCK
+from fedprofile.server.item_vectors import BLOCK_WEIGHTS, build_item_table, with_room
 
 SMALL = ItemsConfig(dimension=8)
 
@@ -248,3 +249,49 @@ def test_sentence_vectors_are_reduced_and_items_without_text_stay_zero(monkeypat
     assert table.blocks == {"text": (0, 4)}
     assert not table.vectors[-1].any()
     assert table.vectors[:-1].any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("goods", "texts", "statistics", "privacy", "columns"),
+    [
+        (True, True, {}, {}, 0),
+        (False, True, {}, {}, 64),
+        (True, False, {}, {}, 64),
+        (True, True, {"cooccurrence": 8}, {}, 8),
+        (False, False, {"cooccurrence": 0}, {}, 0),
+        (False, False, {"cooccurrence": 8}, {"statistics_share": 0.0}, 0),
+        (False, False, {"cooccurrence": 8}, {"statistics_share": 0.0, "enabled": False}, 8),
+    ],
+)
+def test_there_is_room_for_what_is_taken_together(goods, texts, statistics, privacy, columns):
+    named = {"text": ["red mug", "blue mug"]} if texts else {"item_id": ["a", "b"]}
+    table = build_item_table(catalogue(**named), SMALL)
+    room = with_room(
+        table,
+        StatisticsConfig(**statistics),
+        PrivacyConfig(**privacy),
+        population_size=5_000,
+        goods=goods,
+    )
+    assert room.width_of(COOCCURRENCE_BLOCK) == columns
+    assert not room.vectors[:, table.dimension :].any()
+    np.testing.assert_array_equal(room.vectors[:, : table.dimension], table.vectors)
+
+
+def test_there_is_no_room_where_the_whole_budget_compares_no_items():
+    table = build_item_table(catalogue(item_id=[str(row) for row in range(300)]), SMALL)
+
+    def found(population_size, **privacy):
+        settings = StatisticsConfig(), PrivacyConfig(delta=1e-5, **privacy)
+        return with_room(table, *settings, population_size=population_size) is not table
+
+    # By hand: μ = 0.5 at ε = 1.9931, and 0.1 · N · μ = 16 items.
+    epsilon = 1.9931
+    assert found(321, epsilon=epsilon)
+    assert not found(319, epsilon=epsilon)
+    assert found(5, epsilon=epsilon, enabled=False)
+
+
+def test_one_item_has_no_pair():
+    table = build_item_table(catalogue(item_id=["a"]), SMALL)
+    assert with_room(table, StatisticsConfig(), PrivacyConfig(), population_size=9_999) is table

@@ -4,30 +4,70 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
-from fedprofile.server.split import Sizes, popularity_signal, statistics_share, training_signal
+from fedprofile.server.split import (
+    Sizes,
+    Split,
+    most_kept,
+    popularity_signal,
+    split,
+    training_signal,
+)
 
 SIZES = Sizes(n_items=50, scales=3, weights=4_000)
 signals = st.floats(1e-3, 1e3)
 
 
-@given(signals, signals)
-def test_no_other_share_keeps_more(popularity, training):
-    shares = np.linspace(0.05, 0.45, 801)
-    a, b = popularity**2 * shares, training**2 * (1 - shares)
-    kept = a / (1 + a) + b / (1 + b)
-    share = statistics_share(popularity, training)
-    assert 0.05 <= share <= 0.45
-    assert share == pytest.approx(shares[kept.argmax()], abs=6e-4) or np.interp(
-        share, shares, kept
-    ) == pytest.approx(kept.max(), rel=1e-6)
+def kept(signals, shares):
+    """Signal that is left behind an optimal filter, by definition."""
+    strength = np.square(signals) * shares
+    return float((strength / (1 + strength)).sum())
+
+
+@given(st.lists(signals, min_size=1, max_size=4))
+def test_no_other_shares_keep_more(signals):
+    shares = np.array(most_kept(signals))
+    assert shares.min() >= 0
+    assert shares.sum() == pytest.approx(1)
+    start = np.full(len(signals), 1 / len(signals))
+    found = minimize(
+        lambda w: -kept(signals, w),
+        start,
+        bounds=[(0, 1)] * len(signals),
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+    )
+    best = -found.fun if found.success else kept(signals, start)
+    assert kept(signals, shares) >= best * (1 - 1e-6)
 
 
 def test_what_drowns_gets_next_to_nothing():
-    assert statistics_share(0.5, 0.05) == 0.45  # twice, and something is left for training
-    assert statistics_share(0.05, 0.5) == 0.05
+    assert split(popularity=0.5, training=0.05) == Split(0.45)  # twice, with something left over
+    assert split(popularity=0.05, training=0.5) == Split(0.05)
+    assert most_kept([3.0, 1e-3, 2.0])[1] == 0
     # With little noise the weaker one is worth more.
-    assert statistics_share(100.0, 50.0) == pytest.approx(1 / 3, abs=0.01)
+    assert split(popularity=100.0, training=50.0).popularity == pytest.approx(1 / 3, abs=0.01)
+
+
+@given(signals, signals, st.one_of(st.none(), signals))
+def test_what_a_crash_takes_along_fits_twice(popularity, cooccurrence, training):
+    found = split(popularity=popularity, cooccurrence=cooccurrence, training=training)
+    assert 0.05 <= found.popularity <= 0.45
+    assert found.cooccurrence > 0
+    if training is None:
+        assert found.statistics == pytest.approx(1)
+    else:
+        assert found.popularity + 2 * found.cooccurrence <= 0.95 + 1e-9
+        assert 2 * found.popularity + found.cooccurrence <= 0.95 + 1e-9
+    assert found.popularity_part == pytest.approx(found.popularity / found.statistics)
+    smaller = found.within(0.04)
+    assert smaller.statistics == pytest.approx(0.04)
+    assert smaller.popularity_part == pytest.approx(found.popularity_part)
+    assert found.within(1.0) == found
+
+
+def test_a_release_alone_gets_everything():
+    assert split(popularity=7.0) == Split(1.0)
 
 
 def test_the_signal_of_popularity_is_that_of_a_drawn_population():

@@ -32,30 +32,35 @@ def planned(tmp_path):
 @pytest.mark.parametrize("target", [0.5, 8.0])
 def test_the_plan_is_within_its_target_by_an_independent_count(planned, target):
     found = planned(epsilon=target)
-    popularity, training = found["releases"]
+    *statistics, training = found["releases"]
+    assert len(statistics) == (2 if target == 8.0 else 1)  # by 0.1·N·μ ≥ 16, for 120 users
     accountant = PLDAccountant()
-    accountant.compose(GaussianDpEvent(popularity["noise_multiplier"]))
-    assert popularity["epsilon_after"] == pytest.approx(
-        accountant.get_epsilon(found["delta"]), rel=0.02
-    )
+    for release in statistics:
+        accountant.compose(GaussianDpEvent(release["noise_multiplier"]))
+        assert release["epsilon_after"] == pytest.approx(
+            accountant.get_epsilon(found["delta"]), rel=0.02
+        )
     event = GaussianDpEvent(training["noise_multiplier"])
     accountant.compose(PoissonSampledDpEvent(training["sampling_probability"], event), 5)
     reached = accountant.get_epsilon(found["delta"])
     assert target * (1 - 5e-3) < reached <= target
-    assert popularity["epsilon_after"] < training["epsilon_after"] <= target
+    assert statistics[-1]["epsilon_after"] < training["epsilon_after"] <= target
     assert training["epsilon_after"] == pytest.approx(reached, rel=1e-3)
 
 
 def test_uploads_are_counted_in_bytes(planned):
     found = planned()
-    popularity, training = found["releases"]
+    popularity, together, training = found["releases"]
+    compared = int(0.1 * 120 / together["noise_multiplier"])
     assert popularity["upload_bytes"] == 4 * 3 * found["items"]
+    assert together["upload_bytes"] == 4 * compared * (compared - 1) // 2
     assert training["upload_bytes"] == 4 * found["weights"]
 
 
 def test_more_budget_promises_more_signal(planned):
     strict, lax = planned(epsilon=0.5), planned(epsilon=8.0)
-    for one, other in zip(strict["releases"], lax["releases"], strict=True):
+    for end in (0, -1):  # popularity and training
+        one, other = strict["releases"][end], lax["releases"][end]
         assert one["expected_signal_to_noise"] < other["expected_signal_to_noise"]
 
 
@@ -63,8 +68,8 @@ def test_without_privacy_there_is_nothing_to_spend(planned):
     found = planned(enabled=False)
     json.dumps(found, allow_nan=False)
     assert found["statistics_share"] is None
-    assert [release["epsilon_after"] for release in found["releases"]] == [None, None]
-    assert found["releases"][1]["clip_norm"] is None
+    assert [release["epsilon_after"] for release in found["releases"]] == [None] * 3
+    assert found["releases"][-1]["clip_norm"] is None
 
 
 def test_a_budget_that_allows_nothing_is_refused(planned):
