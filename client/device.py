@@ -380,8 +380,7 @@ class Device:
         self, keeper: ProfileKeeper, ranking: Ranking, *, explain: bool
     ) -> tuple[Recommendation, ...]:
         if not explain:
-            pairs = zip(ranking.ids, ranking.scores.tolist(), strict=True)
-            return tuple(Recommendation(name, score) for name, score in pairs)
+            return tuple(map(Recommendation, ranking.ids, ranking.scores.tolist()))
         bundle, profile = keeper.bundle, keeper.profile()
         found = []
         for index, name, score in zip(ranking.items, ranking.ids, ranking.scores, strict=True):

@@ -27,6 +27,8 @@ from .serving import PRIOR_BLOCK
 
 _LEFT_OUT = np.float32(-np.inf)
 """Score of what isn't to be recommended."""
+_LEAST = np.finfo(np.float32).min
+"""No score that counts is below."""
 _AROUND, _FLATTENED = 0.25, 0.8
 """Power of popularity in repeats, factor of the scores: level or better on validation of two logs that are
 unlike (a shop's and the built-in one)."""
@@ -172,12 +174,12 @@ def _ranking(
     least: float | np.float32,
 ) -> Ranking:
     """Those that score at least ``least`` and aren't left out, best first."""
-    chosen = np.flatnonzero((scores >= least) & (scores > _LEFT_OUT))
+    chosen = np.flatnonzero(scores >= max(least, _LEAST))
     scores = scores[chosen]
+    order = np.argsort(-scores, kind="stable")  # candidates ascend, so ties do
+    chosen = chosen[order]
     best = chosen.astype(np.int32) if items is None else items[chosen]
-    order = np.lexsort((best, -scores))
-    best = best[order]
-    return Ranking(best, scores[order], tuple(table.ids[item] for item in best.tolist()))
+    return Ranking(best, scores[order], tuple(map(table.ids.__getitem__, best.tolist())))
 
 
 def score_matrix(vectors: NDArray[np.float32], table: ItemTable) -> NDArray[np.float32]:

@@ -29,6 +29,8 @@ def test_a_bundle_has_the_table_to_profile_with_and_the_one_to_rank_with(bundle_
         assert bundle.public.content_hash == table.content_hash
         assert bundle.served.dimension == table.dimension + 1 + 32 * ids
         assert bundle.hash == hash_of_weights(weights)
+        # Of one user's scores, the fast way round.
+        assert bundle.served.vectors.flags.f_contiguous
         assert bundle.index["商品3"] == 3
 
 
