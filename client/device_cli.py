@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from ..common.console import remark
 from ..common.errors import FedprofileError
@@ -165,7 +166,8 @@ def run(path: Annotated[Path, DEVICE]) -> None:
     from .participation import taking_part
 
     folder = DeviceFolder.open(path)
-    with stopped_by_signals() as stop:
+    # One user's products are small: threads that wait for one another take longer on a busy machine.
+    with stopped_by_signals() as stop, threadpool_limits(1, "blas"):
         device = Device(folder)
         with ProfileServer(device), taking_part(folder, device):
             remark(f"Serving {folder.socket}")

@@ -64,7 +64,7 @@ _DEVICE = {
 }
 # package → the extra that brings it; the light install has none of them.
 _EXTRAS = {
-    **dict.fromkeys(("google", "grpc", "grpc_health", "sqlcipher3"), "score"),
+    **dict.fromkeys(("google", "grpc", "grpc_health", "sqlcipher3", "threadpoolctl"), "score"),
     **dict.fromkeys(("dp_accounting", "jinja2", "matplotlib", "scipy"), "audit"),
     **dict.fromkeys(
         ("fastexcel", "flwr", "opacus", "polars", "prometheus_client", "sklearn", "torch"), "train"
