@@ -1,17 +1,19 @@
 """How fast a device records and ranks, and how much memory it takes.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m benchmarks.device [--items 3700 100000] [--json]
+    python -m benchmarks.device [--items 3700 100000] [--json]
 
 Every size gets a device of its own with random weights and vectors (a 2-layer Transformer of width 64,
 64 columns) and 500 events. Medians over 300 calls: ranking the top 50 of all items, the same as a call
 of the device and over its Unix socket; and recording one event, durable and with the profile up to
-date. `fsync` is what the disk takes to make one written page durable, which no recording can go below.
+date. `fsync` is what the disk takes to make one written page durable, which no recording can go below,
+and `grpc_floor` what an answer as long takes a bare gRPC server in Python, which no call can go below.
 Memory is resident: of a process that has ranked once, and of the idle `fedprofile device run`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -19,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from safetensors.numpy import save_file
+from threadpoolctl import threadpool_limits
 
 from fedprofile.client.answers import RecommendRequest
 from fedprofile.client.connect import connect
@@ -52,6 +56,20 @@ with connect(Path(sys.argv[1])) as device:
     device.recommend(RecommendRequest(top_k=50))
     print(Path("/proc/self/status").read_text())
 """
+_ECHO = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+
+answer = bytes(900)  # as long as fifty items
+echo = grpc.unary_unary_rpc_method_handler(lambda request, context: answer)
+server = grpc.server(ThreadPoolExecutor(4))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("e", {"Echo": echo}),))
+server.add_insecure_port(f"unix:{sys.argv[1]}")
+server.start()
+print(flush=True)
+sys.stdin.read()
+"""
 
 
 def main() -> None:
@@ -59,7 +77,10 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[3_700, 100_000])
     parser.add_argument("--json", action="store_true", help="one JSON object")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch,
+        threadpool_limits(1, "blas"),  # as `fedprofile device run` has it
+    ):
         os.chdir(scratch)  # names of sockets must be short
         found = {
             "fsync_ms": fsync(Path(scratch)),
@@ -96,7 +117,8 @@ def measure(path: Path, n_items: int) -> dict[str, Any]:
         [sys.executable, "-c", _RANK_ONCE, path], capture_output=True, text=True, check=True
     )
     result["scoring_process_mb"] = resident(ranked.stdout)
-    return {**result, **served(folder, n_items)}
+    result |= served(folder, n_items)
+    return {**result, "socket_over_score_ms": result["recommend_socket_ms"] - result["score_ms"]}
 
 
 def make_device(path: Path, n_items: int) -> DeviceFolder:
@@ -160,10 +182,11 @@ def served(folder: DeviceFolder, n_items: int) -> dict[str, float]:
     try:
         assert process.stderr is not None
         process.stderr.readline()
-        with connect(folder.path) as client:
+        with connect(folder.path) as client, bare_grpc() as echo:
             client.recommend(TOP_ITEMS)
             megabytes = resident(Path(f"/proc/{process.pid}/status").read_text())
             return {
+                "grpc_floor_ms": median(lambda _: echo(b"")),
                 "recommend_socket_ms": median(lambda _: client.recommend(TOP_ITEMS)),
                 "record_socket_ms": median(lambda i: client.record([event(start + i, n_items)])),
                 "resident_process_mb": megabytes,
@@ -171,6 +194,23 @@ def served(folder: DeviceFolder, n_items: int) -> dict[str, float]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextlib.contextmanager
+def bare_grpc() -> Iterator[Callable[[bytes], bytes]]:
+    """A call over a Unix socket that does nothing, of a server in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ECHO, "echo.sock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process, grpc.insecure_channel("unix:echo.sock") as channel:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield channel.unary_unary("/e/Echo")
+        process.stdin.close()
 
 
 def resident(status: str) -> float:
