@@ -2,7 +2,8 @@
 
 A reply is the range of devices a node hosts, a :class:`ClippedUpdate`, or a refusal that says no more
 than its kind. There is no other encoder, so nothing else of a device can get onto the wire. Arrays
-travel as bare little-endian numbers: there is no header to parse, and nothing is ever unpickled.
+travel as bare little-endian numbers: there is no header to parse, and nothing is ever unpickled. Weights
+and updates are one array each, for Flower makes two objects of an array and a call of each object.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ HOSTING, TRAIN, RELEASE = "query.hosting", "train", "query.release"
 POPULARITY, COOCCURRENCE = "query.popularity", "query.cooccurrence"
 _FORMAT = "fedprofile.little-endian"  # Flower's ``stype`` of our arrays
 _TYPES = {"devices": "<i8", "head": "<i8"}  # all others are <f4
+_NUMBERS = "numbers"  # of all weights, or of all arrays of an update, one after another by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +297,9 @@ def read_train_task(message: Message) -> TrainTask:
     """
     try:
         settings = _read_settings(message)
-        arrays, weights = _read_arrays(message, "arrays"), _read_arrays(message, "weights")
+        arrays = _read_arrays(message, "arrays")
+        shapes = read_shapes(settings.pop("weights"))
+        weights = _apart(_read_arrays(message, "weights")[_NUMBERS], shapes)
         return TrainTask(
             devices=arrays["devices"],
             prior=arrays["prior"],
@@ -333,9 +337,14 @@ def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) 
     """
     if not isinstance(update, ClippedUpdate):
         raise MessageError(f"only a ClippedUpdate may leave a device, not {type(update).__name__}")
-    receipt = {**asdict(binding), "devices": update.devices, "clip_norm": update.clip_norm}
-    content = RecordDict({"update": _array_record(update.arrays), "receipt": ConfigRecord(receipt)})
-    return Message(content, reply_to=instruction)
+    receipt = {
+        **asdict(binding),
+        "devices": update.devices,
+        "clip_norm": update.clip_norm,
+        "shapes": _shapes_text({name: array.shape for name, array in update.arrays.items()}),
+    }
+    content = {"update": _together(update.arrays), "receipt": ConfigRecord(receipt)}
+    return Message(RecordDict(content), reply_to=instruction)
 
 
 def read_update(
@@ -359,17 +368,33 @@ def read_update(
     devices, clip_norm = receipt.get("devices"), receipt.get("clip_norm")
     if type(devices) is not int or devices < 0 or type(clip_norm) is not float:
         raise ReplyRejected("malformed", "receipt without devices and clip_norm")
-    if set(record) != set(shapes):
-        raise ReplyRejected("shape", "arrays missing or unknown")
-    arrays = {}
-    for name, shape in shapes.items():
-        if record[name].shape != shape:
-            raise ReplyRejected("shape", f"'{name}' is {record[name].shape}, not {shape}")
-        try:
-            arrays[name] = _numbers(name, record[name])
-        except MessageError as error:
-            raise ReplyRejected("malformed", str(error)) from error
+    # Compared and not read: what is allocated follows from what was asked for.
+    if receipt.get("shapes") != _shapes_text(shapes):
+        raise ReplyRejected("shape", "arrays missing, unknown or of another shape")
+    count = sum(map(math.prod, shapes.values()))
+    if set(record) != {_NUMBERS} or record[_NUMBERS].shape != (count,):
+        raise ReplyRejected("shape", f"needs {count} numbers")
+    try:
+        arrays = _apart(_numbers(_NUMBERS, record[_NUMBERS]), shapes)
+    except MessageError as error:
+        raise ReplyRejected("malformed", str(error)) from error
     return ClippedUpdate(arrays=arrays, devices=devices, clip_norm=clip_norm)
+
+
+def read_shapes(text: object) -> dict[str, tuple[int, ...]]:
+    """The shapes that a task or a receipt names, name → shape.
+
+    Raises:
+        TypeError: it isn't text that names shapes.
+        ValueError: likewise.
+    """
+    found = json.loads(text) if isinstance(text, str) else None
+    if not isinstance(found, dict):
+        raise TypeError("names no shapes")
+    shapes = {name: tuple(shape) for name, shape in found.items()}
+    if any(type(n) is not int or n < 0 for shape in shapes.values() for n in shape):
+        raise ValueError("a shape isn't whole numbers of 0 or more")
+    return shapes
 
 
 def _task_message(
@@ -386,13 +411,15 @@ def _task_message(
     settings["binding"] = asdict(task.binding)
     records = _array_record(arrays)
     settings["arrays"] = _digest(records)
+    if weights is not None:
+        settings["weights"] = _shapes_text({name: array.shape for name, array in weights.items()})
     text = json.dumps(settings)
     record = ConfigRecord({"settings": text})
     if sign is not None:
         record["signature"] = sign(text.encode())
     content: dict[str, Any] = {"task": record, "arrays": records}
     if weights is not None:
-        content["weights"] = _array_record(weights)
+        content["weights"] = _together(weights)
     group = str(task.binding.round)
     return Message(RecordDict(content), dst_node_id=node, message_type=kind, group_id=group)
 
@@ -446,6 +473,34 @@ def _array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
         data = array.astype(kind, casting="equiv", copy=False).tobytes()
         record[name] = Array(dtype=kind, shape=array.shape, stype=_FORMAT, data=data)
     return record
+
+
+def _together(arrays: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
+    """All numbers of all ``arrays`` as one."""
+    parts = [array.ravel() for _, array in sorted(arrays.items())]
+    return _array_record({_NUMBERS: np.concatenate(parts)})
+
+
+def _apart(
+    numbers: NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[np.float32]]:
+    """Inverse of :func:`_together`, in the order of ``shapes``.
+
+    Raises:
+        ValueError: the shapes need more numbers, or fewer.
+    """
+    parts, start = {}, 0
+    for name, shape in sorted(shapes.items()):
+        stop = start + math.prod(shape)
+        parts[name] = numbers[start:stop].reshape(shape)
+        start = stop
+    if start != len(numbers):
+        raise ValueError(f"{len(numbers)} numbers for shapes of {start}")
+    return {name: parts[name] for name in shapes}
+
+
+def _shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return json.dumps(dict(sorted(shapes.items())))
 
 
 def _numbers(name: str, array: Array) -> NDArray[Any]:

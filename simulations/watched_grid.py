@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ConfigRecord, Message
 from flwr.clientapp import ClientApp
 
 from ..common.errors import MessageError, ReplyRejected
@@ -19,6 +19,7 @@ from ..common.messages import (
     TrainTask,
     cooccurrence_message,
     popularity_message,
+    read_shapes,
     read_task,
     read_update,
     refusal,
@@ -58,9 +59,8 @@ class Exchange:
         Raises:
             ReplyRejected: the reply is a refusal, or outside the wire format or its own bound.
         """
-        record = self.reply.content.get("update") if self.reply.has_content() else None
-        arrays = record if isinstance(record, ArrayRecord) else ArrayRecord()
-        shapes = {name: array.shape for name, array in arrays.items()}
+        receipt = self.reply.content.get("receipt") if self.reply.has_content() else None
+        shapes = read_shapes(receipt["shapes"]) if isinstance(receipt, ConfigRecord) else {}
         return read_update(self.reply, binding=self.task.binding, shapes=shapes)
 
 

@@ -176,7 +176,7 @@ class TestOutbox:
         outbox.store(name, reply(asking(), value=0.5))
         ((path, _),) = outbox.waiting()
         again = outbox.answer(name, asking())
-        data = again.content["update"]["popularity"].data
+        data = again.content["update"]["numbers"].data
         assert np.frombuffer(data, dtype="<f4")[0] == np.float32(0.05)
         outbox.sent(path)
         assert outbox.answer(name, asking()).error.reason == "stale"

@@ -1,12 +1,14 @@
 """The wire: what goes out comes back the same, and whatever else comes back is refused by name."""
 
 import io
+import json
 import math
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -154,6 +156,40 @@ def test_other_arrays_than_those_that_were_signed_are_refused():
         read_train_task(message)
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        None,
+        {"b": [1], "layer.weight": [3, 2]},
+        "[]",
+        "{}",
+        '{"b": 1, "layer.weight": [3, 2]}',
+        '{"b": [true], "layer.weight": [3, 2]}',
+        '{"b": [1.0], "layer.weight": [3, 2]}',
+        '{"b": ["1"], "layer.weight": [3, 2]}',
+        '{"b": [-1], "layer.weight": [-3, 2]}',
+        '{"b": [2], "layer.weight": [3, 2]}',
+        '{"b": [0], "layer.weight": [3, 2]}',
+        '{"b": [1], "layer.weight": [1073741824, 1073741824]}',
+    ],
+    ids=str,
+)
+def test_shapes_that_the_weights_do_not_have_are_refused(weights):
+    message = over_the_wire(train_message(9, train_task()))
+    settings_ = json.loads(message.content["task"]["settings"])
+    message.content["task"]["settings"] = json.dumps({**settings_, "weights": weights})
+    with pytest.raises(MessageError, match="train task outside the wire format"):
+        read_train_task(message)
+
+
+def test_a_round_takes_few_objects_each_way_whatever_the_encoder_has():
+    weights = {f"layer.{number}": np.ones(3, np.float32) for number in range(50)}
+    message = train_message(9, train_task(weights=weights))
+    update = ClippedUpdate(weights, devices=1, clip_norm=math.inf)
+    assert len(get_all_nested_objects(message)) < 15
+    assert len(get_all_nested_objects(update_reply(message, BINDING, update))) == 6
+
+
 @pytest.mark.parametrize("head", [[], [3], range(2_049)])
 def test_a_head_that_asks_for_too_much_or_nothing_is_refused(head):
     message = over_the_wire(cooccurrence_message(9, cooccurrence_task(head=np.array(head, int))))
@@ -240,7 +276,7 @@ def npy(array, **options):
     return stream.getvalue()
 
 
-def with_update(name, array):
+def with_update(array, name="numbers"):
     def change(message):
         message.content["update"][name] = array
 
@@ -268,53 +304,55 @@ def with_record(name, record):
     return change
 
 
-def ours(dtype="<f4", shape=(4, 3), stype="fedprofile.little-endian", data=bytes(48)):
+def ours(dtype="<f4", shape=(13,), stype="fedprofile.little-endian", data=bytes(52)):
     return Array(dtype=dtype, shape=shape, stype=stype, data=data)
 
 
-WEIGHT = np.zeros((4, 3), dtype=np.float32)
+NUMBERS = np.zeros(13, dtype=np.float32)
 HOSTILE = {
     # Arrays in numpy's format, whose header a reader would have to trust, whatever they hold.
-    "npy": ("malformed", with_update("weight", Array(WEIGHT))),
-    "npy fortran order": ("malformed", with_update("weight", Array(np.asfortranarray(WEIGHT)))),
+    "npy": ("malformed", with_update(Array(NUMBERS))),
+    "npy backwards": ("malformed", with_update(Array(NUMBERS[::-1]))),
     "npy pickled objects": (
         "malformed",
         with_update(
-            "weight",
             ours(
-                "object", stype="numpy.ndarray", data=npy(WEIGHT.astype(object), allow_pickle=True)
+                "object", stype="numpy.ndarray", data=npy(NUMBERS.astype(object), allow_pickle=True)
             ),
         ),
     ),
     "npy oversized header": (
         "malformed",
         with_update(
-            "weight",
             ours(
                 "float32", stype="numpy.ndarray", data=b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535
             ),
         ),
     ),
     # Our format, broken.
-    "truncated": ("malformed", with_update("weight", ours(data=bytes(47)))),
-    "empty": ("malformed", with_update("weight", ours(data=b""))),
-    "too long": ("malformed", with_update("weight", ours(data=bytes(49)))),
-    "float64": ("malformed", with_update("weight", ours("<f8", data=bytes(96)))),
-    "int32": ("malformed", with_update("weight", ours("<i4"))),
-    "big-endian": ("malformed", with_update("weight", ours(">f4"))),
-    "object": ("malformed", with_update("weight", ours("|O"))),
-    "unknown type": ("malformed", with_update("weight", ours("nonsense"))),
-    "wrong shape": ("shape", with_update("weight", ours(shape=(3, 4)))),
-    "flat": ("shape", with_update("weight", ours(shape=(12,)))),
-    "negative shape": ("shape", with_update("weight", ours(shape=(-4, -3)))),
-    "vast shape": ("shape", with_update("weight", ours(shape=(2**30, 2**30)))),
-    "unknown name": ("shape", with_update("extra", ours())),
-    "missing name": ("shape", without("weight", "update")),
+    "truncated": ("malformed", with_update(ours(data=bytes(51)))),
+    "empty": ("malformed", with_update(ours(data=b""))),
+    "too long": ("malformed", with_update(ours(data=bytes(53)))),
+    "float64": ("malformed", with_update(ours("<f8", data=bytes(104)))),
+    "int32": ("malformed", with_update(ours("<i4"))),
+    "big-endian": ("malformed", with_update(ours(">f4"))),
+    "object": ("malformed", with_update(ours("|O"))),
+    "unknown type": ("malformed", with_update(ours("nonsense"))),
+    "wrong shape": ("shape", with_update(ours(shape=(1, 13)))),
+    "too few": ("shape", with_update(ours(shape=(12,), data=bytes(48)))),
+    "negative shape": ("shape", with_update(ours(shape=(-13,)))),
+    "vast shape": ("shape", with_update(ours(shape=(2**30, 2**30)))),
+    "unknown name": ("shape", with_update(ours(), "extra")),
+    "missing name": ("shape", without("numbers", "update")),
+    "other shapes": ("shape", with_receipt(shapes='{"scale": [1], "weight": [4, 3]}')),
+    "other names": ("shape", with_receipt(shapes='{"scales": [], "weight": [4, 3]}')),
+    "shapes as list": ("shape", with_receipt(shapes=[4, 3])),
+    "no shapes": ("shape", without("shapes", "receipt")),
     "no arrays": ("shape", with_record("update", ArrayRecord())),
-    "nan": ("non-finite", with_update("weight", ours(data=np.float32([np.nan] * 12).tobytes()))),
-    "inf": ("non-finite", with_update("weight", ours(data=np.float32([-np.inf] * 12).tobytes()))),
-    "huge": ("norm", with_update("weight", ours(data=np.float32([1e38] * 12).tobytes()))),
-    "norm": ("norm", with_update("weight", ours(data=np.float32([0.3] * 12).tobytes()))),
+    "nan": ("non-finite", with_update(ours(data=np.float32([np.nan] * 13).tobytes()))),
+    "inf": ("non-finite", with_update(ours(data=np.float32([-np.inf] * 13).tobytes()))),
+    "huge": ("norm", with_update(ours(data=np.float32([1e38] * 13).tobytes()))),
+    "norm": ("norm", with_update(ours(data=np.float32([0.3] * 13).tobytes()))),
     # Receipts.
     "other run": ("stale", with_receipt(run="other")),
     "other round": ("stale", with_receipt(round=2)),

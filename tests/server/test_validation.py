@@ -54,11 +54,11 @@ def test_valid_replies_are_added_up():
 
 def hostile(node):
     broken = reply(node)
-    broken.content["update"]["a"].data = np.float32([np.nan] * 4).tobytes()
+    broken.content["update"]["numbers"].data = np.float32([np.nan] * 7).tobytes()
     huge = reply(node)
-    huge.content["update"]["a"].data = np.float32([1e30] * 4).tobytes()
+    huge.content["update"]["numbers"].data = np.float32([1e30] * 7).tobytes()
     misshapen = reply(node)
-    misshapen.content["update"]["a"].shape = (4,)
+    misshapen.content["update"]["numbers"].shape = (7, 1)
     return {
         "error": Message(Error(code=2, reason="died"), reply_to=asking(node)),
         "malformed": Message(RecordDict(), reply_to=asking(node)),
