@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import logging
+import math
 import os
 import random
 import signal
@@ -106,12 +107,13 @@ class Node:
         self._outbox = Outbox(folder.outbox)
         self._diary = folder.diary
         self._fit: _Fit | None = None
+        self._connected = math.inf  # when the present connection was made
 
     def run(self, stop: Event) -> None:
         """Take part until ``stop`` is set; connections that break are made again."""
         pause = _PAUSES[0]
         while not stop.is_set():
-            began = time.monotonic()
+            self._connected = math.inf
             try:
                 self._session(stop)
             except Unreachable as error:
@@ -123,7 +125,9 @@ class Node:
                 # The type alone: what it says may hold what was sent.
                 _log.error("unexpected %s; connecting again", type(error).__name__)
                 pause = max(pause, _SHUT_OUT)
-            if time.monotonic() - began > _PAUSES[1]:
+            # A connection that held for longer starts the pauses anew; a server that takes devices in and
+            # dies, over and over, doesn't.
+            if time.monotonic() - self._connected > pause:
                 pause = _PAUSES[0]
             # Jitter: devices that lost the same server don't come back as one.
             stop.wait(pause * random.uniform(0.5, 1.5))
@@ -145,7 +149,7 @@ class Node:
             if fleet.number != diary.node:
                 replace(diary, node=fleet.number).write(self._diary)
             _log.info("connected to %s", self._bundle.facts.address)
-            beaten = time.monotonic()
+            beaten = self._connected = time.monotonic()
             while not stop.is_set():
                 if time.monotonic() - beaten > _BEAT:
                     if not fleet.beat():

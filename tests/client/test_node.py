@@ -649,3 +649,29 @@ def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeyp
     monkeypatch.setattr(node_module, "_SHUT_OUT", 0.001)
     node.run(stop)
     assert len(sessions) == 7
+
+
+def test_pauses_begin_anew_after_a_connection_that_held(node, monkeypatch):
+    """Held for longer than the pause that would follow, that is; None: no connection was made."""
+    lives = [None] * 4 + [5.0, 40.0, 0.5, 0.5, 30.0] + [None] * 7
+    now, pauses = 1000.0, []
+
+    class Stop:
+        def is_set(self):
+            return len(pauses) == len(lives)
+
+        def wait(self, seconds):
+            pauses.append(seconds)
+
+    def session(stop):
+        nonlocal now
+        life = lives[len(pauses)]
+        if life is not None:
+            node._connected, now = now, now + life
+        raise Unreachable("gone")
+
+    monkeypatch.setattr(node, "_session", session)
+    monkeypatch.setattr(node_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(node_module.random, "uniform", lambda low, high: (low + high) / 2)
+    node.run(Stop())
+    assert pauses == [1, 2, 4, 8, 16, 1, 2, 4, 1, 2, 4, 8, 16, 32, 60, 60]
