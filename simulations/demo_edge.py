@@ -62,7 +62,9 @@ def _tell(loopback: Loopback, standing: dict[str, object], memory: list[int]) ->
     noted = [entry for entry in loopback.journal() if entry["event"] == "round"]
     for entry in noted:
         fits = loopback.fit_seconds(entry["round"])
-        beyond = f", {entry['seconds'] - max(fits):.1f} s beyond training" if fits else ""
+        # A round that waited for somebody in vain took what its timeout is.
+        whole = fits and entry["trained"] == entry["sampled"]
+        beyond = f", {entry['seconds'] - max(fits):.1f} s beyond training" if whole else ""
         remark(
             f"  round {entry['round']}: {entry['trained']} devices, {entry['seconds']:.1f} s{beyond}"
         )
