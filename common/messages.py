@@ -343,7 +343,10 @@ def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) 
         "clip_norm": update.clip_norm,
         "shapes": _shapes_text({name: array.shape for name, array in update.arrays.items()}),
     }
-    content = {"update": _together(update.arrays), "receipt": ConfigRecord(receipt)}
+    content: dict[str, Any] = {
+        "update": _together(update.arrays),
+        "receipt": ConfigRecord(receipt),
+    }
     return Message(RecordDict(content), reply_to=instruction)
 
 
