@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from fedprofile.common.config import ColumnMapping
+from fedprofile.common.config import ColumnMapping, StatisticsConfig
 from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.simulations.presets import GENERIC, ONLINE_RETAIL, PRESETS, find_preset
 
@@ -87,3 +87,10 @@ def test_domains_know_interest_from_rejection(name):
     weights = PRESETS[name].event_weights
     assert min(weights.values()) < 0 < max(weights.values())
     assert PRESETS[name].columns == GENERIC.columns
+
+
+def test_goods_are_what_the_documentation_says():
+    goods = sorted(name for name, preset in PRESETS.items() if preset.goods)
+    described = StatisticsConfig.model_fields["cooccurrence"].description
+    assert f"presets {' and '.join(goods)}" in described
+    assert goods == ["online-retail-ii", "shop"]
