@@ -29,6 +29,8 @@ _LEFT_OUT = np.float32(-np.inf)
 """Score of what isn't to be recommended."""
 _LEAST = np.finfo(np.float32).min
 """No score that counts is below."""
+_BLOCK = 64
+"""Scores whose maximum is looked at in place of them all."""
 _AROUND, _FLATTENED = 0.25, 0.8
 """Power of popularity in repeats, factor of the scores: level or better on validation of two logs that are
 unlike (a shop's and the built-in one)."""
@@ -125,9 +127,25 @@ def top_k(
         raise ConfigError(f"top-k: k = {k}; ask for at least one item")
     items, scores = _choices(profile, table, candidates, include_seen)
     # Everything that ties with the k-th stays in until the index decides.
+    return _ranking(items, scores, table, least=_kth_largest(scores, k)).first(k)
+
+
+def _kth_largest(scores: NDArray[np.float32], k: int) -> np.float32:
+    """The k-th largest score; where there are no more than k, what all of them reach.
+
+    The k largest of the maxima of blocks are k scores, so the k-th of those is no larger than what is
+    looked for: of many scores only the few that reach it need be put in order.
+    """
+    if len(scores) <= k:
+        return _LEFT_OUT
+    blocks = len(scores) // _BLOCK
+    if blocks > k:
+        highest = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        reach = scores[scores >= np.partition(highest, blocks - k)[blocks - k]]
+        scores = reach if len(reach) >= k else scores  # what is no number reaches nothing
     last = len(scores) - k
-    least = np.partition(scores, last)[last] if last > 0 else _LEFT_OUT
-    return _ranking(items, scores, table, least=least).first(k)
+    found: np.float32 = np.partition(scores, last)[last]
+    return found
 
 
 def above_threshold(

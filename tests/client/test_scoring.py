@@ -126,6 +126,18 @@ def test_ties_go_to_the_lower_index(vectors, k):
     assert top_k(profile, table, k).items.tolist() == expected
 
 
+@pytest.mark.parametrize("k", [1, 7, 15, 16, 63, 64, 1_000, 1_001])
+@pytest.mark.parametrize("levels", [1, 3, 10**6])
+def test_a_long_catalogue_is_cut_like_a_short_one(k, levels):
+    """Large enough for blocks; few levels are many ties, one of them at every block's end."""
+    rng = np.random.default_rng(k)
+    vectors = rng.integers(levels, size=(1_001, 1)).astype(np.float32)
+    table = make_table(vectors)
+    profile = replace(empty_profile(table, scales=SCALES, window_size=2), vector=np.ones(1, "f4"))
+    expected = sorted(range(1_001), key=lambda item: (-vectors[item, 0], item))[:k]
+    assert top_k(profile, table, k).items.tolist() == expected
+
+
 def test_candidates_are_ranked_once_each():
     profile = empty_profile(TABLE, scales=SCALES, window_size=5)
     ranking = top_k(profile, TABLE, 5, candidates=np.array([9, 2, 9], dtype=np.int32))
