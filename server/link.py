@@ -55,7 +55,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -66,6 +66,7 @@ from ..common.errors import ServerError
 _log = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds a call
 _POLL = 0.25
+_LOOK = 1.0  # seconds between two looks for a SuperLink that is away, at most
 _GRACE = 10.0  # seconds for replies on their way, once the server is to stop
 _AWAY = 60.0  # seconds that a node may be away beyond its heartbeat: killed, it is back by then
 _NEARLY_AWAY = 3.0
@@ -226,8 +227,7 @@ class LinkGrid(HttpGrid):
             RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
             RuntimeTokenHttpInterceptor(token=token),
         )
-        # A SuperLink that restarts is waited for; calls go on where it comes back.
-        self._client._retry_invoker = make_simple_http_retry_invoker()
+        self._client._retry_invoker = _until(stop)
         self._heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(self._client))
         self._heartbeat.start()
         task = self._client.PullTaskInput(PullTaskInputRequest())
@@ -396,6 +396,21 @@ def _connected(kind: type[C], socket: Path, *interceptors: ProtobufClientInterce
     # A proxy in the environment isn't asked: the socket is on this host.
     client._client = httpx.Client(transport=transport, timeout=_TIMEOUT, trust_env=False)
     return client
+
+
+def _until(stop: Event) -> RetryInvoker:
+    """A SuperLink that restarts is waited for, and calls go on where it comes back; until ``stop`` is set.
+
+    Flower's own would wait for ever: killed together with its SuperLink's supervisor, a server would
+    hold the ledger against the next one.
+    """
+    invoker = make_simple_http_retry_invoker()
+    hopeless = invoker.should_giveup
+    assert hopeless is not None, "Flower tells what no retry helps"
+    invoker.should_giveup = lambda error: stop.is_set() or hopeless(error)
+    # It is on this host: a look a second costs nothing.
+    invoker.wait_function = lambda seconds: stop.wait(min(seconds, _LOOK)) and None
+    return invoker
 
 
 def _bundle() -> bytes:

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -535,6 +536,21 @@ def test_a_stop_ends_a_wait(link, node, monkeypatch):
     exchange(grid, [instruction(node)], stop.set, timeout=60)
     assert time.monotonic() - started < 30
     grid.finish()
+
+
+def test_a_superlink_that_is_gone_is_waited_for_until_the_stop(link, tmp_path, monkeypatch):
+    """Killed with all that was around it, it never comes back, and the ledger must be let go of."""
+    stop = threading.Event()
+    grid = link.begin(stop=stop, largest=LARGEST)
+    gone = httpx.Client(transport=httpx.HTTPTransport(uds=str(tmp_path / "no.sock")))
+    monkeypatch.setattr(grid._client, "_client", gone)
+    waiting = threading.Timer(2.5, stop.set)
+    waiting.start()
+    started = time.monotonic()
+    with pytest.raises(httpx.ConnectError):
+        list(grid.get_nodes())
+    assert 2 < time.monotonic() - started < 30
+    grid.finish(details="gone")
 
 
 def test_who_is_not_enrolled_is_not_let_in(running, connect):
