@@ -27,6 +27,7 @@ from pathlib import Path
 
 from fedprofile.client.device import Device
 from fedprofile.common import accounting
+from fedprofile.common.errors import ServerError
 from fedprofile.common.ledger_entries import Commit, Entry, Reserve, events_of
 from fedprofile.simulations.loopback import Loopback, entries_of, wait_for
 
@@ -184,7 +185,12 @@ def main() -> None:
         faults = Faults(loopback)
         wait_for(lambda: faults.commits() > 0, timeout=_PATIENCE, what="the first round")
         for number, kill in enumerate(kills, start=1):
-            found = faults.cycle(kill)
+            try:
+                found = faults.cycle(kill)
+            except ServerError as error:  # what comes can't be tried any more; what was is told
+                failed[kill.part, kill.moment, str(error)] += 1
+                tally[kill.part, kill.moment] += 1
+                break
             tally[kill.part, kill.moment] += found.pop("hit")
             bad = [name for name, ok in found.items() if not ok]
             failed.update((kill.part, kill.moment, name) for name in bad)
