@@ -3,12 +3,14 @@
 The score of an item is ⟨U, v⟩, one inner product in the space of the item vectors. Where items are
 taken again and again (groceries, songs), scores become the probabilities of a mixture:
 
-    p(j) = ρ · f_j·π_j^¼ / Σ f·π^¼  +  (1 − ρ) · softmax(0.8·⟨U, v⟩)_j
+    p(j) = ρ · f_j·π_j^¼ / Σ f·π^¼  +  (1 − ρ) · softmax(0.8·⟨U, v⟩ + log κ_j)_j
 
 with f the user's own decayed frequencies and ρ the user's own repeat rate, which are fitted on the
 device and never leave it, and π the released popularity of these weeks: what somebody had is had again
 while it is around. The softmax is flattened, for popularity and content say the same thing in part,
-and an item held before is in both terms. All of it is free of ε.
+and an item held before is in both terms. But nothing is more like what somebody held than what they held,
+also where nobody takes a thing twice: κ of held items, 1 for the others, is 1 or smaller, so that the
+softmax's odds of a repeat are at most twice those of ρ. All of it is free of ε.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ _BLOCK = 64
 _AROUND, _FLATTENED = 0.25, 0.8
 """Power of popularity in repeats, factor of the scores: level or better on validation of two logs that are
 unlike (a shop's and the built-in one)."""
+_LENIENCE = 2.0
+"""Times the odds of a repeat: a rate told by a whole history lags behind, for there is ever more to repeat.
+Level on those two logs, and lists twice as good where nobody repeats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,12 +256,19 @@ def _mixture(
     """p [m, n] of logits [m, n], weights of what is repeated [m, n] and repeat rates [m]."""
     if not logits.shape[1]:
         return logits
-    top = logits.max(axis=1, keepdims=True)
-    mixed: NDArray[np.float32] = np.exp(_FLATTENED * (logits - top))
-    mixed /= mixed.sum(axis=1, keepdims=True)
     total = frequencies.sum(axis=1, keepdims=True)
     # Nothing to repeat among the candidates: the softmax alone.
     rate = np.where(total > 0, rates[:, None], 0.0).astype(np.float32)
+    held = frequencies > 0
+    top = logits.max(axis=1, keepdims=True)
+    mixed: NDArray[np.float32] = np.exp(_FLATTENED * (logits - top))
+    repeats = np.where(held, mixed, 0).sum(axis=1, keepdims=True)
+    others = np.where(held, 0, mixed).sum(axis=1, keepdims=True)
+    most = _LENIENCE * others * rate / (1 - rate)
+    # Where there is nothing else to choose, what is held shares all.
+    limited = (repeats > most) & (others > 0)
+    mixed *= np.where(held & limited, most / np.where(limited, repeats, 1), 1)
+    mixed /= mixed.sum(axis=1, keepdims=True)
     mixed *= 1 - rate
     mixed += frequencies * (rate / np.where(total > 0, total, 1))
     return mixed

@@ -72,16 +72,43 @@ def test_seen_items_are_left_out_unless_asked_for():
     assert everything.ids[0] == TABLE.ids[everything.items[0]]
 
 
-def test_the_mixture_follows_its_formula():
+@pytest.mark.parametrize("strength", [0.0, 0.1, 1.0, 5.0])
+def test_the_mixture_follows_its_formula(strength):
     profile = make_profile()
+    profile = replace(profile, vector=np.float32(strength) * profile.vector)
     ranking = top_k(profile, TABLE, N_ITEMS, include_seen=True)
-    logits = TABLE.vectors.astype(float) @ profile.vector.astype(float)
-    softmax = np.exp(0.8 * logits) / np.exp(0.8 * logits).sum()
+    weights = np.exp(0.8 * (TABLE.vectors.astype(float) @ profile.vector.astype(float)))
     rho = (profile.n_events - len(profile.items) + 1) / (profile.n_events + 2)
-    expected = (1 - rho) * softmax
+    held = np.isin(np.arange(N_ITEMS), profile.items)
+    odds = weights[held].sum() / weights[~held].sum()
+    weights[held] *= min(1, 2 * rho / (1 - rho) / odds)
+    expected = (1 - rho) * weights / weights.sum()
     expected[profile.items] += rho * profile.frequencies / profile.frequencies.sum()
     np.testing.assert_allclose(ranking.scores, expected[ranking.items], rtol=1e-4)
     assert ranking.items.tolist() == np.lexsort((np.arange(N_ITEMS), -expected)).tolist()
+
+
+def test_who_never_repeats_is_shown_new_items_first():
+    """What is held is most like itself, and would fill the list."""
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((200, 6)).astype(np.float32)
+    table = make_table(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    items = rng.permutation(200)[:60].astype(np.int32)
+    offsets, days = np.array([0, 60]), np.arange(60, dtype=np.int64) * DAY
+    plain = (np.arange(60, dtype=np.int32), np.ones(60, np.float32), np.zeros(60, np.int16))
+    explorer = Histories(offsets, items, days, *plain)
+    repeater = Histories(offsets, np.resize(items[:6], 60), days, *plain)
+    for history, held in ((explorer, False), (repeater, True)):
+        profile = build(history, table=table, scales=SCALES, window_size=50)
+        first = top_k(profile, table, 5, include_seen=True).items
+        assert np.isin(first, profile.items).tolist() == [held] * 5
+
+
+def test_candidates_that_are_all_held_share_all():
+    profile = make_profile()
+    mixed = top_k(profile, TABLE, 99, candidates=profile.items, include_seen=True)
+    assert len(mixed.items) == len(profile.items)
+    assert mixed.scores.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_what_is_around_is_taken_again_sooner():
