@@ -408,8 +408,11 @@ def _until(stop: Event) -> RetryInvoker:
     hopeless = invoker.should_giveup
     assert hopeless is not None, "Flower tells what no retry helps"
     invoker.should_giveup = lambda error: stop.is_set() or hopeless(error)
-    # It is on this host: a look a second costs nothing.
-    invoker.wait_function = lambda seconds: stop.wait(min(seconds, _LOOK)) and None
+
+    def wait(seconds: float) -> None:
+        stop.wait(min(seconds, _LOOK))  # it is on this host: a look a second costs nothing
+
+    invoker.wait_function = wait
     return invoker
 
 
