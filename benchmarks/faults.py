@@ -57,7 +57,7 @@ MOMENTS = {
     "node": ("reserved", "training", "charged", "replied"),
     "fit": ("training", "charged"),
 }
-DELAYS = (0.0, 0.05, 0.2, 1.0)
+DELAYS = (0.0, 0.05, 0.2, 0.5, 1.0)
 
 
 def plan(cycles: int, seed: int) -> list[Kill]:
