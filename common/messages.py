@@ -1,34 +1,38 @@
 """The wire format: tasks and releases to device hosts, and the only three things that come back.
 
 A reply is the range of devices a node hosts, a :class:`ClippedUpdate`, or a refusal that says no more
-than its kind. There is no other encoder, so nothing else of a device can get onto the wire. Arrays
-travel as bare little-endian numbers: there is no header to parse, and nothing is ever unpickled. Weights
-and updates are one array each, for Flower makes two objects of an array and a call of each object.
+than its kind. There is no other encoder, so nothing else of a device can get onto the wire. How arrays
+travel is in ``wire_arrays.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from .errors import REFUSALS, BudgetError, MessageError, ReplyRejected, TaskRefused
 from .signing import signature_holds
 from .updates import ClippedUpdate
+from .wire_arrays import (
+    apart,
+    array_record,
+    digest,
+    numbers,
+    read_shapes,
+    shapes_of,
+    shapes_text,
+    together,
+)
 
 HOSTING, TRAIN, RELEASE = "query.hosting", "train", "query.release"
 POPULARITY, COOCCURRENCE = "query.popularity", "query.cooccurrence"
-_FORMAT = "fedprofile.little-endian"  # Flower's ``stype`` of our arrays
-_TYPES = {"devices": "<i8", "head": "<i8"}  # all others are <f4
-_NUMBERS = "numbers"  # of all weights, or of all arrays of an update, one after another by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +303,7 @@ def read_train_task(message: Message) -> TrainTask:
         settings = _read_settings(message)
         arrays = _read_arrays(message, "arrays")
         shapes = read_shapes(settings.pop("weights"))
-        weights = _apart(_read_arrays(message, "weights")[_NUMBERS], shapes)
+        weights = apart(_record(message, "weights"), shapes)
         return TrainTask(
             devices=arrays["devices"],
             prior=arrays["prior"],
@@ -341,10 +345,10 @@ def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) 
         **asdict(binding),
         "devices": update.devices,
         "clip_norm": update.clip_norm,
-        "shapes": _shapes_text({name: array.shape for name, array in update.arrays.items()}),
+        "shapes": shapes_text(shapes_of(update.arrays)),
     }
     content: dict[str, Any] = {
-        "update": _together(update.arrays),
+        "update": together(update.arrays),
         "receipt": ConfigRecord(receipt),
     }
     return Message(RecordDict(content), reply_to=instruction)
@@ -372,32 +376,15 @@ def read_update(
     if type(devices) is not int or devices < 0 or type(clip_norm) is not float:
         raise ReplyRejected("malformed", "receipt without devices and clip_norm")
     # Compared and not read: what is allocated follows from what was asked for.
-    if receipt.get("shapes") != _shapes_text(shapes):
+    if receipt.get("shapes") != shapes_text(shapes):
         raise ReplyRejected("shape", "arrays missing, unknown or of another shape")
-    count = sum(map(math.prod, shapes.values()))
-    if set(record) != {_NUMBERS} or record[_NUMBERS].shape != (count,):
-        raise ReplyRejected("shape", f"needs {count} numbers")
     try:
-        arrays = _apart(_numbers(_NUMBERS, record[_NUMBERS]), shapes)
+        arrays = apart(record, shapes)
+    except ValueError as error:
+        raise ReplyRejected("shape", str(error)) from error
     except MessageError as error:
         raise ReplyRejected("malformed", str(error)) from error
     return ClippedUpdate(arrays=arrays, devices=devices, clip_norm=clip_norm)
-
-
-def read_shapes(text: object) -> dict[str, tuple[int, ...]]:
-    """The shapes that a task or a receipt names, name → shape.
-
-    Raises:
-        TypeError: it isn't text that names shapes.
-        ValueError: likewise.
-    """
-    found = json.loads(text) if isinstance(text, str) else None
-    if not isinstance(found, dict):
-        raise TypeError("names no shapes")
-    shapes = {name: tuple(shape) for name, shape in found.items()}
-    if any(type(n) is not int or n < 0 for shape in shapes.values() for n in shape):
-        raise ValueError("a shape isn't whole numbers of 0 or more")
-    return shapes
 
 
 def _task_message(
@@ -412,17 +399,17 @@ def _task_message(
     bulky = {*arrays, "weights"}
     settings = {key: value for key, value in vars(task).items() if key not in bulky}
     settings["binding"] = asdict(task.binding)
-    records = _array_record(arrays)
-    settings["arrays"] = _digest(records)
+    records = array_record(arrays)
+    settings["arrays"] = digest(records)
     if weights is not None:
-        settings["weights"] = _shapes_text({name: array.shape for name, array in weights.items()})
+        settings["weights"] = shapes_text(shapes_of(weights))
     text = json.dumps(settings)
     record = ConfigRecord({"settings": text})
     if sign is not None:
         record["signature"] = sign(text.encode())
     content: dict[str, Any] = {"task": record, "arrays": records}
     if weights is not None:
-        content["weights"] = _together(weights)
+        content["weights"] = together(weights)
     group = str(task.binding.round)
     return Message(RecordDict(content), dst_node_id=node, message_type=kind, group_id=group)
 
@@ -434,27 +421,21 @@ def _read_settings(message: Message) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(str(record["settings"]))
     if not isinstance(settings, dict):
         raise TypeError("settings are no object")
-    arrays = message.content["arrays"]
-    if not isinstance(arrays, ArrayRecord) or settings.pop("arrays") != _digest(arrays):
+    if settings.pop("arrays") != digest(_record(message, "arrays")):
         raise ValueError("the arrays aren't those that the settings are about")
     settings["binding"] = Binding(**settings["binding"])
     return settings
 
 
 def _read_arrays(message: Message, name: str) -> dict[str, NDArray[Any]]:
+    return {key: numbers(key, array) for key, array in _record(message, name).items()}
+
+
+def _record(message: Message, name: str) -> ArrayRecord:
     record = message.content[name]
     if not isinstance(record, ArrayRecord):
         raise TypeError(f"'{name}' holds no arrays")
-    return {key: _numbers(key, array) for key, array in record.items()}
-
-
-def _digest(arrays: ArrayRecord) -> str:
-    """SHA-256 of names, shapes and numbers, so that who signs the settings signs them, too."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(json.dumps([name, array.dtype, list(array.shape)]).encode())
-        digest.update(array.data)
-    return digest.hexdigest()
+    return record
 
 
 def _records(reply: Message) -> RecordDict:
@@ -467,50 +448,3 @@ def _records(reply: Message) -> RecordDict:
     if not reply.has_content():
         raise ReplyRejected("malformed", "neither content nor error")
     return reply.content
-
-
-def _array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        kind = _TYPES.get(name, "<f4")
-        data = array.astype(kind, casting="equiv", copy=False).tobytes()
-        record[name] = Array(dtype=kind, shape=array.shape, stype=_FORMAT, data=data)
-    return record
-
-
-def _together(arrays: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
-    """All numbers of all ``arrays`` as one."""
-    parts = [array.ravel() for _, array in sorted(arrays.items())]
-    return _array_record({_NUMBERS: np.concatenate(parts)})
-
-
-def _apart(
-    numbers: NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, NDArray[np.float32]]:
-    """Inverse of :func:`_together`, in the order of ``shapes``.
-
-    Raises:
-        ValueError: the shapes need more numbers, or fewer.
-    """
-    parts, start = {}, 0
-    for name, shape in sorted(shapes.items()):
-        stop = start + math.prod(shape)
-        parts[name] = numbers[start:stop].reshape(shape)
-        start = stop
-    if start != len(numbers):
-        raise ValueError(f"{len(numbers)} numbers for shapes of {start}")
-    return {name: parts[name] for name in shapes}
-
-
-def _shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return json.dumps(dict(sorted(shapes.items())))
-
-
-def _numbers(name: str, array: Array) -> NDArray[Any]:
-    """Numbers of an array as a writable copy; nothing is allocated but what has arrived."""
-    kind = np.dtype(_TYPES.get(name, "<f4"))
-    if array.stype != _FORMAT or array.dtype != kind.str:
-        raise MessageError(f"'{name}' is not {kind.str} numbers")
-    if min(array.shape, default=0) < 0 or len(array.data) != kind.itemsize * math.prod(array.shape):
-        raise MessageError(f"'{name}' has {len(array.data)} bytes for {array.shape}")
-    return np.frombuffer(array.data, dtype=kind).reshape(array.shape).copy()

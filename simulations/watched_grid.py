@@ -19,7 +19,6 @@ from ..common.messages import (
     TrainTask,
     cooccurrence_message,
     popularity_message,
-    read_shapes,
     read_task,
     read_update,
     refusal,
@@ -27,6 +26,7 @@ from ..common.messages import (
     update_reply,
 )
 from ..common.updates import ClippedUpdate
+from ..common.wire_arrays import read_shapes
 from .grid import InProcessGrid
 
 Task = StatisticsTask | TrainTask

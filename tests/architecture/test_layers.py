@@ -24,6 +24,7 @@ MAY_IMPORT = {
 
 FLOWER = {
     "common/messages.py",  # the wire format
+    "common/wire_arrays.py",  # and its arrays
     "client/app.py",
     "client/fit.py",  # runs the ClientApp
     "client/fleet.py",  # a node's calls
