@@ -326,6 +326,8 @@ def export(
     """See the help text above."""
     if file.exists():
         raise DeviceError(f"{file}: exists already; name another file")
+    if not file.parent.is_dir():
+        raise DeviceError(f"{file.parent}: no such folder; make it first")
     with connect(path) as device:
         content = "".join(device.export()).encode()
     write_atomically(file, content, mode=0o600)

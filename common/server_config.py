@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .config import (
     ItemsConfig,
@@ -18,6 +19,8 @@ from .config import (
 )
 from .sections import Section, read_toml, validated
 from .strength import Statement, weaknesses
+
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
 
 
 class FederationConfig(Section):
@@ -52,6 +55,16 @@ class FederationConfig(Section):
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus on 127.0.0.1; 0: no metrics"
     )
+
+    @field_validator("host", "listen")
+    @classmethod
+    def _host(cls, value: str | None) -> str | None:
+        if value is not None and not _HOST.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is neither a name nor an address of a host; write it like "
+                "federation.example.org, 192.0.2.7 or 2001:db8::7"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> FederationConfig:

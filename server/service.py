@@ -82,6 +82,7 @@ class Service:
         self._metrics = Metrics(federation.metrics_port)
         self._hosts: dict[int, range] = {}
         self._last_start = 0.0
+        self._noted = ""  # hash of the model that was released last
 
     def run(self) -> None:
         """Run to the last round that the budget allows, release the model, hand it out.
@@ -102,6 +103,8 @@ class Service:
             sizes=Sizes.of(encoder, config.statistics, table),
         )
         with self._open_ledger(plan) as ledger:
+            self._metrics.resume(ledger.entries)
+            self._metrics.spent(ledger.epsilon_spent())
             if ledger.stopped is None:
                 check_crashes(self._folder, ledger.entries)
             self._serve(plan, table, encoder, ledger)
@@ -166,13 +169,20 @@ class Service:
             record: RoundRecord, weights: dict[str, Tensor], statistics: ItemStatistics
         ) -> None:
             epsilon = ledger.epsilon_spent()
-            self._metrics.after(record, epsilon=epsilon)
+            self._metrics.spent(epsilon)
+            self._metrics.after(record)
             note("round", **vars(record), epsilon=epsilon if config.privacy.enabled else None)
             self._publish(record.round, weights, statistics, table, ledger)
             attendance.after(record)
             every = config.federation.release_every
             if every and record.round % every == 0:
                 self._deliver(grid)
+
+        def before_round() -> None:
+            self._metrics.spent(
+                ledger.epsilon_spent()
+            )  # statistics are over, or a crash was paid for
+            self._ready(link)
 
         federation = Federation(
             run=config.federation.name,
@@ -186,7 +196,7 @@ class Service:
             now=_midnight(as_of),
             on_round=on_round,
             hosts=lambda _: self._hosts,
-            before_round=lambda: self._ready(link),
+            before_round=before_round,
             sign=self._key.sign,
             reply_timeout=config.federation.round_timeout_seconds,
             largest_head=self._largest_head,
@@ -275,7 +285,9 @@ class Service:
             table=table,
             ledger=ledger,
         )
-        note("release", round=number, model=manifest.model, epsilon=manifest.epsilon)
+        if manifest.model != self._noted:
+            note("release", round=number, model=manifest.model, epsilon=manifest.epsilon)
+            self._noted = manifest.model
 
     def _deliver(self, grid: LinkGrid) -> None:
         release: Release | None = self._releases.load()

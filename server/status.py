@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 
 from ..common import accounting
-from ..common.ledger_entries import Commit, Reserve, Stop, events_of, read_chain
+from ..common.anchor import is_behind
+from ..common.errors import LedgerError
+from ..common.ledger_entries import Chain, Commit, Reserve, Stop, events_of, read_chain
 from ..common.server_bundle import certificate_sha256
 from ..common.signing import SigningKey
 from .enrolment import Enrolment
@@ -32,7 +34,7 @@ class Standing:
         cohort: devices sampled in it; None before.
         counted: devices in its sum.
         rejected: reason → devices, over all rounds.
-        lost: releases that were reserved and never committed; they are charged.
+        lost: releases that were reserved and never committed, but for one under way; they are charged.
         epsilon: spent; None without privacy.
         target: budget; None without privacy.
         delta: δ of both.
@@ -80,7 +82,7 @@ def read_standing(folder: ServerFolder) -> Standing:
     """Where the federation in ``folder`` stands, running or not.
 
     Raises:
-        LedgerError: the ledger doesn't hold together.
+        LedgerError: the ledger doesn't hold together, or its anchor tells of more.
         ServerError: who is enrolled can't be read.
         ConfigError: the certificate of its authority can't be read.
     """
@@ -91,14 +93,15 @@ def read_standing(folder: ServerFolder) -> Standing:
     online = _online(folder)
     key = SigningKey.load(folder.signing_key)
     latest = Releases(folder, key).latest()
-    entries = read_chain(folder.ledger).entries if folder.ledger.exists() else []
+    chain = _anchored(folder) if folder.ledger.exists() else None
+    entries = chain.entries if chain else []
     rounds = {entry.sequence: entry.round or 0 for entry in entries if isinstance(entry, Reserve)}
     commits = [entry for entry in entries if isinstance(entry, Commit)]
     rejected = Counter[str]()
     for commit in commits:
         rejected.update(commit.rejected)
     private = config.privacy.enabled
-    opening = read_chain(folder.ledger).opening if entries else None
+    opening = chain.opening if chain else None
     spent = accounting.epsilon(events_of(entries), delta=opening.delta) if opening else 0.0
     last = entries[-1] if entries else None
     return Standing(
@@ -111,7 +114,8 @@ def read_standing(folder: ServerFolder) -> Standing:
         cohort=commits[-1].cohort_size if commits else None,
         counted=commits[-1].replies_counted if commits else None,
         rejected=dict(rejected),
-        lost=len(rounds) - len(commits),
+        # The newest may be under way.
+        lost=len(rounds) - len(commits) - (online is not None and isinstance(last, Reserve)),
         epsilon=spent if private else None,
         target=config.privacy.epsilon if private else None,
         delta=opening.delta if opening else config.delta,
@@ -122,6 +126,24 @@ def read_standing(folder: ServerFolder) -> Standing:
         release=latest.model if latest else None,
         stopped=last.reason if isinstance(last, Stop) else None,
     )
+
+
+def _anchored(folder: ServerFolder) -> Chain:
+    """The ledger as far as it is written; one that was cut short would tell of too little.
+
+    Raises:
+        LedgerError: it doesn't hold together, or the anchor tells of another or a longer one.
+    """
+    while True:
+        chain = read_chain(folder.ledger)
+        try:
+            is_behind(folder.anchor, folder.ledger, chain)
+        except LedgerError:
+            # The server may have gone on while this was reading.
+            if len(read_chain(folder.ledger).entries) == len(chain.entries):
+                raise
+        else:
+            return chain
 
 
 def _online(folder: ServerFolder) -> int | None:

@@ -3,13 +3,17 @@
 The short form: one kill of each kind in one federation. ``python -m benchmarks.faults`` is the long one.
 """
 
+from pathlib import Path
+
 import pytest
 
 from fedprofile.audit.ledgers import find_evidence
 from fedprofile.audit.verify import verify
 from fedprofile.common.accounting import epsilon
+from fedprofile.common.flower_switches import SWITCHES
+from fedprofile.common.items import ItemTable
 from fedprofile.common.ledger_entries import Commit, Reserve
-from fedprofile.simulations.loopback import Loopback, entries_of, wait_for
+from fedprofile.simulations.loopback import Loopback, children, entries_of, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +36,30 @@ PATIENCE = 240
 SETTINGS = {
     "federation": {"round_timeout_seconds": PATIENCE, "release_every": 0},
     "privacy": {"statistics_share": 0.0},
-    "training": {"rounds": 3, "local_steps": 150},  # a second or so after the charge
+    "training": {"rounds": 4, "local_steps": 150},  # a second or so after the charge
 }
 
 
 def wait(happens, what):
     wait_for(happens, timeout=PATIENCE, what=what)
+
+
+def telemetry_is_off(loopback):
+    """As the processes of the server were started."""
+    found = [
+        dict(pair.split("=", 1) for pair in environment.split("\0") if "=" in pair)
+        for part in children(*loopback.pids("server"))
+        for environment in [Path(f"/proc/{part}/environ").read_text()]
+    ]
+    return len(found) == 2 and all(SWITCHES.items() <= one.items() for one in found)
+
+
+def items_in_logs(loopback):
+    """Items that the server's logs name."""
+    server = loopback.server
+    logs = [server.log, *server.run.glob("*.log"), loopback.output("server")]
+    text = "".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
+    return [item for item in ItemTable.load(server.items).ids if item in text]
 
 
 @pytest.mark.usefixtures("inline_accountants")
@@ -76,9 +98,17 @@ def test_whatever_is_killed_the_federation_ends_and_each_release_is_paid_once(tm
         # Round 3: the SuperLink dies; both sides wait for it, and the round goes on.
         wait(lambda: len(reserved(ledger)) == 4, "round 3 reserved")
         assert loopback.kill_part("server", "server.superlink")
+        wait(lambda: len(committed(ledger)) == 3, "round 3 done")
+
+        # Round 4: all of the server dies at once; what it left running lets go of the ledger.
+        wait(lambda: len(reserved(ledger)) == 5, "round 4 reserved")
+        assert telemetry_is_off(loopback)
+        loopback.kill("server")
+        loopback.start_server()
         found = loopback.wait_finished(PATIENCE)
 
-    assert found["round"] == 3
+    assert found["round"] == 4
+    assert [entry.round for entry in reserved(ledger)] == [1, 2, 2, 3, 4, 4]
     assert found["stopped"] == "completed"
     assert found["epsilon"] == pytest.approx(spent(entries_of(ledger)))
     # Each release that the device answered was charged once, and none that it didn't see.
@@ -87,6 +117,7 @@ def test_whatever_is_killed_the_federation_ends_and_each_release_is_paid_once(tm
     assert set(answered) <= {entry.sequence for entry in reserved(ledger)}
     assert (device.models / "manifest.json").exists()
     assert loopback.journal()[-1]["event"] == "ended"
+    assert items_in_logs(loopback) == []
     # Whatever was killed, the folder tells what its ledger tells.
     findings = verify(find_evidence(loopback.server.path)).findings
     assert [finding for finding in findings if finding.outcome == "fails"] == []

@@ -72,6 +72,9 @@ def test_from_a_run_to_recommendations_and_back_to_nothing(fedprofile, run, tmp_
     assert [event["item"] for event in mine["events"]] == ["i1", "i2", "i3", "i0"]
     assert (tmp_path / "mine.json").stat().st_mode & 0o077 == 0
     assert fedprofile("device", "export", "phone", "mine.json").code == 2
+    assert fedprofile("device", "export", "phone", "no/mine.json").err.startswith(
+        "error: no: no such folder"
+    )
 
     (tmp_path / "phone" / "store.db.damaged-20200101T000000").write_bytes(b"old")
     forgotten = fedprofile("device", "forget", "phone", "--item", "i0")

@@ -6,10 +6,24 @@ import urllib.request
 
 import pytest
 
+from fedprofile.common.ledger import Ledger
+from fedprofile.common.mechanism import Mechanism
+from fedprofile.common.signing import SigningKey
 from fedprofile.server.journal import JournalReader, keep_journal, note
 from fedprofile.server.metrics import Metrics
 from fedprofile.server.strategy import RoundRecord
 from fedprofile.simulations.loopback import free_port
+
+MECHANISM = Mechanism(
+    clip_norm=0.04, noise_multiplier=4.0, sampling_probability=1.0, population_size=3
+)
+
+
+def scraped(port):
+    """What Prometheus would read."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        return answer.read().decode()
 
 
 def record(number, **rejected):
@@ -61,11 +75,10 @@ def test_metrics_are_served_on_loopback():
     port = free_port()
     metrics = Metrics(port)
     metrics.online(4)
-    metrics.after(record(1, stale=2), epsilon=1.25)
-    metrics.after(record(2, stale=1), epsilon=1.5)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-        text = answer.read().decode()
+    metrics.after(record(1, stale=2))
+    metrics.spent(1.5)
+    metrics.after(record(2, stale=1))
+    text = scraped(port)
     for line in (
         "fedprofile_round 2.0",
         "fedprofile_online 4.0",
@@ -82,4 +95,41 @@ def test_metrics_are_served_on_loopback():
 
 
 def test_without_a_port_nothing_is_served():
-    Metrics(0).after(record(1), epsilon=1.0)
+    Metrics(0).after(record(1))
+
+
+def test_a_server_that_starts_again_goes_on_with_the_figures_of_its_ledger(tmp_path):
+    ledger = Ledger.create(
+        tmp_path / "ledger.jsonl",
+        signing_key=SigningKey.generate(),
+        population="federation",
+        population_size=3,
+        delta=1e-3,
+        target_epsilon=8.0,
+        randomness="csprng",
+        code_version="1",
+        config_digest="0" * 64,
+    )
+    one_shot = ledger.reserve(task="statistics/popularity", mechanism=MECHANISM)
+    ledger.commit(one_shot, cohort_size=3, replies_counted=3, rejected={})
+    for number, rejected in ((1, {"stale": 1}), (2, {"stale": 1, "norm": 1})):
+        release = ledger.reserve(task="training", mechanism=MECHANISM, round=number)
+        counted = 3 - sum(rejected.values())
+        ledger.commit(release, cohort_size=3, replies_counted=counted, rejected=rejected)
+    ledger.reserve(task="training", mechanism=MECHANISM, round=3)  # and the server dies
+    ledger.close()
+    port = free_port()
+    metrics = Metrics(port)
+    metrics.resume(ledger.entries)
+    metrics.spent(ledger.epsilon_spent())
+    metrics.after(record(3))
+    text = scraped(port)
+    for line in (
+        "fedprofile_round 3.0",
+        f"fedprofile_epsilon {ledger.epsilon_spent()}",
+        "fedprofile_sampled_total 11.0",
+        "fedprofile_counted_total 8.0",
+        'fedprofile_rejected_total{reason="stale"} 2.0',
+        'fedprofile_rejected_total{reason="norm"} 1.0',
+    ):
+        assert line in text

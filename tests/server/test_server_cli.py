@@ -11,6 +11,7 @@ from fedprofile.common.cli import main
 from fedprofile.common.ledger import Ledger
 from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.signing import SigningKey
+from fedprofile.server import status
 from fedprofile.server.folder import ServerFolder
 
 
@@ -46,6 +47,8 @@ def test_init_takes_a_file_and_options_over_it(fedprofile, tmp_path):
     [
         ("[federation]\nprot = 1\n", "did you mean 'port'"),
         ("[federation]\nport = 0\n", "federation.port"),
+        ('[federation]\nhost = "a b"\n', "neither a name nor an address"),
+        ('[federation]\nhost = "http://shop/"\n', "neither a name nor an address"),
         ("[federation]\nquorum = 9\npopulation_size = 3\n", "quorum"),
         ("statistics = 3\n", "statistics"),
         ("[privacy]\nepsilon = 0.01\nnoise_multiplier = 0.1\n", "ε"),
@@ -128,6 +131,39 @@ def test_status_tells_what_the_ledger_holds(fedprofile, server):
     told = fedprofile("server", "status", server.path).out
     assert "declined-idle 1" in told
     assert "1, charged" in told
+
+
+def test_a_release_under_way_is_not_lost(fedprofile, server, monkeypatch):
+    test_status_tells_what_the_ledger_holds(fedprofile, server)
+    monkeypatch.setattr(status, "_online", lambda _: 3)
+    assert status.read_standing(server).lost == 0
+
+
+def test_a_ledger_that_was_cut_short_tells_nothing(fedprofile, server):
+    """It would tell of less than was spent."""
+    test_status_tells_what_the_ledger_holds(fedprofile, server)
+    *kept, _ = server.ledger.read_bytes().splitlines(keepends=True)
+    server.ledger.write_bytes(b"".join(kept))
+    found = fedprofile("server", "status", server.path, "--json")
+    assert found.code == 2
+    assert "ends 1 entries before its anchor" in found.err
+    assert not found.out
+
+
+def test_a_ledger_that_grows_while_it_is_read_is_read_again(fedprofile, server, monkeypatch):
+    test_status_tells_what_the_ledger_holds(fedprofile, server)
+    whole = server.ledger.read_bytes()
+    *begun, _ = whole.splitlines(keepends=True)
+    server.ledger.write_bytes(b"".join(begun))
+    read = status.read_chain
+
+    def slow(path):
+        found = read(path)
+        server.ledger.write_bytes(whole)
+        return found
+
+    monkeypatch.setattr(status, "read_chain", slow)
+    assert status.read_standing(server).lost == 1
 
 
 def test_a_budget_that_was_begun_is_not_changed(fedprofile, server):
