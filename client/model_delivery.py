@@ -11,7 +11,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..common.console import remark
-from ..common.errors import ConfigError, DataError, MessageError, TaskRefused
+from ..common.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    LedgerError,
+    MessageError,
+    TaskRefused,
+)
 from ..common.files import write_atomically
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.messages import Release
@@ -34,9 +41,11 @@ def join_server(folder: DeviceFolder, archive: Path) -> ServerBundle:
     Raises:
         ConfigError: it is no server bundle.
         DataError: its item table or encoder can't be used.
+        DeviceError: the device's ledger is about another federation.
     """
 
     def take(new: ServerBundle) -> None:
+        _check_population(folder, new)
         n_items = new.items.n_items
         known = np.zeros((n_items, 1 + new.items.width_of(COOCCURRENCE_BLOCK)), dtype=np.float32)
         known[:, 0] = -np.log(n_items)
@@ -45,6 +54,22 @@ def join_server(folder: DeviceFolder, archive: Path) -> ServerBundle:
             _leave_server(folder)
 
     return ServerBundle.install(archive, folder.server, approve=take)
+
+
+def _check_population(folder: DeviceFolder, new: ServerBundle) -> None:
+    """Told now, for no round of it could be charged."""
+    from ..common.ledger_entries import read_chain  # slow to load, and not needed where models come
+
+    try:
+        population = read_chain(folder.ledger).opening.population
+    except LedgerError:  # none yet, or one that `device status` tells what is wrong with
+        return
+    if population != new.facts.federation:
+        raise DeviceError(
+            f"{folder.ledger}: counts what this device gave to federation '{population}', for life, "
+            f"and can't count for '{new.facts.federation}'; join a server of that name, or keep another "
+            "folder for this one, with a budget of its own, by fedprofile device init"
+        )
 
 
 def _signing_key(folder: DeviceFolder) -> str | None:

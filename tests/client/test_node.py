@@ -27,6 +27,7 @@ from fedprofile.client.outbox import Outbox
 from fedprofile.common.errors import (
     BudgetError,
     DataError,
+    DeviceError,
     MessageError,
     NotAdmitted,
     NotTaken,
@@ -606,6 +607,23 @@ def test_another_server_begins_anew_and_asks_for_consent_again(node, device, bun
     assert reasons(work(moved, FakeFleet(task_of(new, release=2, sign=other.sign)[0]))) == [
         "update"
     ]
+
+
+def test_a_ledger_for_life_takes_no_other_federation(node, device, bundle, key, tmp_path):
+    work(node, FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    write_bundle(
+        tmp_path / "other.zip",
+        facts=bundle.facts.model_copy(update={"federation": "other"}),
+        ca=bundle.ca.read_bytes(),
+        items=(bundle.folder / "items.safetensors").read_bytes(),
+        model=bundle.model.read_bytes(),
+    )
+    with pytest.raises(DeviceError, match="can't count for 'other'"):
+        join_server(device, tmp_path / "other.zip")
+    assert ServerBundle.load(device.server).facts.federation == bundle.facts.federation
+    device.ledger.unlink()  # nothing given yet
+    join_server(device, tmp_path / "other.zip")
+    assert ServerBundle.load(device.server).facts.federation == "other"
 
 
 def test_a_server_whose_encoder_cannot_be_used_replaces_nothing(device, bundle, tmp_path):
