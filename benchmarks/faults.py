@@ -199,8 +199,11 @@ def main() -> None:
     for (part, moment), times in sorted(tally.items()):
         broken = {name: n for (p, m, name), n in failed.items() if (p, m) == (part, moment)}
         print(f"{part:10} {moment:10} {times:5}  {broken or 'nothing'}")
+    missed = sorted({(kill.part, kill.moment) for kill in kills} - set(+tally))
+    for part, moment in missed:
+        print(f"{part:10} {moment:10} found nobody at its moment: run it again")
     print(json.dumps({"kills": sum(tally.values()), "failures": sum(failed.values())}))
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if failed or missed else 0)
 
 
 if __name__ == "__main__":
