@@ -39,6 +39,11 @@ class FederationConfig(Section):
     population_size: int = Field(
         1_000, ge=1, description="N, devices that may be enrolled; public, decides q, δ and divisor"
     )
+    earlier: tuple[str, ...] = Field(
+        (),
+        description="ledgers, or folders of servers or runs, of the same population, whose releases count "
+        "too; relative to the server's folder, and read when the first release is paid for",
+    )
     event_types: tuple[str, ...] = Field(
         ("view", "like", "cart", "purchase"), min_length=1, description="that devices record"
     )

@@ -14,6 +14,7 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from datetime import UTC, date, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..common.encoder import Encoder, build_encoder
 from ..common.errors import FedprofileError, ReplyRejected, ServerFull
 from ..common.items import ItemTable
 from ..common.ledger import Ledger
-from ..common.ledger_entries import Reserve
+from ..common.ledger_entries import Earlier, Reserve
 from ..common.messages import CooccurrenceTask, Release, read_hosting, release_message
 from ..common.randomness import NoiseSource
 from ..common.signing import SigningKey
@@ -46,6 +47,7 @@ from .link import Link, LinkGrid, LinkLost, ReplySize
 from .metrics import Metrics
 from .releases import Releases
 from .room import check_room, of_the_disk
+from .spent_before import is_begun, spent_before
 from .split import Sizes
 from .statistics import ItemStatistics
 from .strategy import RoundRecord
@@ -56,7 +58,6 @@ _DELIVERY_TIMEOUT = 60.0
 _MOST_REPLIES = 2**29  # bytes that all devices together send of one statistic
 _GATHERING = 30.0
 _POLL = 0.5
-_FIRST_LINE = 1 << 20  # bytes; the first entry of a ledger is shorter
 
 
 class Stopped(Exception):
@@ -96,13 +97,15 @@ class Service:
         # 1. What the federation is: configuration, items, budget. The same after every restart.
         table = ItemTable.load(self._folder.items)
         encoder = self._encoder(table)
+        earlier = spent_before(self._folder.path, self._folder.ledger, config.federation)
         plan = plan_budget(
             config.privacy,
             config.training,
             population_size=config.federation.population_size,
             sizes=Sizes.of(encoder, config.statistics, table),
+            earlier=sum((other.events() for other in earlier), Counter()),
         )
-        with self._open_ledger(plan) as ledger:
+        with self._open_ledger(plan, earlier) as ledger:
             self._metrics.resume(ledger.entries)
             self._metrics.spent(ledger.epsilon_spent())
             if ledger.stopped is None:
@@ -208,13 +211,12 @@ class Service:
         ledger.stop(reason=result.stopped or "completed")
         note("finished", reason=result.stopped or "completed", rounds=result.checkpoint.round)
 
-    def _open_ledger(self, plan: BudgetPlan) -> Ledger:
+    def _open_ledger(self, plan: BudgetPlan, earlier: tuple[Earlier, ...] = ()) -> Ledger:
         version = metadata.version("fedprofile")
         path, anchor = self._folder.ledger, self._folder.anchor
-        if path.exists() and b"\n" not in path.read_bytes()[:_FIRST_LINE]:
-            path.unlink()  # killed while it was begun: nothing can have been charged
-        if path.exists():
+        if is_begun(path):
             return Ledger.open(path, signing_key=self._key, anchor=anchor, code_version=version)
+        path.unlink(missing_ok=True)  # what a kill left of the first line
         federation = self._config.federation
         return Ledger.create(
             path,
@@ -227,6 +229,7 @@ class Service:
             randomness="csprng",
             code_version=version,
             config_digest=self._config.run().digest(),
+            earlier=earlier,
         )
 
     def _ready(self, link: Link) -> None:

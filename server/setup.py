@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from ..common.encoder import Encoder, build_encoder
@@ -19,6 +20,7 @@ from .folder import ServerFolder
 from .item_vectors import build_item_table, with_room
 from .pki import create_authority, ensure_certificate
 from .releases import model_file
+from .spent_before import spent_before
 from .split import Sizes
 
 
@@ -38,11 +40,13 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
     population = config.federation.population_size
     table = with_room(table, config.statistics, config.privacy, population_size=population)
     encoder = _untrained(config, table)
+    earlier = spent_before(path, path / "ledger.jsonl", config.federation)
     plan_budget(
         config.privacy,
         config.training,
         population_size=population,
         sizes=Sizes.of(encoder, config.statistics, table),
+        earlier=sum((other.events() for other in earlier), Counter()),
     )
     weights = {name: weight.detach().numpy() for name, weight in encoder.named_parameters()}
     fresh = not path.exists()

@@ -4,8 +4,13 @@ import threading
 
 import pytest
 
+from fedprofile.common.errors import LedgerError
+from fedprofile.common.ledger import Ledger
+from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import CooccurrenceTask
+from fedprofile.common.signing import SigningKey
 from fedprofile.server.service import Service
+from fedprofile.server.spent_before import spent_before
 
 
 @pytest.mark.parametrize(("devices", "most"), [(3, 2_048), (1_000, 518), (100_000, 51)])
@@ -16,3 +21,67 @@ def test_what_all_devices_send_of_one_statistic_fits_into_memory(server, devices
     service._config = config.model_copy(update={"federation": federation})
     assert service._largest_head == most
     assert devices * 4 * CooccurrenceTask.pairs(most) <= 2**29
+
+
+@pytest.fixture
+def spent(tmp_path):
+    """Makes the ledger of an earlier federation of three users, with two releases in it."""
+
+    def make(population="federation"):
+        folder = tmp_path / population
+        folder.mkdir()
+        mechanism = Mechanism(
+            clip_norm=0.04, noise_multiplier=4.0, sampling_probability=1.0, population_size=3
+        )
+        with Ledger.create(
+            folder / "ledger.jsonl",
+            signing_key=SigningKey.generate(),
+            population=population,
+            population_size=3,
+            delta=1e-3,
+            target_epsilon=8.0,
+            randomness="csprng",
+            code_version="1",
+            config_digest="0" * 64,
+        ) as ledger:
+            for number in (1, 2):
+                ledger.reserve(task="training", mechanism=mechanism, round=number)
+            return folder, ledger.epsilon_spent()
+
+    return make
+
+
+def test_what_an_earlier_server_spent_of_the_same_users_counts(server, spent, monkeypatch):
+    folder, epsilon = spent()
+    seen = []
+    monkeypatch.setattr(
+        Service,
+        "_serve",
+        lambda self, plan, table, encoder, ledger: seen.append((plan, ledger.epsilon_spent())),
+    )
+
+    def started(earlier):
+        named = server.config.federation.model_copy(update={"earlier": earlier})
+        service = Service(server, threading.Event())
+        service._config = server.config.model_copy(update={"federation": named})
+        service.run()
+
+    started(())
+    server.ledger.unlink()
+    server.anchor.unlink()
+    started(("../federation",))
+    # The ledger has it from now on, whatever becomes of the other.
+    (folder / "ledger.jsonl").unlink()
+    started(("../federation",))
+    (alone, nothing), (plan, spent_by_then), again = seen
+    assert nothing == 0
+    assert spent_by_then == pytest.approx(epsilon)
+    assert plan.popularity.noise_multiplier > alone.popularity.noise_multiplier
+    assert again == (plan, spent_by_then)
+
+
+def test_a_ledger_of_other_users_is_no_earlier_one(server, spent):
+    spent("others")
+    named = server.config.federation.model_copy(update={"earlier": ("../others",)})
+    with pytest.raises(LedgerError, match="is of population 'others'"):
+        spent_before(server.path, server.ledger, named)
