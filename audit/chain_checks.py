@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import islice
 from pathlib import Path
 
@@ -9,8 +10,29 @@ from ..common.anchor import Anchor
 from ..common.errors import BadEntry, LedgerError
 from ..common.ledger_entries import Chain, follow, read_chain, signed_by
 from .findings import Finding
+from .ledgers import Evidence
+from .release_checks import check_arithmetic, check_pairing
 
 _UNREADABLE = "the chain doesn't hold"
+_SIGNS = (b'"kind":"open"', b'"previous":', b'"sequence":')
+"""Of an entry, however damaged: a few bytes that changed don't take all of them away."""
+
+
+def check_whole(
+    evidence: Evidence, public_key: str | None = None
+) -> tuple[Chain | None, list[Finding]]:
+    """The chain, None where it or its signatures don't hold, and what can be said of it by itself.
+
+    That is whether all of it is there, by whom, and whether its releases fit together.
+
+    Raises:
+        LedgerError: the file can't be read, or is no ledger.
+    """
+    chain, findings = check_chain(evidence.ledger)
+    if chain is not None:
+        findings += [check_key(chain, public_key), check_anchor(chain, evidence.anchor)]
+        findings += [check_pairing(chain), check_arithmetic(chain)]
+    return chain, findings
 
 
 def check_chain(path: Path) -> tuple[Chain | None, list[Finding]]:
@@ -21,11 +43,13 @@ def check_chain(path: Path) -> tuple[Chain | None, list[Finding]]:
     find the first bad line.
 
     Raises:
-        LedgerError: the file can't be read or holds no entry.
+        LedgerError: the file can't be read, holds no entry or is no ledger.
     """
     try:
         chain = read_chain(path)
     except BadEntry as error:
+        if error.line == 1 and not _signs_of_a_ledger(path):
+            raise LedgerError(f"{path}: is no ledger; name one, or the folder it is in") from error
         line, why = _first_bad(path, error)
         return None, [
             Finding("chain", "fails", f"line {line} (entry {line - 1}): {why}", line),
@@ -35,6 +59,8 @@ def check_chain(path: Path) -> tuple[Chain | None, list[Finding]]:
     held = (
         f"{len(entries):,} entries, each with the hash of the one before; head {chain.head[:16]}…"
     )
+    if torn := _torn(path):
+        held += f"; {torn:,} bytes of a line that was cut off follow, which is no entry"
     holds = Finding("chain", "holds", held)
     key = chain.opening.public_key
     if not signed_by(entries[-1], key):
@@ -96,6 +122,18 @@ def check_anchor(chain: Chain, path: Path | None) -> Finding:
     later = len(entries) - 1 - anchor.sequence
     behind = f"; {later} entries are later" if later else ""
     return Finding("anchor", "holds", f"{anchor.sequence + 1:,} entries were published{behind}")
+
+
+def _signs_of_a_ledger(path: Path) -> bool:
+    with path.open("rb") as file:
+        return any(sign in line for line in file for sign in _SIGNS)
+
+
+def _torn(path: Path) -> int:
+    """Bytes after the last whole line: a process died there, or is writing just now."""
+    with path.open("rb") as file:
+        [last] = deque(file, maxlen=1)
+    return 0 if last.endswith(b"\n") else len(last)
 
 
 def _first_bad(path: Path, error: BadEntry) -> tuple[int, str]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..common.errors import LedgerError
 from ..common.signing import read_public_key
-from .ledgers import find_evidence
+from .ledgers import Evidence, find_evidence
+
+if TYPE_CHECKING:
+    from ..common.ledger_entries import Chain
+    from .verify import Verification
 
 _FAILED = 1
 _STYLES = {"holds": "green", "fails": "bold red", "not run": "yellow"}
 _JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
+_ANCHOR = typer.Option(metavar="FILE", help="where the head was published")
 _EITHER = typer.Argument(metavar="LEDGER|DIR", help="ledger, or folder of a run or server")
 
 verify_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -41,7 +47,8 @@ Examples:
   fedprofile audit compose runs/first runs/second
   fedprofile audit compose a.jsonl b.jsonl --json
 
-Exit codes: 0 success; 2 unreadable, or ledgers of different populations.
+Exit codes: 0 success; 1 a ledger does not hold, with the finding; 2 unreadable, or ledgers of different
+populations.
 """
 _FORECAST = """Tell how many rounds are left at the current setting, and what more rounds would cost.
 
@@ -51,16 +58,15 @@ Examples:
   fedprofile audit forecast runs/shop --epsilon 4
   fedprofile audit forecast ledger.jsonl --rounds 50 --rounds 500
 
-Exit codes: 0 success; 2 unreadable, or nothing to forecast from.
+Exit codes: 0 success; 1 the ledger does not hold, with the finding; 2 unreadable, or nothing to forecast
+from.
 """
 
 
 @verify_app.command(help=_VERIFY)
 def verify(
     path: Annotated[Path, _EITHER],
-    anchor: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="where the head was published")
-    ] = None,
+    anchor: Annotated[Path | None, _ANCHOR] = None,
     public_key: Annotated[
         str | None, typer.Option(metavar="HEX|PEM", help="of who should have signed")
     ] = None,
@@ -78,16 +84,7 @@ def verify(
     if as_json:
         _tell(found.to_dict())
     else:
-        table = Table("check", "outcome", box=None)
-        table.add_column("found", overflow="fold")
-        for finding in found.findings:
-            outcome = f"[{_STYLES[finding.outcome]}]{finding.outcome}[/]"
-            table.add_row(finding.check, outcome, _plain(finding.what))
-        out = Console(highlight=False)
-        out.print(table)
-        failed = [finding.check for finding in found.findings if finding.outcome == "fails"]
-        verdict = "The ledger holds." if found.holds else f"Does not hold: {', '.join(failed)}."
-        out.print(verdict, markup=False, style="bold")
+        _show(found)
     if not found.holds:
         raise typer.Exit(_FAILED)
 
@@ -102,7 +99,10 @@ def compose(
     """See the help text above."""
     from .compose import compose as run
 
-    found = run(paths)
+    ledgers = [find_evidence(path) for path in paths]
+    for evidence in ledgers:
+        _whole(evidence, as_json=as_json)
+    found = run([evidence.ledger for evidence in ledgers])
     if as_json:
         _tell(found.to_dict())
         return
@@ -121,6 +121,12 @@ def compose(
         markup=False,
         soft_wrap=True,
     )
+    for path, target in found.exceeded:
+        out.print(
+            f"Together they are above the target of {path}, ε = {target:g}: it didn't count the others",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @forecast_app.command(help=_FORECAST)
@@ -129,6 +135,7 @@ def forecast(
     epsilon: Annotated[
         float | None, typer.Option(metavar="E", help="budget; unset: the ledger's own")
     ] = None,
+    anchor: Annotated[Path | None, _ANCHOR] = None,
     rounds: Annotated[
         list[int] | None, typer.Option(metavar="R", help="tell ε after R more; may be repeated")
     ] = None,
@@ -137,11 +144,13 @@ def forecast(
     """See the help text above."""
     from .forecast import forecast as run
 
-    found = run(find_evidence(path).ledger, target=epsilon, rounds=rounds or ())
+    evidence = find_evidence(path, anchor=anchor)
+    chain = _whole(evidence, as_json=as_json)
+    found = run(chain, ledger=evidence.ledger, target=epsilon, rounds=rounds or ())
     if as_json:
         _tell(found.to_dict())
         return
-    table = Table("more rounds", "ε", box=None)
+    table = Table(f"more {found.rounds}", "ε", box=None)
     for column in table.columns:
         column.justify = "right"
     table.add_row("0", f"{found.spent:.4f}")
@@ -155,8 +164,54 @@ def forecast(
     left = "no target is set"
     if found.target is not None:
         more = "or more " if found.beyond else ""
-        left = f"{found.rounds_left:,} {more}rounds are left of ε = {found.target:g}"
+        left = f"{found.rounds_left:,} {more}{found.rounds} are left of ε = {found.target:g}"
     out.print(f"{left}, at {setting}", markup=False, soft_wrap=True)
+
+
+def _whole(evidence: Evidence, *, as_json: bool) -> Chain:
+    """The entries of a ledger that is whole; of another the findings are told, and the command ends.
+
+    Raises:
+        LedgerError: what its sampler saves can't be told.
+    """
+    from .chain_checks import check_whole
+    from .cohort_test import check_cohorts
+    from .privacy_checks import check_sampler, cohorts_of
+    from .verify import Verification
+
+    chain, findings = check_whole(evidence)
+    believed = False
+    if chain is not None:
+        cohorts = cohorts_of(chain)
+        test = None if cohorts is None else check_cohorts(**vars(cohorts))
+        sampler, believed = check_sampler(chain, cohorts, test)
+        findings.append(sampler)
+    found = Verification(evidence.ledger, tuple(findings))
+    if chain is not None and found.holds:
+        if not believed:
+            raise LedgerError(
+                f"{evidence.ledger}: {sampler.what}, and what the sampler saves isn't known"
+            )
+        return chain
+    if as_json:
+        _tell(found.to_dict())
+    else:
+        typer.echo(f"{evidence.ledger}:")
+        _show(found)
+    raise typer.Exit(_FAILED)
+
+
+def _show(found: Verification) -> None:
+    table = Table("check", "outcome", box=None)
+    table.add_column("found", overflow="fold")
+    for finding in found.findings:
+        outcome = f"[{_STYLES[finding.outcome]}]{finding.outcome}[/]"
+        table.add_row(finding.check, outcome, _plain(finding.what))
+    out = Console(highlight=False)
+    out.print(table)
+    failed = [finding.check for finding in found.findings if finding.outcome == "fails"]
+    verdict = "The ledger holds." if found.holds else f"Does not hold: {', '.join(failed)}."
+    out.print(verdict, markup=False, style="bold")
 
 
 def _tell(content: dict[str, Any]) -> None:

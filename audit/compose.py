@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ class Composition:
         population_size: its users.
         delta: δ of ``joint``: the smallest of the ledgers'.
         each: ε of each ledger's own releases at ``delta``, in the order given.
+        exceeded: ledgers whose target is below ``joint``, each with its target.
         joint: ε of all releases together, those of earlier ledgers that these name included.
         others: ledgers that count because one of these names them, and that weren't given.
     """
@@ -35,6 +37,7 @@ class Composition:
     population_size: int
     delta: float
     each: tuple[tuple[Path, float], ...]
+    exceeded: tuple[tuple[Path, float], ...]
     joint: float
     others: int
 
@@ -57,6 +60,7 @@ class Composition:
             "epsilon": finite(self.joint),
             "sum": finite(self.total),
             "other_ledgers": self.others,
+            "above_target": [{"ledger": str(p), "target_epsilon": t} for p, t in self.exceeded],
         }
 
 
@@ -64,8 +68,8 @@ def compose(paths: Sequence[Path]) -> Composition:
     """Compose ``paths``, ledgers or run folders.
 
     Raises:
-        LedgerError: one can't be read or doesn't hold together, they are of different populations, or
-            one is given twice.
+        LedgerError: one can't be read or doesn't hold together, they are of different populations
+            or neighbours, or one is given twice.
     """
     files = [path / "ledger.jsonl" if path.is_dir() else path for path in paths]
     chains = [read_chain(file) for file in files]
@@ -77,18 +81,24 @@ def compose(paths: Sequence[Path]) -> Composition:
                 f"{file}: is {identities[chain.identity]} again; name each ledger once"
             )
         identities[chain.identity] = file
-    # Unit and adjacency have one value in this format; the population may differ.
+    for file, chain in zip(files, chains, strict=True):
+        if chain.opening.adjacency != first.adjacency:
+            raise LedgerError(f"{file}: has other neighbours than {files[0]}; they don't add up")
     found = find_earlier(files, population=first.population, population_size=first.population_size)
     delta = min(chain.opening.delta for chain in chains)
+    of = partial(epsilon, delta=delta, adjacency=first.adjacency)
     own = {earlier.ledger: earlier.events() for earlier in found}
     every: Counter[DpEvent] = Counter()
     for events in own.values():
         every += events
+    joint = of(every)
+    targets = [(f, c.opening.target_epsilon) for f, c in zip(files, chains, strict=True)]
     return Composition(
         population=first.population,
         population_size=first.population_size,
         delta=delta,
-        each=tuple((identities[i], epsilon(own[i], delta=delta)) for i in identities),
-        joint=epsilon(every, delta=delta),
+        each=tuple((identities[i], of(own[i])) for i in identities),
+        exceeded=tuple((file, t) for file, t in targets if t is not None and t < joint),
+        joint=joint,
         others=len(own.keys() - identities.keys()),
     )

@@ -4,113 +4,156 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.errors import ConfigError, LedgerError
-from ..common.ledger_entries import Chain, Reserve, events_of
+from ..common.ledger_entries import Chain, Open, Reserve, events_of
 from .chain_checks import check_chain
+from .devices import USER
 from .findings import Finding, judge
 
-_USER = "user"
+COMPLETE = "devices, complete"
 _MOST = 1_000.0
 """ε above which none is worked out: it would take memory without bound."""
 
 
-@dataclass(frozen=True)
-class _Device:
+@dataclass(frozen=True, kw_only=True)
+class Device:
     """What was found in a device's ledger.
 
     Attributes:
-        finding: by itself.
-        unit: of its ledger.
+        path: the file.
+        finding: on it alone.
+        opening: its first entry; None where it isn't whole.
         epsilon: what it spent over its lifetime; inf beyond 1,000, None where that can't be told.
         here: releases of the server's runs.
         others: releases of other runs.
+        noise: least and largest noise multiplier; None where there is no release.
     """
 
+    path: Path
     finding: Finding
-    unit: str = ""
+    opening: Open | None = None
     epsilon: float | None = None
     here: int = 0
     others: int = 0
+    noise: tuple[float, float] | None = None
+
+    @property
+    def unit(self) -> str | None:
+        """Of its ledger; None where that can't be told."""
+        return None if self.opening is None else self.opening.unit
 
 
-def check_device(server: Chain, path: Path) -> Finding:
-    """Whether each release in a device's ledger is one that ``server`` reserved, as it was promised.
+def examine_all(server: Chain, folder: Path) -> list[Device]:
+    """Every ledger in ``folder``, held against the server's; one that can't be read fails."""
+    devices = []
+    for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
+        try:
+            devices.append(examine(server, path))
+        except LedgerError as error:
+            finding = Finding(f"device {path.name}", "fails", str(error))
+            devices.append(Device(path=path, finding=finding))
+    return devices
 
-    Raises:
-        LedgerError: the device's ledger can't be read.
-    """
-    return _examine(server, path).finding
 
-
-def check_devices(server: Chain, folder: Path, *, kept: int = 0) -> list[Finding]:
-    """The same of all ledgers in ``folder``: those that don't hold, and one finding on the others.
+def check_devices(
+    server: Chain, folder: Path, *, kept: int = 0, devices: Sequence[Device] | None = None
+) -> list[Finding]:
+    """On the ledgers in ``folder``: those that don't hold, and one finding on the others of each unit.
 
     Args:
         server: the server's ledger.
         folder: of devices' ledgers.
         kept: how many devices keep a user-level ledger there, as the configuration says. All of them
             begin it before the first release, so one that isn't there was taken away.
+        devices: what :func:`examine_all` found there, where it was asked before.
+
+    Returns:
+        Nothing where there are no ledgers and none are said to be.
     """
-    paths = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
-    if not paths and not kept:
-        return [Finding("devices", "not run", "no device's ledger: nobody but the server speaks")]
-    held: list[_Device] = []
-    bad: list[_Device] = []
-    for path in paths:
-        try:
-            device = _examine(server, path)
-        except LedgerError as error:
-            device = _Device(Finding(f"device {path.name}", "fails", str(error)))
-        (bad if device.finding.outcome == "fails" else held).append(device)
-    findings = [device.finding for device in bad]
+    devices = examine_all(server, folder) if devices is None else devices
+    if not devices and not kept:
+        return []
+    findings = [device.finding for device in devices if device.finding.outcome == "fails"]
+    held = [device for device in devices if device.finding.outcome != "fails"]
     # One that is broken may be of any unit, and is told of already.
-    there = sum(device.unit in (_USER, "") for device in (*held, *bad))
+    there = sum(device.unit in (USER, None) for device in devices)
     if there < kept and any(isinstance(entry, Reserve) for entry in server.entries):
         what = f"{there:,} user-level ledgers in {folder}, the configuration has {kept:,} devices keep one"
-        findings.append(Finding("devices, complete", "fails", what))
-    for unit in sorted({device.unit for device in held}, reverse=True):
-        of_unit = [device for device in held if device.unit == unit]
-        here, others = sum(d.here for d in of_unit), sum(d.others for d in of_unit)
-        known = [d.epsilon for d in of_unit if d.epsilon is not None]
-        most = _told(max(known) if len(known) == len(of_unit) else None)
-        what = (
-            f"{len(of_unit):,} ledgers, {_releases(here, others, unit)}; {unit}-level ε of a device"
-        )
-        findings.append(Finding(f"devices, {unit}-level", "holds", f"{what} at most {most}"))
+        findings.append(Finding(COMPLETE, "fails", what))
+    for unit in sorted({device.unit or USER for device in held}, reverse=True):
+        findings.append(_of_unit(unit, [device for device in held if device.unit == unit]))
     return findings
 
 
-def _examine(server: Chain, path: Path) -> _Device:
+def _of_unit(unit: str, devices: Sequence[Device]) -> Finding:
+    here, others = sum(d.here for d in devices), sum(d.others for d in devices)
+    most = _told(most_spent(devices))
+    what = f"{len(devices):,} ledgers, {_releases(here, others, unit)}; {unit}-level ε of a device at most "
+    return Finding(f"devices, {unit}-level", "holds" if here else "not run", what + most)
+
+
+def most_spent(devices: Sequence[Device]) -> float | None:
+    """The largest ε of them; None where one can't be told."""
+    known = [device.epsilon for device in devices if device.epsilon is not None]
+    return max(known) if len(known) == len(devices) else None
+
+
+def examine(server: Chain, path: Path) -> Device:
+    """Whether each release in a device's ledger is one that ``server`` reserved, as it was promised.
+
+    Where it has none of the server's, that is no agreement: the check isn't run.
+
+    Raises:
+        LedgerError: the device's ledger can't be read, or is none.
+    """
     name = f"device {path.name}"
     device, findings = check_chain(path)
     if device is None:
         bad = next(finding for finding in findings if finding.outcome == "fails")
-        return _Device(Finding(name, "fails", f"its own ledger: {bad.what}", bad.line))
-    ours, theirs = server.opening, device.opening
-    if ours.population != theirs.population:
-        what = f"is of population '{theirs.population}', not '{ours.population}'"
-        return _Device(Finding(name, "fails", what, 1))
+        finding = Finding(name, "fails", f"its own ledger: {bad.what}", bad.line)
+        return Device(path=path, finding=finding)
+    opening, spent = device.opening, _spent(device)
     runs = {entry.run for entry in server.entries if isinstance(entry, Reserve)}
     releases = [entry for entry in device.entries if isinstance(entry, Reserve)]
     here = [entry for entry in releases if entry.run in runs]
     others = len(releases) - len(here)
-    spent = _spent(device)
+    noise = [entry.mechanism.noise_multiplier for entry in releases]
     finding = judge(
         name,
-        [*_broken(server, device, here), *_overspent(device, spent)],
-        otherwise=f"{_releases(len(here), others, theirs.unit)}; its {theirs.unit}-level ε is "
+        [
+            *_foreign(server, device),
+            *_broken(server, device, here),
+            *_overspent(device, spent),
+        ],
+        otherwise=f"{_releases(len(here), others, opening.unit)}; its {opening.unit}-level ε is "
         + _told(spent),
     )
-    return _Device(finding, theirs.unit, spent, len(here), others)
+    if finding.outcome == "holds" and not here:
+        finding = replace(finding, outcome="not run")
+    return Device(
+        path=path,
+        finding=finding,
+        opening=opening,
+        epsilon=spent,
+        here=len(here),
+        others=others,
+        noise=(min(noise), max(noise)) if noise else None,
+    )
+
+
+def _foreign(server: Chain, device: Chain) -> Iterator[tuple[int | None, str]]:
+    ours, theirs = server.opening.population, device.opening.population
+    if ours != theirs:
+        yield 1, f"is of population '{theirs}', not '{ours}'"
 
 
 def _releases(here: int, others: int, unit: str) -> str:
-    promise = ", at least as noisy as promised" if unit == _USER else ""
-    what = f"{here:,} releases are the server's{promise}"
+    promise = ", at least as noisy as promised" if unit == USER else ""
+    what = f"{here:,} releases are the server's{promise}" if here else "no release is the server's"
     return what + (f"; {others:,} are of other runs: verify those too" if others else "")
 
 
@@ -174,7 +217,7 @@ def _broken(
             number = "" if entry.answers is None else f" as release {entry.answers}"
             yield line, f"{what} isn't in the server's ledger with this model{number}"
             continue
-        if unit != _USER:
+        if unit != USER:
             continue
         if entry.answers is not None:
             answered[entry.run, entry.answers] += 1

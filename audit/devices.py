@@ -1,69 +1,69 @@
-"""What devices wrote down themselves, beside what the server says: one line a ledger."""
+"""What devices wrote down themselves, beside what the server says, as rows of a report."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..common.ledger_entries import Chain, Open, Reserve
-from ..common.mechanism import Mechanism
-from .accountants import PLD
-from .chain_checks import check_chain
 from .findings import Finding
-from .privacy_checks import releases_of
+
+if TYPE_CHECKING:
+    from .device_checks import Device
 
 USER = "user"
 """Unit of the guarantee that the server's ledger is about; ε of another unit is never set beside it."""
 
-_OF_A_WHOLE_LEDGER = (
-    "unit",
-    "releases",
-    "releases_here",
-    "noise_multipliers",
-    "epsilon",
-    "delta",
-    "target_epsilon",
-)
 
-
-def describe_device(path: Path, finding: Finding, server: Chain) -> dict[str, Any]:
-    """The outcome of a device's reconciliation with ``server``, and what its own ledger comes to.
+def describe_device(device: Device) -> dict[str, Any]:
+    """The outcome of a device's reconciliation with the server, and what its own ledger comes to.
 
     Returns:
         JSON-ready content: ``unit``, ``releases``, ``releases_here`` (of the server's runs),
-        ``noise_multipliers`` (least and largest), ``epsilon``
-        at ``delta`` over the device's lifetime and ``target_epsilon`` are None where its ledger isn't
-        whole; an ``epsilon`` of None is unknown or infinite.
-
-    Raises:
-        LedgerError: it can't be read.
+        ``noise_multipliers`` (least and largest), ``epsilon`` at ``delta`` over the device's lifetime and
+        ``target_epsilon`` are None where its ledger isn't whole; an ``epsilon`` of None is unknown or
+        infinite.
     """
-    told = {"file": str(path), "outcome": finding.outcome, "what": finding.what}
-    chain, _ = check_chain(path)
-    if chain is None:
-        return {**told, **dict.fromkeys(_OF_A_WHOLE_LEDGER)}
-    opening, releases = chain.opening, releases_of(chain)
-    runs = {entry.run for entry in server.entries if isinstance(entry, Reserve)}
-    made = [entry for entry in chain.entries if isinstance(entry, Reserve)]
-    noise = [entry.mechanism.noise_multiplier for entry in made]
+    whole = device.opening is not None
     return {
-        **told,
-        "unit": opening.unit,
-        "releases": len(made),
-        "releases_here": sum(entry.run in runs for entry in made),
-        "noise_multipliers": [min(noise), max(noise)] if noise else None,
-        "epsilon": _epsilon(releases, opening),
-        "delta": opening.delta,
-        "target_epsilon": opening.target_epsilon,
+        "file": str(device.path),
+        "outcome": device.finding.outcome,
+        "what": device.finding.what,
+        "unit": device.unit,
+        "releases": device.here + device.others if whole else None,
+        "releases_here": device.here if whole else None,
+        "noise_multipliers": list(device.noise) if device.noise else None,
+        "epsilon": _finite(device.epsilon),
+        "delta": device.opening.delta if device.opening else None,
+        "target_epsilon": device.opening.target_epsilon if device.opening else None,
     }
 
 
-def _epsilon(releases: Counter[Mechanism], opening: Open) -> float | None:
-    if not all(mechanism.private for mechanism in releases):
-        return None
-    from .worker import answers  # loads scipy, which a ledger by itself doesn't need
+def summarise(folder: Path, finding: Finding, devices: Sequence[Device]) -> dict[str, Any]:
+    """One row of the same content for many ``devices`` of one unit, with what was found of them all.
 
-    described = [[mechanism.describe(), count] for mechanism, count in releases.items()]
-    asked = {"releases": described, "delta": opening.delta, "adjacency": opening.adjacency}
-    return dict(answers(asked, (PLD,)))[PLD].epsilon
+    ``epsilon`` is the largest; ``delta`` and ``target_epsilon`` are None where they differ.
+    """
+    from .device_checks import most_spent
+
+    openings = [device.opening for device in devices if device.opening is not None]
+    deltas = {opening.delta for opening in openings}
+    targets = {opening.target_epsilon for opening in openings}
+    noise = [multiplier for device in devices if device.noise for multiplier in device.noise]
+    return {
+        "file": f"{folder}: {len(devices):,} ledgers",
+        "outcome": finding.outcome,
+        "what": finding.what,
+        "unit": devices[0].unit,
+        "releases": sum(device.here + device.others for device in devices),
+        "releases_here": sum(device.here for device in devices),
+        "noise_multipliers": [min(noise), max(noise)] if noise else None,
+        "epsilon": _finite(most_spent(devices)),
+        "delta": deltas.pop() if len(deltas) == 1 else None,
+        "target_epsilon": targets.pop() if len(targets) == 1 else None,
+    }
+
+
+def _finite(epsilon: float | None) -> float | None:
+    return epsilon if epsilon is not None and math.isfinite(epsilon) else None

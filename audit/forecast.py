@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..common.accounting import epsilon
 from ..common.errors import ConfigError, LedgerError
-from ..common.ledger_entries import Chain, Reserve, events_of, read_chain
+from ..common.ledger_entries import Chain, Reserve, Unit, events_of
 from ..common.mechanism import Mechanism
 
 _HORIZON = 1_000_000  # rounds; beyond it a forecast says nothing
@@ -24,6 +25,7 @@ class Forecast:
 
     Attributes:
         mechanism: that setting.
+        unit: of the ledger; where it isn't the user, its rounds are a device's local steps.
         delta: δ.
         spent: ε so far.
         target: the budget the forecast is against; None where there is none.
@@ -33,12 +35,18 @@ class Forecast:
     """
 
     mechanism: Mechanism
+    unit: Unit
     delta: float
     spent: float
     target: float | None
     rounds_left: int | None
     beyond: bool
     after: tuple[tuple[int, float], ...]
+
+    @property
+    def rounds(self) -> str:
+        """What to call what is counted."""
+        return "rounds" if self.unit == "user" else "local steps"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready content."""
@@ -48,26 +56,7 @@ class Forecast:
         return content
 
 
-def forecast(ledger: Path, *, target: float | None = None, rounds: Sequence[int] = ()) -> Forecast:
-    """What is left according to ``ledger``.
-
-    Args:
-        ledger: the file.
-        target: ε to forecast against; None: the ledger's own.
-        rounds: numbers of further rounds to tell ε after; () for a table of powers of ten that fit.
-
-    Raises:
-        LedgerError: it can't be read, doesn't hold together, or has no private round yet.
-        ConfigError: ``target`` or a number of rounds is out of range.
-    """
-    if target is not None and not 0 < target < math.inf:
-        raise ConfigError(f"epsilon must be above 0 and finite, got {target}")
-    if any(number < 1 or number > _HORIZON for number in rounds):
-        raise ConfigError(f"rounds must be 1 to {_HORIZON:,}")
-    return forecast_from(read_chain(ledger), ledger=ledger, target=target, rounds=rounds)
-
-
-def forecast_from(
+def forecast(
     chain: Chain,
     *,
     ledger: Path,
@@ -75,30 +64,36 @@ def forecast_from(
     rounds: Sequence[int] = (),
     spent: float | None = None,
 ) -> Forecast:
-    """:func:`forecast` of a ledger that was read before.
+    """What is left according to a ledger.
 
     Args:
         chain: its entries.
         ledger: where it was, for messages.
-        target: as in :func:`forecast`.
-        rounds: as in :func:`forecast`.
+        target: ε to forecast against; None: the ledger's own.
+        rounds: numbers of further rounds to tell ε after; () for a table of powers of ten that fit.
         spent: ε so far, where it is known; None to compute it.
 
     Raises:
         LedgerError: it has no private round yet.
+        ConfigError: ``target`` or a number of rounds is out of range.
     """
+    if target is not None and not 0 < target < math.inf:
+        raise ConfigError(f"epsilon must be above 0 and finite, got {target}")
+    if any(number < 1 or number > _HORIZON for number in rounds):
+        raise ConfigError(f"rounds must be 1 to {_HORIZON:,}")
     reserved = [e for e in chain.entries if isinstance(e, Reserve) and e.round is not None]
     if not reserved:
         raise LedgerError(f"{ledger}: has no round yet, so there is no setting to forecast from")
     mechanism = reserved[-1].mechanism
     if not all(e.mechanism.private for e in chain.entries if isinstance(e, Reserve)):
         raise LedgerError(f"{ledger}: a release has no noise: ε is infinite, nothing is left")
-    delta, events = chain.opening.delta, events_of(chain.entries)
-    target = target if target is not None else chain.opening.target_epsilon
+    opening, events = chain.opening, events_of(chain.entries)
+    of = partial(epsilon, delta=opening.delta, adjacency=opening.adjacency)
+    target = target if target is not None else opening.target_epsilon
 
     def after(number: int, coarse: bool = False) -> float:
         more = Counter({mechanism.event(): number})
-        return epsilon(events + more, delta=delta, coarse=coarse)
+        return of(events + more, coarse=coarse)
 
     left = None
     if target is not None:
@@ -110,8 +105,9 @@ def forecast_from(
         shown = [*shown, left]
     return Forecast(
         mechanism=mechanism,
-        delta=delta,
-        spent=epsilon(events, delta=delta) if spent is None else spent,
+        unit=opening.unit,
+        delta=opening.delta,
+        spent=of(events) if spent is None else spent,
         target=target,
         rounds_left=left,
         beyond=left == _HORIZON,

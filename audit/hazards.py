@@ -8,13 +8,16 @@ below, and warn of hazards in each. The headings here are its topics, in our wor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..common.formatting import count, epsilon, factor, number, scientific
 from ..common.strength import STRONG_EPSILON, WEAK_EPSILON
+from .device_checks import COMPLETE
+from .devices import USER
 from .measurements import Canaries, Measurement, Probes
+from .privacy_checks import UNCLAIMED
 from .verify import Verification
 
 GUARANTEE, ALGORITHMS, DEPLOYMENT = (
@@ -50,7 +53,6 @@ class Hazard:
 def hazards(
     verification: Verification,
     *,
-    devices: Sequence[dict[str, Any]],
     probes: Measurement | None,
     canaries: Measurement | None,
 ) -> list[Hazard]:
@@ -58,14 +60,13 @@ def hazards(
 
     Args:
         verification: of the ledger.
-        devices: of their own ledgers, see :func:`~.devices.describe_device`.
         probes: what they found; None where there are none.
         canaries: what they found; None where there are none.
     """
     return [
         *_guarantee(verification),
         *_algorithms(verification, probes, canaries),
-        *_deployment(verification, devices),
+        *_deployment(verification),
     ]
 
 
@@ -106,9 +107,12 @@ def _guarantee(verification: Verification) -> Iterator[Hazard]:
     yield Hazard(
         GUARANTEE,
         "Event-level privacy presented as privacy of people",
-        "evidence",
-        f"The unit is the {opening.unit}, and everything of one {opening.unit} is clipped together; "
-        "event-level figures of devices are told in a section of their own and never added.",
+        _as(opening.unit == USER),
+        "The unit is the user, and everything of one user is clipped together; event-level figures of "
+        "devices are told in a section of their own and never added."
+        if opening.unit == USER
+        else f"The unit is the {opening.unit}: each is hidden by itself, and who has many of them is not. "
+        "Its ε is no promise to people.",
     )
     yield Hazard(
         GUARANTEE,
@@ -153,8 +157,8 @@ def _algorithms(
         "Contributions that aren't bounded",
         *_measured(
             _only(probes, "clip/", "weights/"),
-            "every user's whole contribution is to be clipped to the norm in the table of releases, and "
-            "users are to count the same",
+            f"every {_contribution(verification)} is to be clipped to the norm in the table of releases, "
+            "and all are to count the same",
         ),
     )
     sampler = next((f for f in verification.findings if f.check == "sampler"), None)
@@ -162,7 +166,7 @@ def _algorithms(
         yield Hazard(
             ALGORITHMS,
             "Sampling other than what is accounted",
-            "evidence" if "no release claims" in sampler.what else "not covered",
+            "evidence" if sampler.what == UNCLAIMED else "not covered",
             f"{_upper(sampler.what)}.",
         )
     elif sampler is not None:
@@ -182,7 +186,7 @@ def _algorithms(
     )
 
 
-def _deployment(verification: Verification, devices: Sequence[dict[str, Any]]) -> Iterator[Hazard]:
+def _deployment(verification: Verification) -> Iterator[Hazard]:
     budget = next((f for f in verification.findings if f.check == "budget"), None)
     kept = budget is not None and budget.outcome == "holds"
     yield Hazard(
@@ -193,16 +197,18 @@ def _deployment(verification: Verification, devices: Sequence[dict[str, Any]]) -
         f"made, and never refunded. {_upper(budget.what) if budget else 'What was spent is unknown'}.",
     )
     # One that took part in none of the server's releases has nothing to say about them.
-    telling = [d for d in devices if d["outcome"] == "fails" or d["releases_here"]]
-    if telling:
-        failed = sum(device["outcome"] == "fails" for device in telling)
+    telling = [d for d in verification.devices if d.finding.outcome == "fails" or d.here]
+    missing = [f.what for f in verification.findings if f.check == COMPLETE]
+    if telling or missing:
+        failed = sum(device.finding.outcome == "fails" for device in telling)
         yield Hazard(
             DEPLOYMENT,
             "Trust that isn't warranted",
-            _as(not failed),
+            _as(not failed and not missing),
             "A central model: the server is trusted to add noise and keep cohorts secret, hosts to clip. "
             f"{count(len(telling) - failed)} of {count(len(telling))} device ledgers agree with the "
-            "server's; that noise was added they can't see.",
+            "server's; that noise was added they can't see."
+            + "".join(f" {what}." for what in missing),
         )
     else:
         yield Hazard(
@@ -210,7 +216,7 @@ def _deployment(verification: Verification, devices: Sequence[dict[str, Any]]) -
             "Trust that isn't warranted",
             "not covered",
             "A central model: the server is trusted to add noise and keep cohorts secret, hosts to clip. "
-            "No ledger of a device that took part was given (--device-ledger), so nobody but the server "
+            "No ledger of a device that took part is there (--device-ledger), so nobody but the server "
             "speaks.",
         )
     yield Hazard(
@@ -306,6 +312,11 @@ def _canaries(canaries: Measurement | None) -> tuple[Answer, str]:
     if canaries.foreign:
         return "not covered", f"{told}; but not for this ledger: {canaries.foreign}."
     return _as(result.verdict.holds), f"{told}."
+
+
+def _contribution(verification: Verification) -> str:
+    unit = verification.chain.opening.unit if verification.chain else USER
+    return "user's whole contribution" if unit == USER else f"{unit}'s gradient"
 
 
 def _as(good: bool) -> Answer:

@@ -12,10 +12,14 @@ from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.mechanism import Mechanism
 from .accountants import PLD, PRV, RDP, UNAMPLIFIED, Answer, Cohorts
 from .cohort_test import FALSE_ALARM, CohortTest
-from .findings import Finding
+from .findings import Finding, Outcome
 
 PRV_ABOVE_PLD = 0.02
 """How far Opacus's upper bound may lie above dp_accounting's: its own error is 0.01."""
+
+UNCLAIMED = "no release of this ledger claims amplification"
+_CRASHES = 3
+"""Releases that may be without a cohort in a ledger of few: each stands for a process that died."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,16 @@ def releases_of(chain: Chain) -> Counter[Mechanism]:
 def cohorts_of(chain: Chain) -> Cohorts | None:
     """Sizes that releases which claim amplification recorded; None where there are none.
 
-    Releases of earlier ledgers are taken as those declare them: verify each by itself. A device doesn't
-    write down how many of its events it drew.
+    Releases of earlier ledgers are named by hashes only, and those have no cohorts. A device doesn't write
+    down how many of its events it drew.
     """
     if chain.opening.unit == "event":
         return None
-    reserved = {e.sequence: e.mechanism for e in chain.entries if isinstance(e, Reserve)}
+    reserved = {e.sequence: e for e in chain.entries if isinstance(e, Reserve)}
     population = chain.opening.population_size
     sampled = [
         # More than there are is another check's finding, and as unlikely as all of them.
-        (min(entry.cohort_size, population), reserved[entry.release].sampling_probability)
+        (min(entry.cohort_size, population), reserved[entry.release].mechanism.sampling_probability)
         for entry in chain.entries
         if isinstance(entry, Commit) and _amplified(reserved[entry.release])
     ]
@@ -86,21 +90,61 @@ def cohorts_of(chain: Chain) -> Cohorts | None:
     return Cohorts(sizes=sizes, probabilities=rates, population_size=population, seed=seed)
 
 
-def check_sampler(cohorts: Cohorts | None, test: CohortTest | None) -> Finding:
-    """Whether ``cohorts`` have the sizes of Poisson samples, by the ``test`` of them."""
-    if cohorts is None:
-        return Finding(
-            "sampler", "not run", "no cohort is recorded of a release that claims amplification"
-        )
-    if test is None:
-        return Finding(
-            "sampler", "fails", "the test of cohort sizes broke down, so nothing is amplified"
-        )
-    what = f"{test.rounds:,} cohort sizes, p = {test.rate:.2g} for the rate, {test.spread:.2g} for the "
-    what += f"spread (false alarm {FALSE_ALARM:.1%})"
-    if test.passed:
-        return Finding("sampler", "holds", f"Poisson: {what}")
-    return Finding("sampler", "fails", f"not Poisson, so nothing is amplified: {what}")
+def check_sampler(
+    chain: Chain, cohorts: Cohorts | None, test: CohortTest | None
+) -> tuple[Finding, bool]:
+    """Whether ``cohorts`` have the sizes of Poisson samples, by the ``test`` of them.
+
+    Returns:
+        The finding, and whether amplification is credited: where the test passed on enough of the
+        releases that claim it, and where none of them is there to be tested.
+    """
+    outcome, what, believed = _judged(chain, cohorts, test)
+    if earlier := _amplified_before(chain):
+        what += f"; {earlier:,} earlier releases claim it too and are not tested here: verify the "
+        what += "ledgers they are from"
+    return Finding("sampler", outcome, what), believed
+
+
+def _judged(
+    chain: Chain, cohorts: Cohorts | None, test: CohortTest | None
+) -> tuple[Outcome, str, bool]:
+    if chain.opening.unit == "event":
+        # The coins are of the device that they protect; how they fell is its secret.
+        return "not run", "a device tosses these coins for its own events", True
+    tested, untested = len(cohorts.sizes) if cohorts else 0, _untested(chain)
+    if cohorts is not None and test is None:
+        return "fails", "the test of cohort sizes broke down, so nothing is amplified", False
+    if test is not None:
+        what = f"{test.rounds:,} cohort sizes, p = {test.rate:.2g} for the rate, {test.spread:.2g} for "
+        what += f"the spread (false alarm {FALSE_ALARM:.1%})"
+        if not test.passed:
+            return "fails", f"not Poisson, so nothing is amplified: {what}", False
+    if untested > max(tested, _CRASHES):
+        what = f"{untested:,} releases that claim amplification have no cohort, {tested:,} have one"
+        return "not run", f"nothing is amplified: {what}", False
+    if test is not None:
+        more = f"; {untested:,} without a cohort can't be tested" if untested else ""
+        return "holds", f"Poisson: {what}{more}", True
+    if any(_amplified(release) for release in chain.pending.values()):
+        return "not run", "no release that claims amplification has ended yet", True
+    return "not run", UNCLAIMED, True
+
+
+def _untested(chain: Chain) -> int:
+    """Releases that claim amplification and tell no cohort, but for one that may be going on."""
+    newest = chain.entries[-1]
+    return sum(_amplified(entry) for entry in chain.pending.values() if entry is not newest)
+
+
+def _amplified_before(chain: Chain) -> int:
+    """Releases of earlier ledgers that claim amplification."""
+    return sum(
+        counted.count
+        for earlier in chain.opening.earlier
+        for counted in earlier.releases
+        if _claims(counted.mechanism)
+    )
 
 
 def cost_of(chain: Chain, answers: Mapping[str, Answer], *, believed: bool) -> Cost:
@@ -157,7 +201,11 @@ def check_budget(cost: Cost) -> Finding:
     return Finding("budget", "holds" if within else "fails", what)
 
 
-def _amplified(mechanism: Mechanism) -> bool:
+def _amplified(entry: Reserve) -> bool:
+    return _claims(entry.mechanism)
+
+
+def _claims(mechanism: Mechanism) -> bool:
     return (
         mechanism.sampler == "poisson" and mechanism.sampling_probability < 1 and mechanism.private
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ..common.ledger_entries import Chain, Commit, Reserve
 from .findings import Finding, judge
@@ -14,9 +13,10 @@ Fault = tuple[int | None, str]
 def check_pairing(chain: Chain) -> Finding:
     """Whether rounds follow one another, each from the model that the one before led to.
 
-    A round may be reserved again, for a run that died goes on; but none can be made without the one
-    before, so a gap in the numbers or in the models is a release that isn't in the ledger, or a
-    ``commit`` that was left out. Devices see only some rounds: self-selected releases are not asked.
+    The first is round 1: a run that goes on does so in its own ledger, and one that names earlier
+    ledgers is another run. A round may be reserved again, for a run that died goes on; but none can be
+    made without the one before, so a gap in the numbers or in the models is a release that isn't in the
+    ledger, or a ``commit`` that was left out. Devices see only some rounds: their releases are not asked.
     """
     releases = sum(isinstance(entry, Reserve) for entry in chain.entries)
     left = len(chain.pending)
@@ -28,35 +28,31 @@ def check_pairing(chain: Chain) -> Finding:
     )
 
 
-@dataclass
-class _Task:
-    first: int
-    committed: dict[int, str | None]  # round → model it led to
-
-
 def _gaps(chain: Chain) -> Iterator[Fault]:
-    tasks: dict[tuple[str | None, str], _Task] = {}
+    if chain.opening.unit == "event":
+        return
+    tasks: dict[tuple[str | None, str], dict[int, str | None]] = {}  # round → model it led to
     reserved: dict[int, Reserve] = {}
     for entry in chain.entries:
         if isinstance(entry, Reserve):
             reserved[entry.sequence] = entry
             if entry.round is None or entry.mechanism.sampler == "self-selected":
                 continue
-            task = tasks.setdefault((entry.run, entry.task), _Task(entry.round, {}))
-            if entry.round <= task.first:
+            committed = tasks.setdefault((entry.run, entry.task), {})
+            if entry.round <= 1:
                 continue
             line, before = entry.sequence + 1, entry.round - 1
             name = f"{entry.task}, round {entry.round},"
-            if before not in task.committed:
+            if before not in committed:
                 yield line, f"{name} follows no commit of round {before}"
-            led_to = task.committed.get(before)
+            led_to = committed.get(before)
             if led_to is not None and entry.model_before not in (None, led_to):
                 yield line, f"{name} doesn't start from the model that round {before} led to"
         elif isinstance(entry, Commit):
             release = reserved.pop(entry.release)
             known = tasks.get((release.run, release.task))
             if known is not None and release.round is not None:
-                known.committed[release.round] = entry.model_after
+                known[release.round] = entry.model_after
 
 
 def check_arithmetic(chain: Chain) -> Finding:

@@ -20,9 +20,10 @@ from ..common.errors import ConfigError, LedgerError, RunFolderError
 from ..common.files import write_atomically
 from ..common.ledger_entries import Chain
 from ..common.strength import strength
-from .devices import USER, describe_device
+from .device_checks import Device
+from .devices import USER, describe_device, summarise
 from .findings import Finding
-from .forecast import forecast_from
+from .forecast import forecast
 from .hazards import hazards
 from .ledgers import SERVER, Evidence
 from .measurements import Measurement, find_results, read_canaries, read_probes
@@ -36,6 +37,8 @@ _MORE = (1, 10, 100)
 """Further rounds that a forecast tells ε after."""
 _MOST_MECHANISMS = 100
 """Different ones in a ledger; a forecast composes all of them some dozens of times."""
+_MOST_DEVICES = 20
+"""Of one unit that have a row each."""
 PAGE, DOCUMENT = "report.html", "report.json"
 _PROBES = ("probe.json",)
 _CANARIES = ("canaries.json", "canaries/canaries.json")
@@ -82,7 +85,7 @@ def make_report(evidence: Evidence, options: ReportOptions) -> dict[str, Any]:
     measured = [m for m in (probed, watched) if m is not None]
     faults = [fault for m in measured for fault in m.faults]
     # 3. All of it in order.
-    devices = _devices(verification, options.device_ledgers)
+    devices = _devices(verification, evidence.devices)
     return {
         "report": {
             "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -111,8 +114,7 @@ def make_report(evidence: Evidence, options: ReportOptions) -> dict[str, Any]:
         "probes": None if probed is None else probed.to_dict(),
         "canaries": None if watched is None else watched.to_dict(),
         "hazards": [
-            hazard.to_dict()
-            for hazard in hazards(verification, devices=devices, probes=probed, canaries=watched)
+            hazard.to_dict() for hazard in hazards(verification, probes=probed, canaries=watched)
         ],
         "commands": _commands(evidence, options, measured),
     }
@@ -215,19 +217,29 @@ def _forecast(verification: Verification, ledger: Path) -> dict[str, Any]:
     if len(releases_of(chain)) > _MOST_MECHANISMS:
         return {"why_not": "it takes too long for so many different mechanisms: ask audit forecast"}
     try:
-        found = forecast_from(chain, ledger=ledger, rounds=_MORE, spent=cost.pld)
+        found = forecast(chain, ledger=ledger, rounds=_MORE, spent=cost.pld)
         return {"why_not": None, **found.to_dict()}
     except (LedgerError, ConfigError) as error:
         return {"why_not": str(error)}
 
 
-def _devices(verification: Verification, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """One entry a device; none where the server's ledger isn't whole, for then none was compared."""
-    if verification.chain is None:
-        return []
-    findings = verification.findings[len(verification.findings) - len(paths) :]
-    server = verification.chain
-    return [describe_device(path, f, server) for path, f in zip(paths, findings, strict=True)]
+def _devices(verification: Verification, folder: Path | None) -> list[dict[str, Any]]:
+    """One row a device's ledger; of many of one unit in ``folder`` that don't fail, one row together."""
+    many: dict[str, list[Device]] = {}
+    rows = []
+    for device in verification.devices:
+        kept = device.path.parent == folder and device.finding.outcome != "fails"
+        if kept and device.unit is not None:
+            many.setdefault(device.unit, []).append(device)
+        else:
+            rows.append(describe_device(device))
+    for unit, devices in many.items():
+        if folder is None or len(devices) <= _MOST_DEVICES:
+            rows += [describe_device(device) for device in devices]
+            continue
+        of_unit = next(f for f in verification.findings if f.check == f"devices, {unit}-level")
+        rows.append(summarise(folder, of_unit, devices))
+    return rows
 
 
 def _commands(

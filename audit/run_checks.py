@@ -1,4 +1,4 @@
-"""Whether a run folder tells the same story as its ledger: figures, rounds and weights."""
+"""Whether a run folder tells the same story as its ledger: figures, rounds, weights and items."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from ..common.config import load_config
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, DataError
+from ..common.items import ItemTable
 from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.weights import hash_of_weights
+from .checkpoints import Checkpoint
 from .findings import Finding, judge
 from .privacy_checks import Cost
 
@@ -24,11 +25,13 @@ Fault = tuple[int | None, str]
 
 
 def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:
-    """Findings on configuration, metrics and the last checkpoint of a run folder."""
+    """Findings on configuration, metrics, the last checkpoint, and the model and items to rank with."""
     return [
         _check_config(folder / "config.toml", chain),
         _check_metrics(folder / "metrics.json", chain, cost),
         check_checkpoint(folder / "checkpoints", chain),
+        _check_model(folder / "model.safetensors", folder / "checkpoints", chain),
+        _check_items(folder / "items.safetensors"),
     ]
 
 
@@ -74,46 +77,88 @@ def _metrics_faults(metrics: dict[str, Any], chain: Chain, cost: Cost) -> Iterat
 
 def check_checkpoint(folder: Path, chain: Chain) -> Finding:
     """Whether the last of the checkpoints in ``folder`` holds what the ledger's releases led to."""
-    paths = sorted(folder.glob("round-*.safetensors"))
-    if not paths:
-        return Finding("checkpoint", "not run", "there is none")
     try:
-        with safe_open(paths[-1], framework="np") as file:
-            state = json.loads(file.metadata()["state"])
-            keys = [key for key in file.keys() if key.startswith("weights/")]  # noqa: SIM118
-            weights = {key.removeprefix("weights/"): file.get_tensor(key) for key in keys}
-        faults = list(_checkpoint_faults(state, weights, chain))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        return Finding("checkpoint", "fails", f"{paths[-1].name} isn't a checkpoint ({error})")
-    what = f"its {len(state['rounds'])} releases are in the ledger, the last led to its weights"
-    return judge("checkpoint", faults, otherwise=what)
+        checkpoint = Checkpoint.last(folder)
+    except DataError as error:
+        return Finding("checkpoint", "fails", str(error))
+    if checkpoint is None:
+        return Finding("checkpoint", "not run", "there is none")
+    what = f"its {len(checkpoint.rounds)} releases are in the ledger, "
+    if not checkpoint.round:
+        what += "none of them is a round: weights are not compared"
+    elif _led_to(checkpoint, chain) is None:
+        what += "the last isn't committed: its weights are not compared"
+    else:
+        what += "the last led to its weights"
+    return judge("checkpoint", _checkpoint_faults(checkpoint, chain), otherwise=what)
 
 
-def _checkpoint_faults(
-    state: dict[str, Any], weights: dict[str, NDArray[np.float32]], chain: Chain
-) -> Iterator[Fault]:
+def _checkpoint_faults(checkpoint: Checkpoint, chain: Chain) -> Iterator[Fault]:
     committed = _committed(chain)
     commits = {e.release: e for e in chain.entries if isinstance(e, Commit)}
     sizes: dict[int, set[int]] = {}
     for release, reserve in committed.items():
         sizes.setdefault(reserve.round or 0, set()).add(commits[release].cohort_size)
-    last = state["release"]
-    for record in state["rounds"]:
+    for record in checkpoint.rounds:
         number, sampled = record["round"], record["sampled"]
         if number not in sizes:
-            pending = chain.pending.get(last)
+            pending = None if checkpoint.release is None else chain.pending.get(checkpoint.release)
             if pending is None or (pending.round or 0) != number:
                 yield None, f"round {number} was made, and the ledger has no release of it"
         elif sampled not in sizes[number]:
             line = max(r for r in committed if (committed[r].round or 0) == number) + 1
             yield line, f"round {number} had a cohort of {sampled:,}, the ledger tells another"
-    if last in commits and state["round"]:
-        commit = commits[last]
-        if commit.model_after != hash_of_weights(weights):
-            yield (
-                commit.sequence + 1,
-                f"round {state['round']} led to other weights than those kept",
-            )
+    commit = _led_to(checkpoint, chain)
+    if commit is not None and commit.model_after != hash_of_weights(checkpoint.weights):
+        line = commit.sequence + 1
+        yield line, f"round {checkpoint.round} led to other weights than those kept"
+
+
+def _led_to(checkpoint: Checkpoint, chain: Chain) -> Commit | None:
+    """The commit of the round that the checkpoint was made after; None where there is none."""
+    if not checkpoint.round:
+        return None
+    found = (e for e in chain.entries if isinstance(e, Commit) and e.release == checkpoint.release)
+    return next(found, None)
+
+
+def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
+    """Whether the released weights are those that the last round led to, or the average that was kept.
+
+    The ledger names the weights that each round led to and no average of them, so that can be held
+    against the checkpoint only.
+    """
+    if not path.is_file():
+        return Finding("model", "not run", f"{path.name} is missing: the run isn't finished")
+    try:
+        held, kept = hash_of_weights(load_file(path)), Checkpoint.last(checkpoints)
+    except (OSError, SafetensorError, ValueError) as error:
+        return Finding("model", "fails", f"{path.name} isn't a model ({error})")
+    except DataError as error:
+        return Finding("model", "not run", str(error))
+    models = [e.model_after for e in chain.entries if isinstance(e, Commit) and e.model_after]
+    if models and held == models[-1]:
+        return Finding("model", "holds", "has the weights that the last round led to")
+    if kept is None:
+        return Finding("model", "not run", "no checkpoint to hold the average of rounds against")
+    if held != hash_of_weights(kept.average):
+        return Finding("model", "fails", f"{path.name} has other weights than the run ended with")
+    what = "its weights are those of the last checkpoint"
+    if kept.averaged:
+        what = f"its weights are the average of {kept.averaged} rounds in the last checkpoint"
+    why = "names no average" if kept.round else "has no round"
+    return Finding("model", "holds", f"{what}; not compared with the ledger, which {why}")
+
+
+def _check_items(path: Path) -> Finding:
+    if not path.is_file():
+        return Finding("items", "not run", f"{path.name} is missing: the run isn't finished")
+    try:
+        ItemTable.load(path)
+    except DataError as error:
+        return Finding("items", "fails", str(error))
+    what = "agree with the hash beside them; not compared with the ledger, which doesn't name them"
+    return Finding("items", "holds", what)
 
 
 def _committed(chain: Chain) -> dict[int, Reserve]:

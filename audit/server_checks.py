@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from ..common.errors import ConfigError, LedgerError, MessageError
+from ..common.errors import ConfigError, DataError, LedgerError, MessageError
 from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.releases import Manifest
 from ..common.server_bundle import read_facts
 from ..common.server_config import load_server_config
 from ..common.signing import SigningKey
 from ..common.weights import hash_of_weights
+from .checkpoints import Checkpoint
 from .findings import Finding, judge
 from .ledgers import SERVER
 from .privacy_checks import Cost
@@ -136,24 +134,13 @@ def _models(chain: Chain, reserved: dict[int, Reserve]) -> dict[int, set[str]]:
 
 def _averaged(folder: Path) -> tuple[int, str] | None:
     """Round of the last checkpoint, and the hash of the average it holds, which ends a federation."""
-    paths = sorted(folder.glob("round-*.safetensors"))
-    if not paths:
-        return None
     try:
-        with safe_open(paths[-1], framework="np") as file:
-            state = json.loads(file.metadata()["state"])
-            totals = {
-                key.removeprefix("average/"): file.get_tensor(key)
-                for key in file.keys()  # noqa: SIM118  # not a mapping
-                if key.startswith("average/")
-            }
-        rounds = int(state["averaged"])
-        mean: dict[str, NDArray[np.float32]] = {
-            n: t / np.float32(rounds) for n, t in totals.items()
-        }
-        return (int(state["round"]), hash_of_weights(mean)) if rounds else None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        last = Checkpoint.last(folder)
+    except DataError:
         return None  # the check of the checkpoint says so
+    if last is None or not last.averaged:
+        return None
+    return last.round, hash_of_weights(last.average)
 
 
 def _content_faults(folder: Path, manifest: Manifest) -> Iterator[str]:

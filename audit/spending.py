@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from ..common.accounting import epsilon_along, epsilon_without_amplification
+from ..common.accounting import epsilon, epsilon_along, epsilon_without_amplification
 from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.mechanism import Mechanism
 from .privacy_checks import Cost
@@ -117,11 +117,14 @@ def spent_along(chain: Chain, groups: Sequence[Group], cost: Cost) -> dict[int, 
         for counted in earlier.releases:
             before[counted.mechanism] += counted.count
     stretches = [before, *(Counter(releases[low:high]) for low, high in pairwise([0, *ends]))]
-    if total == cost.pld:
+    adjacency = chain.opening.adjacency
+    if total != cost.pld:
+        figures = _unamplified(stretches, delta=cost.delta)
+    elif adjacency == "replace-one":
+        figures = _replacing(stretches, delta=cost.delta, total=total)
+    else:
         events = [_events(stretch) for stretch in stretches]
         figures = epsilon_along(events, delta=cost.delta, total=total)
-    else:
-        figures = _unamplified(stretches, delta=cost.delta)
     return dict(zip([0, *ends], figures, strict=True))
 
 
@@ -141,6 +144,18 @@ def _events(stretch: Mapping[Mechanism, int]) -> Counter[Any]:
     for mechanism, count in stretch.items():
         events[mechanism.event()] += count
     return events
+
+
+def _replacing(
+    stretches: Iterable[Mapping[Mechanism, int]], *, delta: float, total: float
+) -> list[float]:
+    so_far: Counter[Any] = Counter()
+    figures = []
+    for stretch in stretches:
+        so_far += _events(stretch)
+        figure = epsilon(so_far, delta=delta, coarse=True, adjacency="replace-one")
+        figures.append(min(figure, total))  # the coarse grid's is above
+    return [*figures[:-1], total]
 
 
 def _unamplified(stretches: Iterable[Mapping[Mechanism, int]], *, delta: float) -> list[float]:

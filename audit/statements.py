@@ -31,6 +31,8 @@ ASKED = {
     "configuration": "Is the configuration the one that was run?",
     "metrics": "Does the run tell the ledger's figures?",
     "checkpoint": "Did the last release lead to the weights that were kept?",
+    "model": "Are the released weights those that the run ended with?",
+    "items": "Are the items to rank with as they were written?",
     "releases": "Is each model that was handed out one that the ledger paid for?",
     "server key": "Do devices trust the key that signed the ledger?",
 }

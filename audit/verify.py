@@ -9,8 +9,8 @@ from typing import Any
 
 from ..common.ledger_entries import Chain
 from .accountants import Accountants
-from .chain_checks import check_anchor, check_chain, check_key
-from .device_checks import check_device, check_devices
+from .chain_checks import check_whole
+from .device_checks import Device, check_devices, examine, examine_all
 from .findings import Finding
 from .ledgers import Evidence
 from .privacy_checks import (
@@ -22,7 +22,6 @@ from .privacy_checks import (
     cost_of,
     releases_of,
 )
-from .release_checks import check_arithmetic, check_pairing
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Verification:
         public_key: hex, that signed it; None where the ledger isn't whole.
         head: SHA-256 of its last line; None where the ledger isn't whole.
         chain: its entries; None where the ledger isn't whole.
+        devices: what was found in each device's ledger, those of the run folder first.
     """
 
     ledger: Path
@@ -44,6 +44,7 @@ class Verification:
     public_key: str | None = None
     head: str | None = None
     chain: Chain | None = None
+    devices: tuple[Device, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -76,25 +77,22 @@ def verify(
         device_ledgers: what devices wrote down, besides those in a run folder.
 
     Raises:
-        LedgerError: a ledger can't be read.
+        LedgerError: a ledger can't be read, or is none.
     """
     with Accountants() as accountants:
-        # 1. Is it whole, and whose is it?
-        chain, findings = check_chain(evidence.ledger)
+        # 1. Is it whole, whose is it, and do its releases fit together?
+        chain, findings = check_whole(evidence, public_key)
         if chain is None:
             return Verification(evidence.ledger, tuple(findings))
-        findings += [check_key(chain, public_key), check_anchor(chain, evidence.anchor)]
-        # 2. Do its releases fit together?
-        findings += [check_pairing(chain), check_arithmetic(chain)]
-        # 3. What did they cost?
+        # 2. What did they cost?
         opening, cohorts = chain.opening, cohorts_of(chain)
         answers = accountants.ask(
             releases_of(chain), delta=opening.delta, adjacency=opening.adjacency, cohorts=cohorts
         )
-    sampler = check_sampler(cohorts, answers.cohorts)
-    cost = cost_of(chain, answers.epsilon, believed=sampler.outcome != "fails")
+    sampler, believed = check_sampler(chain, cohorts, answers.cohorts)
+    cost = cost_of(chain, answers.epsilon, believed=believed)
     findings += [sampler, *check_accountants(answers.epsilon), check_budget(cost)]
-    # 4. Do others tell the same?
+    # 3. Do others tell the same?
     if evidence.run is not None:
         from .run_checks import check_run  # loads numpy, which a ledger by itself doesn't need
 
@@ -103,8 +101,23 @@ def verify(
         from .server_checks import check_server
 
         findings += check_server(evidence.server, chain, cost)
+    devices: list[Device] = []
     if evidence.devices is not None:
-        findings += check_devices(chain, evidence.devices, kept=evidence.kept)
-    findings += [check_device(chain, path) for path in device_ledgers]
-    key = chain.opening.public_key
-    return Verification(evidence.ledger, tuple(findings), cost, key, chain.head, chain)
+        devices = examine_all(chain, evidence.devices)
+        found = check_devices(chain, evidence.devices, kept=evidence.kept, devices=devices)
+        if not found and not device_ledgers:
+            found = [
+                Finding("devices", "not run", "no device's ledger: nobody but the server speaks")
+            ]
+        findings += found
+    named = [examine(chain, path) for path in device_ledgers]
+    findings += [device.finding for device in named]
+    return Verification(
+        ledger=evidence.ledger,
+        findings=tuple(findings),
+        cost=cost,
+        public_key=chain.opening.public_key,
+        head=chain.head,
+        chain=chain,
+        devices=(*devices, *named),
+    )

@@ -19,6 +19,9 @@ from ..common.console import remark
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
+_MOST_CANARIES = (
+    100_000  # a bound grows with log k: more of them cost memory and tell next to nothing
+)
 _TALKATIVE = ("absl", "flwr")  # loggers of libraries whose remarks are no help to a user
 _VIEWS = {
     "final_model": "estimate, released model",
@@ -57,7 +60,12 @@ def command(
         float | None, typer.Option(metavar="E", help="budget of the run, user-level")
     ] = None,
     canaries: Annotated[
-        int, typer.Option(metavar="K", help="made-up users; about half take part")
+        int,
+        typer.Option(
+            metavar="K",
+            max=_MOST_CANARIES,
+            help="made-up users; about half take part",
+        ),
     ] = 1_000,
     seed: Annotated[
         int | None,

@@ -146,6 +146,16 @@ def honest(*, rounds=30, seed=0, sizes=None, population_size=1_000, q=0.05, **op
     return writer
 
 
+def events(*, steps=40, **opening):
+    """What a device keeps of the steps that hide its single events."""
+    writer = Writer().open(unit="event", adjacency="replace-one", population_size=20, **opening)
+    step = mechanism(population_size=20, sampling_probability=0.2)
+    for number in range(1, steps + 1):
+        release = writer.reserve(step, round=number, model_before=model(number - 1))
+        writer.commit(release, cohort_size=0, replies_counted=0, model_after=model(number))
+    return writer
+
+
 def relink(path: Path, change, *, sign_with=None):
     """Change the entries of a ledger and rebuild its chain, as somebody without the key could."""
     contents = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -164,7 +174,7 @@ def relink(path: Path, change, *, sign_with=None):
 def forge():
     """All of the above: tests share by fixtures."""
     return SimpleNamespace(
-        key=KEY, Writer=Writer, honest=honest, mechanism=mechanism, relink=relink
+        key=KEY, Writer=Writer, honest=honest, events=events, mechanism=mechanism, relink=relink
     )
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedprofile.common import cli
+from fedprofile.common.signing import SigningKey
 
 
 @pytest.fixture
@@ -78,6 +79,78 @@ def test_compose_and_forecast_tell_people_and_machines(audit, path):
     found = json.loads(audit("forecast", path, "--epsilon", "1.2", "--rounds", "7", "--json").out)
     assert found["after"][0]["rounds"] == 7
     assert found["rounds_left"] > 0
+
+
+def cut(path, lines):
+    content = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(content[:-lines]))
+
+
+@pytest.mark.parametrize("command", ["forecast", "compose"])
+def test_what_verify_rejects_has_no_future_and_no_sum(audit, tmp_path, forge, command):
+    writer = forge.honest(rounds=10, target_epsilon=1.5)
+    anchor, folder = tmp_path / "anchor.json", tmp_path
+    path = writer.write(tmp_path / "ledger.jsonl", anchor)
+    assert audit(command, folder).code == 0
+    cut(path, 2)
+    found = audit(command, folder)
+    assert (found.code, found.err) == (1, "")
+    assert "2 of 23 published entries were cut off" in " ".join(found.out.split())
+    assert "rounds are left" not in found.out
+    assert found.out.startswith(f"{path}:")
+    found = audit(command, folder, "--json")
+    content = json.loads(found.out)
+    assert (found.code, content["holds"], content["cost"]) == (1, False, None)
+
+    anchor.unlink()
+    writer.write(path, key=SigningKey.generate())
+    found = audit(command, path)
+    assert (found.code, "Does not hold: signatures." in found.out) == (1, True)
+    path.write_bytes(path.read_bytes().replace(b'"round":3', b'"round":9'))
+    found = audit(command, path)
+    assert (found.code, "Does not hold: chain." in found.out) == (1, True)
+
+    gap = forge.honest(rounds=10)
+    gap.values[3]["round"] = 2
+    gap.write(path)
+    found = audit(command, path)
+    assert (found.code, "Does not hold: pairing." in found.out) == (1, True)
+    forge.honest(rounds=10, sizes=[50] * 10).write(path)
+    found = audit(command, path)
+    assert (found.code, "Does not hold: sampler." in found.out) == (1, True)
+    writer = forge.honest(rounds=0)
+    for _ in range(9):
+        writer.reserve()
+    writer.write(path)
+    found = audit(command, path)
+    assert (found.code, "releases that claim amplification" in found.err) == (2, True)
+
+
+def test_a_forecast_heeds_an_anchor_that_lies_elsewhere(audit, path):
+    anchor = path.parent / "anchor.json"
+    assert audit("forecast", path, "--anchor", anchor).code == 0
+    cut(path, 1)
+    assert audit("forecast", path, "--anchor", anchor).code == 1
+
+
+@pytest.mark.parametrize("command", ["verify", "forecast", "compose", "report"])
+def test_what_is_no_ledger_is_one_line_in_plain_words(audit, tmp_path, command):
+    path = tmp_path / "random"
+    path.write_bytes(b"\x00\x93\xfe\n" * 3)
+    more = ("--out", tmp_path / "page") if command == "report" else ()
+    found = audit(command, path, *more)
+    assert (found.code, found.out) == (2, "")
+    assert found.err == f"error: {path}: is no ledger; name one, or the folder it is in\n"
+
+
+def test_compose_tells_which_target_all_together_are_above(audit, forge, tmp_path):
+    paths = [
+        forge.honest(rounds=20, nonce=name * 32, target_epsilon=0.9).write(tmp_path / name)
+        for name in "ab"
+    ]
+    found = audit("compose", *paths)
+    assert found.code == 0
+    assert found.out.count("above the target of") == 2
 
 
 def test_a_report_tells_people_and_machines_and_replaces_nothing(audit, path):

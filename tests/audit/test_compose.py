@@ -24,6 +24,30 @@ def test_two_runs_cost_less_together_than_added_up(forge, tmp_path):
     assert [figure for _, figure in found.each] == [epsilon(e, delta=1e-6) for e in events]
     assert max(figure for _, figure in found.each) < found.joint < found.total
     assert found.others == 0
+    assert found.exceeded == ()
+
+
+def test_a_target_that_all_together_are_above_is_told(forge, tmp_path):
+    alone = epsilon(events_of(forge.honest(rounds=10).chain()[0].entries), delta=1e-5)
+    paths = [
+        forge.honest(rounds=10, nonce=name * 32, target_epsilon=target).write(tmp_path / name)
+        for name, target in (("a", alone * 1.01), ("b", 8.0), ("c", None))
+    ]
+    found = compose(paths)
+    assert found.exceeded == ((paths[0], alone * 1.01),)
+    told = found.to_dict()["above_target"]
+    assert told == [{"ledger": str(paths[0]), "target_epsilon": alone * 1.01}]
+
+
+def test_neighbours_of_two_kinds_are_not_composed(forge, tmp_path):
+    a, b = (
+        forge.honest(rounds=2, nonce=n * 32, adjacency=kind).write(tmp_path / n)
+        for n, kind in (("a", "add-or-remove-one"), ("b", "replace-one"))
+    )
+    with pytest.raises(LedgerError, match="other neighbours"):
+        compose([a, b])
+    figure = epsilon(events_of(read_ledger(b)), delta=1e-5, adjacency="replace-one")
+    assert compose([b]).joint == figure
 
 
 def test_a_ledger_that_another_names_as_earlier_counts_once(forge, tmp_path):

@@ -1,15 +1,22 @@
 import pytest
 
-from fedprofile.audit.forecast import _most, forecast
+from fedprofile.audit.forecast import _most
+from fedprofile.audit.forecast import forecast as forecast_of
+from fedprofile.audit.ledgers import Evidence
+from fedprofile.audit.verify import verify
 from fedprofile.common.accounting import epsilon
 from fedprofile.common.errors import ConfigError, LedgerError
-from fedprofile.common.ledger_entries import events_of, read_ledger
+from fedprofile.common.ledger_entries import events_of, read_chain, read_ledger
 from fedprofile.common.mechanism import Mechanism
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "ledger.jsonl"
+
+
+def forecast(path, **named):
+    return forecast_of(read_chain(path), ledger=path, **named)
 
 
 def test_rounds_left_are_those_that_fit_and_not_one_more(forge, path):
@@ -56,6 +63,18 @@ def test_nothing_to_forecast_from(forge, path):
     for rounds in ([0], [10**9]):
         with pytest.raises(ConfigError, match="rounds"):
             forecast(path, rounds=rounds)
+
+
+def test_events_of_a_device_cost_what_verify_says(forge, path, inline_accountants):
+    """Two events that replace each other move a sum by twice the clip."""
+    forge.events(target_epsilon=60.0).write(path)
+    found, cost = forecast(path, rounds=[10]), verify(Evidence(path, None, None)).cost
+    assert found.spent == cost.credited
+    events = events_of(read_ledger(path))
+    assert found.spent > 1.5 * epsilon(events, delta=1e-5)
+    [step] = events
+    assert found.after == ((10, epsilon({step: 50}, delta=1e-5, adjacency="replace-one")),)
+    assert found.rounds == "local steps"
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 1_000, 999_999, 1_000_000, 2_000_000])

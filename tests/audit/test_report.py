@@ -408,10 +408,69 @@ def test_a_device_that_took_no_part_is_no_witness(report, forge, tmp_path):
     device = forge.Writer().open(population_size=1, target_epsilon=30.0)
     path = device.write(tmp_path / "idle.jsonl")
     found = report(forge.honest(rounds=5, target_epsilon=0.6), device_ledgers=[path])
-    assert found["devices"][0]["outcome"] == "holds"
+    assert found["devices"][0]["outcome"] == "not run"
     assert found["devices"][0]["releases_here"] == 0
     [trust] = [h for h in found["hazards"] if h["title"] == "Trust that isn't warranted"]
     assert trust["answer"] == "not covered"
+
+
+@pytest.fixture
+def run_folder(forge, tmp_path, inline_accountants):
+    """The report of a run folder with devices' ledgers in it: user-level ones, and one of events."""
+
+    def make(*, users, events=True):
+        folder, before = tmp_path / "run", "a" * 64
+        (folder / "devices").mkdir(parents=True)
+        writer = forge.honest(rounds=5, target_epsilon=0.6)
+        writer.write(folder / "ledger.jsonl", folder / "anchor.json")
+        before = next(v["model_before"] for v in writer.values if v.get("round") == 3)
+        own = forge.mechanism(population_size=1, sampling_probability=1.0, sampler="self-selected")
+        for number in range(users):
+            device = forge.Writer().open(population_size=1, target_epsilon=30.0)
+            device.reserve(own, round=3, model_before=before)
+            device.write(folder / "devices" / f"{number:02}.jsonl")
+        if events:
+            forge.events(steps=3, target_epsilon=60.0).write(folder / "devices" / "00.events.jsonl")
+        options = ReportOptions(path=folder, command="fedprofile audit report run")
+        return make_report(find_evidence(folder), options)
+
+    return make
+
+
+def trust(document):
+    [hazard] = [h for h in document["hazards"] if h["title"] == "Trust that isn't warranted"]
+    return hazard
+
+
+def test_devices_of_a_run_folder_are_told(run_folder):
+    found = run_folder(users=2)
+    assert [Path(d["file"]).name for d in found["devices"]] == ["00.jsonl", "01.jsonl"]
+    assert {d["outcome"] for d in found["devices"]} == {"holds"}
+    [events] = found["event_level"]
+    assert (events["unit"], events["releases"], events["outcome"]) == ("event", 3, "holds")
+    assert trust(found)["answer"] == "evidence"
+    assert "3 of 3 device ledgers agree" in trust(found)["text"]
+    text = read(found).text
+    assert "no device ledger was given" not in text
+    assert "nobody but the server speaks" not in text
+    assert "Another unit: one event, not one user" in text
+
+
+def test_many_devices_of_a_run_folder_are_one_row(run_folder):
+    found = run_folder(users=21, events=False)
+    [row] = found["devices"]
+    assert row["file"].endswith("devices: 21 ledgers")
+    assert (row["outcome"], row["releases"], row["releases_here"]) == ("holds", 21, 21)
+    assert row["epsilon"] == pytest.approx(1.9930, abs=2e-3)
+    assert (row["noise_multipliers"], row["target_epsilon"]) == ([2.0, 2.0], 30.0)
+    assert "21 of 21 device ledgers agree" in trust(found)["text"]
+    assert "devices: 21 ledgers" in read(found).text
+
+
+def test_events_alone_are_no_user_level_witness_and_the_page_says_so(run_folder):
+    found = run_folder(users=0)
+    assert found["devices"] == []
+    assert "No user-level ledger of a device is there" in read(found).text
 
 
 def test_another_unit_is_told_apart(document):
@@ -430,6 +489,19 @@ def test_another_unit_is_told_apart(document):
     assert "Another unit: one event, not one user" in text
     assert "29.400" in text[text.index("Another unit") :]
     assert "29.400" not in text[: text.index("Another unit")]
+
+
+def test_the_ledger_of_a_device_is_told_by_its_unit(report, forge):
+    found = report(forge.events(target_epsilon=60.0))
+    assert found["forecast"]["spent"] == found["cost"]["epsilon"]
+    text = read(found).text
+    assert "each event's gradient is clipped" in text
+    assert "whole contribution" not in text
+    assert "of 20 slots of events" in text
+    assert "More local steps" in text
+    presented = "Event-level privacy presented as privacy of people"
+    [hazard] = [h for h in found["hazards"] if h["title"] == presented]
+    assert hazard["answer"] == "attention"
 
 
 def test_a_ledger_of_many_mechanisms_is_not_forecast(report, forge):

@@ -67,6 +67,17 @@ def test_spending_grows_to_the_figure_that_stands(forge, tmp_path, believed):
 
 
 @pytest.mark.usefixtures("inline_accountants")
+def test_the_curve_of_events_of_a_device_is_of_their_neighbours(forge, tmp_path):
+    path = forge.events(target_epsilon=60.0).write(tmp_path / "ledger.jsonl")
+    found = verify(find_evidence(path))
+    spent = spent_along(found.chain, group_releases(found.chain), found.cost)
+    assert spent[40] == found.cost.credited
+    [step] = {e.mechanism.event() for e in found.chain.entries if isinstance(e, Reserve)}
+    half = epsilon({step: 20}, delta=1e-5, adjacency="replace-one")
+    assert spent[20] == pytest.approx(half, rel=2e-3)
+
+
+@pytest.mark.usefixtures("inline_accountants")
 def test_thousands_of_releases_are_some_dozens_of_points(forge, tmp_path):
     found = verify(find_evidence(forge.honest(rounds=1_000).write(tmp_path / "ledger.jsonl")))
     spent = spent_along(found.chain, group_releases(found.chain), found.cost)

@@ -166,6 +166,52 @@ def test_fixed_size_cohorts_declared_as_poisson_are_not_credited(path, rounds, f
 
 
 @quick
+@pytest.mark.parametrize(("committed", "left"), [(0, 150), (0, 5), (2, 5), (10, 12)])
+def test_releases_without_a_cohort_are_not_credited(path, committed, left, forge):
+    writer = forge.honest(rounds=committed)
+    for _ in range(left):
+        writer.reserve(round=committed + 1, model_before=model(committed))
+    found = run(writer.write(path))
+    assert set(failed(found)) == {"budget"}
+    assert outcome(found, "sampler") == "not run"
+    assert f"{left - 1:,} releases that claim amplification have no cohort" in str(found.findings)
+    assert found.cost.credited == found.cost.unamplified
+
+
+@quick
+def test_fixed_size_cohorts_are_caught_beside_releases_without_one(path, forge):
+    writer = forge.honest(rounds=30, sizes=[50] * 30)
+    for _ in range(40):
+        writer.reserve(round=31, model_before=model(30))
+    assert "sampler" in failed(run(writer.write(path)))
+
+
+@quick
+@pytest.mark.parametrize(("committed", "left"), [(0, 1), (0, 4), (1, 3), (10, 11), (30, 1)])
+def test_releases_that_crashes_left_are_credited_as_the_others(path, committed, left, forge):
+    writer = forge.honest(rounds=committed)
+    for _ in range(left):
+        writer.reserve(round=committed + 1, model_before=model(committed))
+    found = run(writer.write(path))
+    assert found.holds
+    assert found.cost.credited == found.cost.pld
+
+
+@quick
+def test_earlier_releases_are_not_tested_and_that_is_said(path, forge):
+    def opened(mechanism):
+        counted = {"mechanism": mechanism.describe(), "count": 200}
+        return forge.honest(
+            rounds=0, earlier=[{"ledger": "1" * 64, "head": "2" * 64, "releases": [counted]}]
+        )
+
+    found = run(opened(forge.mechanism()).write(path))
+    assert "200 earlier releases claim it too and are not tested here" in str(found.findings)
+    found = run(opened(forge.mechanism(sampling_probability=1.0)).write(path))
+    assert "earlier releases" not in str(found.findings)
+
+
+@quick
 def test_a_wrong_rate_is_not_credited(path, forge):
     sizes = np.random.default_rng(1).binomial(1_000, 0.08, size=30).tolist()
     assert "sampler" in failed(run(forge.honest(sizes=sizes).write(path)))
@@ -201,6 +247,27 @@ def test_rounds_without_an_entry_show_in_the_order_of_rounds_and_models(path, fo
     swapped = forge.honest(rounds=5)
     swapped.values[7]["model_before"] = model(99)
     assert "doesn't start from the model" in failed(run(swapped.write(path)))["pairing"].what
+
+
+@quick
+@pytest.mark.parametrize("left_out", [1, 4])
+def test_rounds_left_out_at_the_start_show(path, left_out, forge):
+    writer = forge.honest(rounds=6)
+    kept = writer.values[:3] + writer.values[3 + 2 * left_out :]
+    for values in kept:
+        if values.get("release", 0) > 2:
+            values["release"] -= 2 * left_out
+    found = failed(run(forge.Writer(values=kept).write(path)))
+    assert set(found) == {"pairing"}
+    assert f"follows no commit of round {left_out}" in found["pairing"].what
+    assert found["pairing"].line == 4
+
+
+@quick
+def test_a_device_sees_events_of_some_rounds_only(path, forge):
+    writer = forge.events(steps=6)
+    kept = [v for v in writer.values[3:] if v["kind"] == "reserve" and v["round"] != 4]
+    assert run(forge.Writer(values=[writer.values[0], *kept]).write(path)).holds
 
 
 @quick
@@ -293,13 +360,34 @@ def test_a_ledger_that_has_only_begun_holds_and_cost_nothing(forge, path):
 
 @quick
 def test_what_is_no_ledger(path, forge):
-    path.write_bytes(b"hello\nworld\n")
-    assert failed(run(path))["chain"].line == 1
+    for content in (b"hello\nworld\n", b"\x93\x00\xff\n", b"\n\n", b'{"a":1}\n'):
+        path.write_bytes(content)
+        with pytest.raises(LedgerError, match="is no ledger"):
+            run(path)
     path.write_bytes(b"")
     with pytest.raises(LedgerError, match="no complete entry"):
         run(path)
     path.write_bytes(b'{"version":1,"kind":"open"}\n')
     assert "version 1" in failed(run(path))["chain"].what
+
+
+@quick
+def test_a_ledger_with_a_line_before_its_first_is_a_changed_ledger(path, forge):
+    forge.honest(rounds=2).write(path)
+    path.write_bytes(b"\n" + path.read_bytes())
+    assert failed(run(path))["chain"].line == 1
+
+
+@quick
+def test_a_torn_tail_is_told(path, forge):
+    forge.honest(rounds=3).write(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines()[-1][:-30])
+    found = run(path)
+    assert found.holds
+    assert f"{len(whole.splitlines()[-1]) - 30:,} bytes of a line" in found.findings[0].what
+    path.write_bytes(whole)
+    assert "bytes of a line" not in run(path).findings[0].what
 
 
 # --- devices -------------------------------------------------------------------------------------
@@ -331,6 +419,32 @@ def test_a_device_that_saw_what_the_server_says(path, tmp_path, forge):
     assert found.holds
     assert "2 releases are the server's" in found.findings[-1].what
     assert "1 are of other runs" in found.findings[-1].what
+
+
+@quick
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_device_that_saw_nothing_of_the_server_is_no_witness(path, tmp_path, others, forge):
+    forge.honest().write(path)
+    folder = tmp_path / "devices"
+    folder.mkdir()
+    elsewhere = [seen(5, run="another") for _ in range(others)]
+    theirs = device(forge, *elsewhere).write(folder / "d.jsonl")
+    told = run(path, device_ledgers=[theirs]).findings[-1]
+    assert (told.check, told.outcome) == ("device d.jsonl", "not run")
+    assert "no release is the server's" in told.what
+    assert ("2 are of other runs" in told.what) == bool(others)
+    [told] = [f for f in verify(Evidence(path, None, None, folder)).findings if "dev" in f.check]
+    assert (told.check, told.outcome) == ("devices, user-level", "not run")
+
+
+@quick
+def test_named_device_ledgers_speak_where_a_folder_has_none(path, tmp_path, forge):
+    forge.honest().write(path)
+    theirs = device(forge, seen(2)).write(tmp_path / "d.jsonl")
+    evidence = Evidence(path, None, None, tmp_path / "none")
+    found = verify(evidence, device_ledgers=[theirs])
+    assert [f.check for f in found.findings if "dev" in f.check] == ["device d.jsonl"]
+    assert [f.check for f in verify(evidence).findings if "dev" in f.check] == ["devices"]
 
 
 @quick

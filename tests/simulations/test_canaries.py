@@ -253,6 +253,13 @@ def test_the_command_exits_with_0_where_the_epsilon_holds(command):
     assert results.parts[2:] == ("canaries", "canaries.json")
 
 
+def test_more_canaries_than_could_be_kept_are_refused(command):
+    found = command("--canaries", "10000000000", "--out", "audit")
+    assert found.exit_code == 2
+    assert "100000" in found.output
+    assert not Path("audit").exists()
+
+
 def test_the_command_exits_with_1_where_it_does_not(command, less_noise):
     less_noise(0.1)
     found = command("--canaries", "300", "--out", "审计")
