@@ -43,6 +43,7 @@ from ..common.messages import (
     StatisticsTask,
     TrainTask,
     check_signature,
+    holds_update,
     hosting_reply,
     read_release,
     read_task,
@@ -283,7 +284,7 @@ class Node:
         for path, reply in self._outbox.waiting():
             if self._fit is not None and path.stem == self._fit.name:
                 continue  # not committed yet
-            if reply.has_content() and not self._owner.consents():
+            if holds_update(reply) and not self._owner.consents():
                 # Agreed when it was made, and no longer: it stays.
                 self._outbox.withdraw(path)
                 continue

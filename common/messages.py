@@ -354,6 +354,11 @@ def update_reply(instruction: Message, binding: Binding, update: ClippedUpdate) 
     return Message(RecordDict(content), reply_to=instruction)
 
 
+def holds_update(reply: Message) -> bool:
+    """Whether a reply has what a device learned; others say that it is there, or why it declines."""
+    return reply.has_content() and "update" in reply.content
+
+
 def read_update(
     reply: Message, *, binding: Binding, shapes: Mapping[str, tuple[int, ...]]
 ) -> ClippedUpdate:

@@ -537,6 +537,17 @@ def test_a_released_model_is_put_to_use(node, device, bundle, key):
         assert opened.status().learned == 12  # the profile is kept, by the new encoder
 
 
+def test_a_model_is_taken_without_consent_and_said_to_be(device, bundle, key):
+    """Nothing of the owner is in the answer, and the server would wait for it."""
+    owner = Owner()
+    owner.agrees = False
+    message = release_message(7, release_of(bundle, key))
+    message.metadata.__dict__["_message_id"] = "a" * 64
+    node = Node(device, owner, conditions=Conditions)
+    (reply,) = work(node, FakeFleet(message))
+    assert len(read_hosting(reply)) == 1
+
+
 def test_a_model_that_is_not_the_servers_or_old_changes_nothing(device, bundle, key):
     keep_release(device, bundle, release_of(bundle, key, number=9, round_=4))
     before = current_name(device)
