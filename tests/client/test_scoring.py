@@ -165,6 +165,13 @@ def test_a_long_catalogue_is_cut_like_a_short_one(k, levels):
     assert top_k(profile, table, k).items.tolist() == expected
 
 
+def test_scores_that_are_no_numbers_make_no_list():
+    table = make_table(np.ones((1_001, 1), np.float32))
+    profile = empty_profile(table, scales=SCALES, window_size=2)
+    profile = replace(profile, vector=np.full(1, np.nan, np.float32))
+    assert top_k(profile, table, 7).ids == ()
+
+
 def test_candidates_are_ranked_once_each():
     profile = empty_profile(TABLE, scales=SCALES, window_size=5)
     ranking = top_k(profile, TABLE, 5, candidates=np.array([9, 2, 9], dtype=np.int32))

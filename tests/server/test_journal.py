@@ -122,6 +122,7 @@ def test_a_server_that_starts_again_goes_on_with_the_figures_of_its_ledger(tmp_p
     metrics = Metrics(port)
     metrics.resume(ledger.entries)
     metrics.spent(ledger.epsilon_spent())
+    assert "fedprofile_round 2.0" in scraped(port)
     metrics.after(record(3))
     text = scraped(port)
     for line in (
