@@ -50,7 +50,7 @@ class Checkpoint:
         try:
             with safe_open(paths[-1], framework="np") as file:
                 state = json.loads(file.metadata()["state"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
             averaged = int(state["averaged"])
             weights = _group(tensors, "weights/")
             # As the server divides: float32 by float32.

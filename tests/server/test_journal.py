@@ -6,17 +6,10 @@ import urllib.request
 
 import pytest
 
-from fedprofile.common.ledger import Ledger
-from fedprofile.common.mechanism import Mechanism
-from fedprofile.common.signing import SigningKey
 from fedprofile.server.journal import JournalReader, keep_journal, note
 from fedprofile.server.metrics import Metrics
 from fedprofile.server.strategy import RoundRecord
 from fedprofile.simulations.loopback import free_port
-
-MECHANISM = Mechanism(
-    clip_norm=0.04, noise_multiplier=4.0, sampling_probability=1.0, population_size=3
-)
 
 
 def scraped(port):
@@ -98,25 +91,17 @@ def test_without_a_port_nothing_is_served():
     Metrics(0).after(record(1))
 
 
-def test_a_server_that_starts_again_goes_on_with_the_figures_of_its_ledger(tmp_path):
-    ledger = Ledger.create(
-        tmp_path / "ledger.jsonl",
-        signing_key=SigningKey.generate(),
-        population="federation",
-        population_size=3,
-        delta=1e-3,
-        target_epsilon=8.0,
-        randomness="csprng",
-        code_version="1",
-        config_digest="0" * 64,
-    )
-    one_shot = ledger.reserve(task="statistics/popularity", mechanism=MECHANISM)
+def test_a_server_that_starts_again_goes_on_with_the_figures_of_its_ledger(
+    begin_ledger, mechanism, tmp_path
+):
+    ledger = begin_ledger(tmp_path / "ledger.jsonl")
+    one_shot = ledger.reserve(task="statistics/popularity", mechanism=mechanism)
     ledger.commit(one_shot, cohort_size=3, replies_counted=3, rejected={})
     for number, rejected in ((1, {"stale": 1}), (2, {"stale": 1, "norm": 1})):
-        release = ledger.reserve(task="training", mechanism=MECHANISM, round=number)
+        release = ledger.reserve(task="training", mechanism=mechanism, round=number)
         counted = 3 - sum(rejected.values())
         ledger.commit(release, cohort_size=3, replies_counted=counted, rejected=rejected)
-    ledger.reserve(task="training", mechanism=MECHANISM, round=3)  # and the server dies
+    ledger.reserve(task="training", mechanism=mechanism, round=3)  # and the server dies
     ledger.close()
     port = free_port()
     metrics = Metrics(port)

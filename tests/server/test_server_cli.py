@@ -8,8 +8,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedprofile.common.cli import main
-from fedprofile.common.ledger import Ledger
-from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.signing import SigningKey
 from fedprofile.server import status
 from fedprofile.server.folder import ServerFolder
@@ -98,50 +96,42 @@ def test_status_before_the_first_run(fedprofile, server):
     assert 0 < found["delta"] < 1
 
 
-def test_status_tells_what_the_ledger_holds(fedprofile, server):
-    mechanism = Mechanism(
-        clip_norm=0.04, noise_multiplier=4.0, sampling_probability=1.0, population_size=3
-    )
-    with Ledger.create(
-        server.ledger,
-        signing_key=SigningKey.load(server.signing_key),
-        anchor=server.anchor,
-        population="federation",
-        population_size=3,
-        delta=1e-3,
-        target_epsilon=8.0,
-        randomness="csprng",
-        code_version="1",
-        config_digest="0" * 64,
-    ) as ledger:
+@pytest.fixture
+def begun(begin_ledger, mechanism, server):
+    """The server after a round and in the next; what its ledger says was spent."""
+    key = SigningKey.load(server.signing_key)
+    with begin_ledger(server.ledger, key=key, anchor=server.anchor) as ledger:
         done = ledger.reserve(task="training", mechanism=mechanism, run="federation", round=1)
         ledger.commit(
             done, cohort_size=3, replies_counted=1, rejected={"declined-idle": 1, "no-reply": 1}
         )
         ledger.reserve(task="training", mechanism=mechanism, run="federation", round=2)
-        spent = ledger.epsilon_spent()
+        return ledger.epsilon_spent()
+
+
+def test_status_tells_what_the_ledger_holds(fedprofile, server, begun):
     found = fedprofile("server", "status", server.path, "--json")
     standing = json.loads(found.out)
     assert standing["running"] is False
     assert (standing["round"], standing["cohort"], standing["counted"]) == (1, 3, 1)
     assert standing["rejected"] == {"declined-idle": 1, "no-reply": 1}
     assert standing["lost"] == 1
-    assert standing["epsilon"] == pytest.approx(spent)
-    assert standing["left"] == pytest.approx(8.0 - spent)
+    assert standing["epsilon"] == pytest.approx(begun)
+    assert standing["left"] == pytest.approx(8.0 - begun)
     told = fedprofile("server", "status", server.path).out
     assert "declined-idle 1" in told
     assert "1, charged" in told
 
 
-def test_a_release_under_way_is_not_lost(fedprofile, server, monkeypatch):
-    test_status_tells_what_the_ledger_holds(fedprofile, server)
+@pytest.mark.usefixtures("begun")
+def test_a_release_under_way_is_not_lost(server, monkeypatch):
     monkeypatch.setattr(status, "_online", lambda _: 3)
     assert status.read_standing(server).lost == 0
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_ledger_that_was_cut_short_tells_nothing(fedprofile, server):
     """It would tell of less than was spent."""
-    test_status_tells_what_the_ledger_holds(fedprofile, server)
     *kept, _ = server.ledger.read_bytes().splitlines(keepends=True)
     server.ledger.write_bytes(b"".join(kept))
     found = fedprofile("server", "status", server.path, "--json")
@@ -150,8 +140,8 @@ def test_a_ledger_that_was_cut_short_tells_nothing(fedprofile, server):
     assert not found.out
 
 
-def test_a_ledger_that_grows_while_it_is_read_is_read_again(fedprofile, server, monkeypatch):
-    test_status_tells_what_the_ledger_holds(fedprofile, server)
+@pytest.mark.usefixtures("begun")
+def test_a_ledger_that_grows_while_it_is_read_is_read_again(server, monkeypatch):
     whole = server.ledger.read_bytes()
     *begun, _ = whole.splitlines(keepends=True)
     server.ledger.write_bytes(b"".join(begun))
@@ -166,8 +156,8 @@ def test_a_ledger_that_grows_while_it_is_read_is_read_again(fedprofile, server, 
     assert status.read_standing(server).lost == 1
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_budget_that_was_begun_is_not_changed(fedprofile, server):
-    test_status_tells_what_the_ledger_holds(fedprofile, server)
     found = fedprofile("server", "run", server.path, "--rounds", 99)
     assert found.code == 2
     assert "has begun with 2 rounds" in found.err

@@ -5,10 +5,7 @@ import threading
 import pytest
 
 from fedprofile.common.errors import LedgerError
-from fedprofile.common.ledger import Ledger
-from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.messages import CooccurrenceTask
-from fedprofile.common.signing import SigningKey
 from fedprofile.server.service import Service
 from fedprofile.server.spent_before import spent_before
 
@@ -24,26 +21,13 @@ def test_what_all_devices_send_of_one_statistic_fits_into_memory(server, devices
 
 
 @pytest.fixture
-def spent(tmp_path):
+def spent(begin_ledger, mechanism, tmp_path):
     """Makes the ledger of an earlier federation of three users, with two releases in it."""
 
     def make(population="federation"):
         folder = tmp_path / population
         folder.mkdir()
-        mechanism = Mechanism(
-            clip_norm=0.04, noise_multiplier=4.0, sampling_probability=1.0, population_size=3
-        )
-        with Ledger.create(
-            folder / "ledger.jsonl",
-            signing_key=SigningKey.generate(),
-            population=population,
-            population_size=3,
-            delta=1e-3,
-            target_epsilon=8.0,
-            randomness="csprng",
-            code_version="1",
-            config_digest="0" * 64,
-        ) as ledger:
+        with begin_ledger(folder / "ledger.jsonl", population=population) as ledger:
             for number in (1, 2):
                 ledger.reserve(task="training", mechanism=mechanism, round=number)
             return folder, ledger.epsilon_spent()
