@@ -282,7 +282,9 @@ def follow(path: Path, lines: Iterable[bytes]) -> Chain:
             raise BadEntry(path, number, objection)
         chain.add(entry, line)
     if not chain.entries:
-        raise LedgerError(f"{path}: holds no complete entry; delete it and start a new ledger")
+        raise LedgerError(
+            f"{path}: holds no complete entry, so it is no ledger, or its writer died while it was begun"
+        )
     return chain
 
 

@@ -143,6 +143,16 @@ def test_what_is_no_ledger_is_one_line_in_plain_words(audit, tmp_path, command):
     assert found.err == f"error: {path}: is no ledger; name one, or the folder it is in\n"
 
 
+def test_nobody_is_told_to_delete_what_is_no_ledger(audit, tmp_path):
+    """An officer who names a wrong file keeps it."""
+    path = tmp_path / "begun"
+    path.write_bytes(b"\x00\x01")
+    found = audit("verify", path)
+    assert found.code == 2
+    assert "is no ledger" in found.err
+    assert "delete it" not in found.err
+
+
 def test_compose_tells_which_target_all_together_are_above(audit, forge, tmp_path):
     paths = [
         forge.honest(rounds=20, nonce=name * 32, target_epsilon=0.9).write(tmp_path / name)
