@@ -21,6 +21,12 @@ from .cohort_test import CohortTest
 PLD, PRV, RDP, UNAMPLIFIED = ACCOUNTANTS = ("pld", "prv", "rdp", "unamplified")
 BROKEN = "it broke down"
 _PATIENCE = 300.0  # seconds
+_FRUGAL = {
+    # No linear algebra here, for which numpy would set memory aside for every core.
+    "OMP_NUM_THREADS": "1",
+    # glibc would raise this by itself, and keep arrays for later that are done with.
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +75,7 @@ class Accountants:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            # No linear algebra here, for which numpy would set memory aside for every core.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **_FRUGAL},
         )
 
     def __enter__(self) -> Self:

@@ -15,7 +15,6 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from ..common.mechanism import Mechanism
 from .accountants import ACCOUNTANTS, BROKEN, PLD, PRV, RDP, UNAMPLIFIED, Answer
 from .cohort_test import check_cohorts
 
+_TURNS = (RDP, UNAMPLIFIED, PRV, PLD)
 _MOST = 1_000.0  # ε by RDP; PLD and PRV would need memory without bound to say the same
 
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, Answer]]:
-    """What the accountants ``names`` say to a question, first who is first."""
+    """What the accountants ``names`` say to a question, each as soon as it has."""
     delta, adjacency = question["delta"], question["adjacency"]
     releases: Counter[Mechanism] = Counter()
     for description, count in question["releases"]:
@@ -73,11 +73,10 @@ def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple
     if adjacency == "replace-one":
         unknown = Answer(None, "it knows users who are added or removed only")
         ask.update(dict.fromkeys((RDP, UNAMPLIFIED, PRV), lambda: unknown))
-    # In threads, for nearly all of their time goes into numpy's loops, which let others run.
-    with ThreadPoolExecutor() as pool:
-        asked = {pool.submit(ask[name]): name for name in names}
-        for answered in as_completed(asked):
-            yield asked[answered], answered.result()
+    # One after another: at the same time they would hold twice the memory and win a tenth of a second.
+    # PRV before PLD, which leaves more behind than it finds.
+    for name in sorted(names, key=_TURNS.index):
+        yield name, ask[name]()
 
 
 def _answer(accountant: Callable[[], float]) -> Answer:

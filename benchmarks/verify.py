@@ -3,9 +3,9 @@
     python -m benchmarks.verify [--rounds 10000] [--json]
 
 Makes a ledger of that many committed rounds (50,000 users, 500 expected a round), and runs
-``fedprofile audit verify`` on it as an officer would. Peak memory is told of the audit's own process, of
-the one in which the accountants calculate, and of both at the same time, where what they share counts once
-(the kernel's proportional set size, in a run of its own because looking costs time; Linux only).
+``fedprofile audit verify`` on it as an officer would. Peak memory is told of each process, the audit's own
+and the one in which the accountants calculate, and of both at the same time, where what they share counts
+once (the kernel's proportional set size, in a run of its own because looking costs time; Linux only).
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def test_fits_agrees_with_epsilon_close_to_the_target(rounds):
     ("sigma", "q", "rounds", "delta"),
     [(1.2, 0.01, 10_000, 6.8e-6), (0.95, 0.1, 150, 1e-4), (5.0, 0.3, 7, 1e-5)],
 )
-def test_a_grid_that_is_quick_to_transform_changes_nothing(sigma, q, rounds, delta):
+def test_a_quick_grid_read_in_pieces_changes_nothing(sigma, q, rounds, delta):
     from opacus.accountants import PRVAccountant
 
     plain = PRVAccountant()
@@ -245,6 +245,14 @@ def test_far_too_little_noise_is_refused_at_once(monkeypatch, noise_multiplier, 
 def test_where_opacus_has_no_answer_it_is_said_in_words():
     with pytest.raises(ConfigError, match="PRV"):
         epsilon_prv([GaussianDpEvent(1.0)], delta=0.999)
+
+
+def test_prv_refuses_a_grid_that_would_fill_the_memory():
+    many = {PoissonSampledDpEvent(0.5, GaussianDpEvent(1.0)): 200_000}
+    started = time.process_time()
+    with pytest.raises(ConfigError, match="PRV"):
+        epsilon_prv(many, delta=1e-5)
+    assert time.process_time() - started < 5  # at once: nothing of that size was made
 
 
 # --- neighbours that differ in the content of one ------------------------------------------------
