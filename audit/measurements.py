@@ -116,6 +116,7 @@ class Bounds:
     confidence: Share
     steinke: float
     mahloujifar: float
+    epsilon_p_value: Share
     declared_p_value: Share
 
 
@@ -162,6 +163,7 @@ class Verdict:
 
     holds: bool
     findings: tuple[str, ...]
+    false_alarm_rate: Share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,9 +160,9 @@ def gaussian_bound(game: Guesses, *, delta: float, confidence: float) -> float:
     return float(normal_epsilon(null_mean=0, null_stddev=1, mean=mu, stddev=1, delta=delta))
 
 
-def best_p_value(games: Sequence[Guesses], trade_off: TradeOff) -> float:
-    """p-value over games of several sizes on the same canaries (Bonferroni)."""
-    return min(1.0, len(games) * min(trade_off_p_value(game, trade_off) for game in games))
+def best_of(p_value: Callable[[Guesses], float], games: Sequence[Guesses]) -> float:
+    """Smallest p-value over several games on the same canaries, the choice paid for (Bonferroni)."""
+    return min(1.0, len(games) * min(p_value(game) for game in games))
 
 
 def best_bound(

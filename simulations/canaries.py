@@ -25,11 +25,13 @@ from ..audit.estimates import Estimate, estimate_epsilon
 from ..audit.one_run import (
     Guesses,
     best_bound,
-    best_p_value,
+    best_of,
     gaussian_bound,
     guess,
     profile_curve,
     steinke_bound,
+    steinke_p_value,
+    trade_off_p_value,
 )
 from ..common.accounting import privacy_profile
 from ..common.config import LedgerConfig, RunConfig
@@ -53,6 +55,8 @@ from .simulate import Prepared, prepare, read
 FEWEST_CANARIES = 100
 CONFIDENCE = 0.95
 """Of the lower bounds."""
+FALSE_ALARM_RATE = 0.01
+"""Chance, at most, that the verdict is against a run that keeps what it declares."""
 _GUESSED = (1 / 2, 1 / 8)
 """Shares of the canaries that are guessed on, fixed before any run."""
 OUTSIDE = 0.25
@@ -60,6 +64,8 @@ OUTSIDE = 0.25
 _NORMAL = ("final_model", "sum_of_releases")
 """Estimates that a verdict may rest on. The largest cosine of many rounds isn't normal where canaries are
 sampled in few of them: at q = 0.07 over 20 rounds it read 13 where 8 was true."""
+_EACH = FALSE_ALARM_RATE / (2 + len(_NORMAL))
+"""Of two p-values and those estimates."""
 _PROFILE = np.concatenate([np.linspace(0, 20, 401), np.geomspace(20.5, 200, 60)])
 """The ε at which the declared loss distribution is read; more of them make a test sharper, never wrong."""
 
@@ -135,7 +141,7 @@ def audit_canaries(config: RunConfig, options: CanaryOptions) -> dict[str, Any]:
         seed=0,
     )
     # 6. Write it down.
-    findings = _findings(found, declared["epsilon"])
+    findings = _findings(found, declared["epsilon"], declared["delta"])
     document = {
         "run": {
             **provenance(asked),
@@ -150,7 +156,11 @@ def audit_canaries(config: RunConfig, options: CanaryOptions) -> dict[str, Any]:
         "declared": {**declared, "mechanism": mechanism.describe()},
         **found,
         "membership": membership,
-        "verdict": {"holds": not findings, "findings": findings},
+        "verdict": {
+            "holds": not findings,
+            "findings": findings,
+            "false_alarm_rate": FALSE_ALARM_RATE,
+        },
     }
     paths = _write(out, document)
     return {**document, "paths": {"run": str(run.path), **paths}}
@@ -232,7 +242,7 @@ def _measure(
     canaries: Canaries, observed: _Observed, mechanism: Mechanism, ledger: Ledger
 ) -> dict[str, Any]:
     """Estimates, bounds and what they were made of, as JSON values."""
-    delta = ledger.opening.delta
+    epsilon, delta = ledger.epsilon_spent(), ledger.opening.delta
     scores = score(canaries, observed.before, observed.result.weights, observed.means, mechanism)
     k, known = canaries.count, 1 / np.sqrt(scores.dimension)
     estimates = {
@@ -262,7 +272,10 @@ def _measure(
             "confidence": CONFIDENCE,
             "steinke": best_bound(steinke_bound, games, delta=delta, confidence=CONFIDENCE),
             "mahloujifar": best_bound(gaussian_bound, games, delta=delta, confidence=CONFIDENCE),
-            "declared_p_value": best_p_value(games, declared),
+            "epsilon_p_value": best_of(
+                lambda game: steinke_p_value(game, epsilon=epsilon, delta=delta), games
+            ),
+            "declared_p_value": best_of(lambda game: trade_off_p_value(game, declared), games),
             "guesses": [_shown(game) for game in games],
         },
     }
@@ -334,6 +347,7 @@ def _estimate(
         absent=cosines[~canaries.included],
         delta=delta,
         null_stddev=null_stddev,
+        level=1 - 2 * _EACH,
     )
 
 
@@ -341,26 +355,23 @@ def _shown(game: Guesses) -> dict[str, int]:
     return {"made": game.made, "correct": game.correct}
 
 
-def _findings(found: Mapping[str, Any], declared: float) -> list[str]:
+def _findings(found: Mapping[str, Any], epsilon: float, delta: float) -> list[str]:
     """What speaks against the declared ε; nothing where it holds."""
     bounds = found["bounds"]
-    findings = []
-    if bounds["steinke"] > declared:
-        findings.append(
-            f"ε is at least {bounds['steinke']:.3g} at {bounds['confidence']:.0%} confidence, above "
-            f"the declared {declared:.3g}"
+    findings = [
+        f"so many right guesses have a chance of at most {bounds[name]:.2g} under {under}"
+        for name, under in (
+            ("epsilon_p_value", f"the declared ε = {epsilon:.3g} at δ = {delta:.2g}"),
+            ("declared_p_value", "the releases that the ledger declares"),
         )
-    if bounds["declared_p_value"] < 1 - bounds["confidence"]:
-        findings.append(
-            "so many right guesses have a chance of at most "
-            f"{bounds['declared_p_value']:.2g} under the releases that the ledger declares"
-        )
+        if bounds[name] < _EACH
+    ]
     for name in _NORMAL:
         estimate = found["estimates"][name]
-        if estimate["low"] > declared:
+        if estimate["low"] > epsilon:
             findings.append(
                 f"the estimate from {name.replace('_', ' ')} is {estimate['epsilon']:.3g} "
-                f"[{estimate['low']:.3g}, {estimate['high']:.3g}], above the declared {declared:.3g}"
+                f"[{estimate['low']:.3g}, {estimate['high']:.3g}], above the declared {epsilon:.3g}"
             )
     return findings
 

@@ -132,6 +132,8 @@ def _show(found: dict[str, Any], out: Console) -> None:
         remark(f"Does not hold: {finding}", style="bold red")
     if found["verdict"]["holds"]:
         out.print("Holds: nothing the canaries show speaks against the declared ε.")
+    rate = found["verdict"]["false_alarm_rate"]
+    out.print(f"A run that keeps what it declares fails with a chance of at most {rate:.0%}.")
     out.print(f"Results: {found['paths']['results']}", soft_wrap=True, markup=False)
 
 

@@ -105,11 +105,16 @@ def canary_results(*, holds=True, **origin):
             "confidence": 0.95,
             "steinke": 0.321,
             "mahloujifar": 0.456,
+            "epsilon_p_value": 0.9,
             "declared_p_value": 0.7,
             "guesses": [],
         },
         "membership": {"loss": attack, "calibrated": attack},
-        "verdict": {"holds": holds, "findings": [] if holds else ["ε is at least 9"]},
+        "verdict": {
+            "holds": holds,
+            "findings": [] if holds else ["ε is at least 9"],
+            "false_alarm_rate": 0.01,
+        },
     }
 
 

@@ -2,19 +2,23 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import typer
 from click.testing import CliRunner
+from scipy.stats import binom
 
 from fedprofile.common.config import RunConfig
 from fedprofile.common.errors import ConfigError, RunFolderError
+from fedprofile.common.ledger import Ledger
 from fedprofile.common.ledger_entries import read_ledger
 from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.randomness import NoiseSource
-from fedprofile.simulations import canaries_cli
+from fedprofile.common.signing import SigningKey
+from fedprofile.simulations import canaries, canaries_cli
 from fedprofile.simulations.canaries import (
     CanaryOptions,
     audit_canaries,
@@ -56,7 +60,7 @@ def test_results_say_what_they_are_of(sound):
 
 
 def test_a_sound_run_holds(sound):
-    assert sound["verdict"] == {"holds": True, "findings": []}
+    assert sound["verdict"] == {"holds": True, "findings": [], "false_alarm_rate": 0.01}
     declared = sound["declared"]["epsilon"]
     assert sound["bounds"]["steinke"] < declared
     assert sound["bounds"]["declared_p_value"] > 0.05
@@ -206,6 +210,48 @@ def test_scores_follow_from_the_mechanism():
         right = view[who.included][:, None] > view[~who.included]
         assert right.mean() > 0.8
     assert found.dimension == d
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_what_it_declares_is_accused_no_more_often_than_declared(tmp_path):
+    """Canaries alone, everybody in every round, a step along the sum: nothing gives away more.
+
+    Half of the noise is found out in the same games.
+    """
+    d, k, rounds, seeds = 2_000, 400, 4, 100
+    mechanism = Mechanism(
+        clip_norm=1.0, noise_multiplier=4.0, sampling_probability=1.0, population_size=k
+    )
+    with Ledger.create(
+        tmp_path / "ledger.jsonl",
+        signing_key=SigningKey.generate(),
+        population="canaries",
+        population_size=k,
+        delta=1e-5,
+        target_epsilon=8.0,
+        randomness="csprng",
+        code_version="1",
+        config_digest="",
+    ) as ledger:
+        for number in range(1, rounds + 1):
+            ledger.reserve(task="training", mechanism=mechanism, run="r", round=number)
+        epsilon = ledger.epsilon_spent()
+
+        def accused(seed, share):
+            rng = np.random.default_rng(seed)
+            who = Canaries(rng.random(k) < 0.5, seed)
+            sums = who.directions(np.flatnonzero(who.included), d).sum(axis=0)
+            noise = rng.normal(size=(rounds, d)) * share * mechanism.noise_multiplier
+            means = list(((sums + noise) / k).astype(np.float32))
+            weights = {"w": torch.from_numpy(-np.sum(means, axis=0))}
+            result = SimpleNamespace(weights=weights)
+            observed = canaries._Observed({"w": torch.zeros(d)}, result, means)
+            found = canaries._measure(who, observed, mechanism, ledger)
+            return bool(canaries._findings(found, epsilon, 1e-5))
+
+        alarms = sum(accused(seed, 1.0) for seed in range(seeds))
+        assert alarms <= binom.isf(1e-3, seeds, canaries.FALSE_ALARM_RATE)
+        assert sum(accused(seed, 0.5) for seed in range(10)) >= 8
 
 
 @pytest.mark.parametrize(
