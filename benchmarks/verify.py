@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,19 @@ def main() -> None:
         print(f"  together     {together:38.1f} MB at most")
 
 
-def write_ledger(path: Path, anchor: Path, *, rounds: int) -> None:
-    """An honest ledger without the waits for the disk."""
+def poisson_sample(rng: np.random.Generator) -> int:
+    """How many of the users a round samples."""
+    return int(rng.binomial(USERS, COHORT / USERS))
+
+
+def write_ledger(
+    path: Path,
+    anchor: Path,
+    *,
+    rounds: int,
+    cohort_size: Callable[[np.random.Generator], int] = poisson_sample,
+) -> None:
+    """A ledger as an honest server writes it, without the waits for the disk; of such cohorts."""
     key, chain, rng = SigningKey.generate(), Chain(), np.random.default_rng(0)
     mechanism = Mechanism(
         clip_norm=0.04,
@@ -133,7 +145,7 @@ def write_ledger(path: Path, anchor: Path, *, rounds: int) -> None:
                 model_before=models[number - 1],
                 code_version="benchmark",
             )
-            size = int(rng.binomial(USERS, COHORT / USERS))
+            size = cohort_size(rng)
             append(
                 kind="commit",
                 release=release,
