@@ -7,7 +7,6 @@ here they are put in order and told in words.
 from __future__ import annotations
 
 import datetime as dt
-import importlib.metadata
 import json
 import math
 import shlex
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.code_version import code_version
 from ..common.errors import ConfigError, LedgerError, RunFolderError
 from ..common.files import write_atomically
 from ..common.ledger_entries import Chain
@@ -89,7 +89,7 @@ def make_report(evidence: Evidence, options: ReportOptions) -> dict[str, Any]:
     return {
         "report": {
             "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "version": importlib.metadata.version("fedprofile"),
+            "version": code_version(),
             "command": options.command,
             "subject": (evidence.folder or evidence.ledger).resolve().name,
             "ledger": str(evidence.ledger),

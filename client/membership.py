@@ -9,9 +9,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
+from ..common.code_version import code_version
 from ..common.errors import ConfigError, LedgerError
 from ..common.server_bundle import ServerBundle
 from .device_folder import DeviceFolder
@@ -125,6 +125,6 @@ def terms_of(folder: DeviceFolder, bundle: ServerBundle) -> Terms:
         target_epsilon=policy.lifetime_epsilon,
         delta=policy.lifetime_delta,
         randomness="csprng",
-        code_version=metadata.version("fedprofile"),
+        code_version=code_version(),
         config_digest=hashlib.sha256(policy.model_dump_json().encode()).hexdigest(),
     )

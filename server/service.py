@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from datetime import UTC, date, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +25,7 @@ from flwr.supercore.run import RunNotRunningException
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..common.code_version import code_version
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import FedprofileError, ReplyRejected, ServerFull
 from ..common.items import ItemTable
@@ -212,7 +212,7 @@ class Service:
         note("finished", reason=result.stopped or "completed", rounds=result.checkpoint.round)
 
     def _open_ledger(self, plan: BudgetPlan, earlier: tuple[Earlier, ...] = ()) -> Ledger:
-        version = metadata.version("fedprofile")
+        version = code_version()
         path, anchor = self._folder.ledger, self._folder.anchor
         if is_begun(path):
             return Ledger.open(path, signing_key=self._key, anchor=anchor, code_version=version)

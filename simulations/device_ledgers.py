@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ..client.lifetime import LifetimeBudget, Terms
+from ..common.code_version import code_version
 from ..common.config import RunConfig
 from ..common.errors import ConfigError
 from ..common.randomness import NoiseSource
 from .population import Population
-from .results import version
 from .run_folder import RunFolder
 from .run_ledger import population_name
 
@@ -70,7 +70,7 @@ def open_device_ledgers(
         target_epsilon=config.ledger.device_epsilon,
         delta=delta,
         randomness="csprng" if config.seed is None else "seeded",
-        code_version=version(),
+        code_version=code_version(),
         config_digest=config.digest(),
     )
     for device in chosen:

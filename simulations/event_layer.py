@@ -11,13 +11,13 @@ from ..client.lifetime import Terms
 from ..client.local_privacy import EventPrivacy, PrivateTrainer
 from ..common import accounting
 from ..common.calibration import calibrate_noise_multiplier
+from ..common.code_version import code_version
 from ..common.config import LocalPrivacyConfig, RunConfig
 from ..common.ledger_entries import Reserve, read_ledger
 from ..common.mechanism import Mechanism
 from ..common.randomness import NoiseSource
 from .device_ledgers import DeviceLedgers, ledger_paths
 from .population import Population
-from .results import version
 from .run_folder import RunFolder
 from .run_ledger import population_name
 
@@ -88,7 +88,7 @@ def open_event_layer(
         target_epsilon=local.epsilon,
         delta=local.delta,
         randomness="csprng" if config.seed is None else "seeded",
-        code_version=version(),
+        code_version=code_version(),
         config_digest=config.digest(),
         unit="event",
         population_size=local.max_examples,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.code_version import code_version
 from ..common.config import RunConfig
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Commit, Reserve, read_ledger
@@ -14,7 +15,6 @@ from ..common.messages import TrainTask
 from ..common.signing import SigningKey
 from ..server.budget import BudgetPlan
 from .probe_observed import Release
-from .results import version
 from .watched_grid import Task
 
 Key = tuple[str, int | None]
@@ -60,7 +60,7 @@ def open_ledger(path: Path, config: RunConfig, plan: BudgetPlan) -> Ledger:
     """
     kept = path.with_name("signing_key.pem")
     if path.exists():
-        return Ledger.open(path, signing_key=SigningKey.load(kept), code_version=version())
+        return Ledger.open(path, signing_key=SigningKey.load(kept), code_version=code_version())
     return Ledger.create(
         path,
         signing_key=SigningKey.create(kept),
@@ -69,7 +69,7 @@ def open_ledger(path: Path, config: RunConfig, plan: BudgetPlan) -> Ledger:
         delta=plan.delta,
         target_epsilon=None,
         randomness="csprng" if config.seed is None else "seeded",
-        code_version=version(),
+        code_version=code_version(),
         config_digest=config.digest(),
     )
 

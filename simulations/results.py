@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import importlib.metadata
 import math
 import shlex
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..common import accounting
+from ..common.code_version import code_version
 from ..common.config import RunConfig
 from ..common.encoder import Encoder
 from ..common.errors import ConfigError
@@ -31,16 +31,11 @@ _NOTES = (
 )
 
 
-def version() -> str:
-    """Version of the installed program."""
-    return importlib.metadata.version("fedprofile")
-
-
 def provenance(config: RunConfig) -> dict[str, str]:
     """What a result is of: when, by which program and command, under which configuration."""
     return {
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "version": version(),
+        "version": code_version(),
         "config_digest": config.digest(),
         "command": shlex.join(["fedprofile", *sys.argv[1:]]),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..common.code_version import code_version
 from ..common.config import RunConfig
 from ..common.earlier import find_earlier
 from ..common.errors import RunFolderError
@@ -11,7 +12,6 @@ from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier, read_chain
 from ..common.signing import SigningKey
 from ..server.budget import BudgetPlan
-from .results import version
 from .run_folder import RunFolder, check_writable
 
 
@@ -80,7 +80,7 @@ def open_ledger(
             delta=plan.delta,
             target_epsilon=plan.target_epsilon,
             randomness="csprng" if config.seed is None else "seeded",
-            code_version=version(),
+            code_version=code_version(),
             config_digest=config.digest(),
             earlier=earlier,
         )
@@ -88,7 +88,7 @@ def open_ledger(
         folder.ledger,
         signing_key=SigningKey.load(key_file),
         anchor=anchor,
-        code_version=version(),
+        code_version=code_version(),
     )
     opening = ledger.opening
     if opening.config_digest == config.digest() and opening.population_size == population_size:
