@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..common.errors import DataError
 
+COOCCURRENCE = "statistics/cooccurrence"
 Weights = Mapping[str, NDArray[np.float32]]
+_STATISTICS = {"statistics/popularity": "popularity", COOCCURRENCE: "vectors"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Checkpoint:
         weights: that it led to.
         averaged: number of rounds whose weights are averaged.
         average: that average; ``weights`` where ``averaged`` is 0.
+        statistics: task → what its release led to, by its name.
     """
 
     round: int
@@ -36,6 +39,7 @@ class Checkpoint:
     weights: Weights
     averaged: int
     average: Weights
+    statistics: Mapping[str, Weights]
 
     @classmethod
     def last(cls, folder: Path) -> Checkpoint | None:
@@ -64,6 +68,11 @@ class Checkpoint:
                 weights=weights,
                 averaged=averaged,
                 average=means if averaged else weights,
+                statistics={
+                    task: {name: tensors[name]}
+                    for task, name in _STATISTICS.items()
+                    if name in tensors
+                },
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{paths[-1].name} isn't a checkpoint ({error})") from error

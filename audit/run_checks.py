@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 from ..common.config import load_config
 from ..common.errors import ConfigError, DataError
-from ..common.items import ItemTable
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.weights import hash_of_weights
-from .checkpoints import Checkpoint
+from .checkpoints import COOCCURRENCE, Checkpoint
 from .findings import Finding, judge
 from .privacy_checks import Cost
 
@@ -31,7 +31,7 @@ def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:
         _check_metrics(folder / "metrics.json", chain, cost),
         check_checkpoint(folder / "checkpoints", chain),
         _check_model(folder / "model.safetensors", folder / "checkpoints", chain),
-        _check_items(folder / "items.safetensors"),
+        _check_items(folder / "items.safetensors", chain),
     ]
 
 
@@ -108,6 +108,10 @@ def _checkpoint_faults(checkpoint: Checkpoint, chain: Chain) -> Iterator[Fault]:
         elif sampled not in sizes[number]:
             line = max(r for r in committed if (committed[r].round or 0) == number) + 1
             yield line, f"round {number} had a cohort of {sampled:,}, the ledger tells another"
+    for task, statistic in checkpoint.statistics.items():
+        commit = _statistic(task, chain)
+        if commit is not None and commit.model_after not in (None, hash_of_weights(statistic)):
+            yield commit.sequence + 1, f"{task} led to other numbers than those kept"
     commit = _led_to(checkpoint, chain)
     if commit is not None and commit.model_after != hash_of_weights(checkpoint.weights):
         line = commit.sequence + 1
@@ -120,6 +124,15 @@ def _led_to(checkpoint: Checkpoint, chain: Chain) -> Commit | None:
         return None
     found = (e for e in chain.entries if isinstance(e, Commit) and e.release == checkpoint.release)
     return next(found, None)
+
+
+def _statistic(task: str, chain: Chain) -> Commit | None:
+    """The last commit of a statistic, None where there is none; a crash may have cost one before."""
+    committed = _committed(chain)
+    found = [
+        e for e in chain.entries if isinstance(e, Commit) and committed[e.release].task == task
+    ]
+    return found[-1] if found else None
 
 
 def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
@@ -136,7 +149,9 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
         return Finding("model", "fails", f"{path.name} isn't a model ({error})")
     except DataError as error:
         return Finding("model", "not run", str(error))
-    models = [e.model_after for e in chain.entries if isinstance(e, Commit) and e.model_after]
+    rounds = {release for release, made in _committed(chain).items() if made.round}
+    commits = (e for e in chain.entries if isinstance(e, Commit) and e.release in rounds)
+    models = [e.model_after for e in commits if e.model_after]
     if models and held == models[-1]:
         return Finding("model", "holds", "has the weights that the last round led to")
     if kept is None:
@@ -150,15 +165,23 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
     return Finding("model", "holds", f"{what}; not compared with the ledger, which {why}")
 
 
-def _check_items(path: Path) -> Finding:
+def _check_items(path: Path, chain: Chain) -> Finding:
+    """Whether the items have the vectors that were released; the public ones have their own hash only."""
     if not path.is_file():
         return Finding("items", "not run", f"{path.name} is missing: the run isn't finished")
     try:
-        ItemTable.load(path)
+        table = ItemTable.load(path)
     except DataError as error:
         return Finding("items", "fails", str(error))
-    what = "agree with the hash beside them; not compared with the ledger, which doesn't name them"
-    return Finding("items", "holds", what)
+    own, released = "agree with the hash beside them", _statistic(COOCCURRENCE, chain)
+    if released is None or released.model_after is None or COOCCURRENCE_BLOCK not in table.blocks:
+        what = f"{own}; not compared with the ledger, which names no vectors of items"
+        return Finding("items", "holds", what)
+    start, stop = table.blocks[COOCCURRENCE_BLOCK]
+    if hash_of_weights({"vectors": table.vectors[:, start:stop]}) != released.model_after:
+        what = f"{path.name} has other vectors of co-occurrence than were released"
+        return Finding("items", "fails", what, released.sequence + 1)
+    return Finding("items", "holds", f"{own}, and have the vectors that were released")
 
 
 def _committed(chain: Chain) -> dict[int, Reserve]:

@@ -126,7 +126,9 @@ def _models(chain: Chain, reserved: dict[int, Reserve]) -> dict[int, set[str]]:
     models: dict[int, set[str]] = {}
     for entry in chain.entries:
         if isinstance(entry, Commit) and entry.model_after is not None:
-            models.setdefault(reserved[entry.release].round or 0, set()).add(entry.model_after)
+            made = reserved[entry.release]
+            if made.round:
+                models.setdefault(made.round, set()).add(entry.model_after)
         elif isinstance(entry, Reserve) and entry.round == 1 and entry.model_before is not None:
             models.setdefault(0, set()).add(entry.model_before)
     return models

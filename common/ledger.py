@@ -332,7 +332,7 @@ class Ledger:
             cohort_size: users that were sampled.
             replies_counted: users whose contribution is in the sum.
             rejected: reason → users whose contribution was refused.
-            model_after: hash of the resulting model, None where there is none.
+            model_after: hash of the model or statistic that it led to, None where there is none.
 
         Raises:
             LedgerError: the release isn't pending, or the ledger is stopped, closed or unwritable.

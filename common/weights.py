@@ -1,4 +1,4 @@
-"""The name of a model: a hash of its weights, in messages and in the ledger."""
+"""The name of a model or a statistic: a hash of its numbers, in messages and in the ledger."""
 
 from __future__ import annotations
 

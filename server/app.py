@@ -35,7 +35,6 @@ from ..common.messages import (
 )
 from ..common.randomness import NoiseSource
 from ..common.user_level_optimizer import release_sum
-from ..common.weights import hash_of_weights
 from .budget import BudgetPlan
 from .checkpoint import Checkpoint
 from .cohorts import check_coverage, sample_cohort, split_by_host
@@ -340,13 +339,12 @@ class Federation:
             )
         if reserved in self._ledger.pending():
             last = checkpoint.rounds[-1]
-            weights = {name: weight.numpy() for name, weight in checkpoint.weights.items()}
             self._ledger.commit(
                 checkpoint.release,
                 cohort_size=last["sampled"],
                 replies_counted=last["trained"],
                 rejected=last["rejected"],
-                model_after=hash_of_weights(weights) if checkpoint.round else None,
+                model_after=checkpoint.led_to,
             )
 
     @property

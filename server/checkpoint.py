@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
+from ..common.weights import hash_of_weights
 
 _KEPT = 2
 
@@ -47,6 +48,17 @@ class Checkpoint:
     averaged: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
     rounds: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def led_to(self) -> str:
+        """Hash of what the last release led to, as the ledger has it: weights, or a statistic."""
+        if self.round:
+            outcome = self.weights
+        elif self.vectors is not None:
+            outcome = {"vectors": self.vectors}
+        else:
+            outcome = {"popularity": self.popularity}
+        return hash_of_weights({name: tensor.numpy() for name, tensor in outcome.items()})
 
     def save(self, folder: Path) -> None:
         """Write ``round-NNNNNN.safetensors`` into ``folder`` and drop all but the last few."""

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fedprofile.audit.privacy_checks import Cost
@@ -13,9 +14,24 @@ from fedprofile.common.weights import hash_of_weights
 
 NOTHING = Cost(1e-5, None, None, None, None, None, None)
 
+VECTORS = np.arange(6, dtype=np.float32).reshape(3, 2)
+STATISTICS = {
+    "statistics/popularity": {"popularity": np.linspace(0, 1, 6).reshape(2, 3)},
+    "statistics/cooccurrence": {"vectors": VECTORS},
+}
+
 
 def weights(number):
     return {"a": np.full((2, 3), number, np.float32), "b": np.full(4, number, np.float32)}
+
+
+def begun(forge):
+    """A ledger with the statistics that come before all rounds."""
+    writer = forge.Writer().open()
+    for task, statistic in STATISTICS.items():
+        release = writer.reserve(task=task, round=None, model_before=None)
+        writer.commit(release, model_after=hash_of_weights(statistic))
+    return writer
 
 
 @pytest.fixture
@@ -23,7 +39,7 @@ def made(tmp_path, forge):
     """A run folder with its ledger's chain: the model is the mean of the last ``averaged`` rounds."""
 
     def make(*, rounds=3, averaged=2):
-        writer = forge.Writer().open()
+        writer = begun(forge)
         for number in range(1, rounds + 1):
             before, after = (hash_of_weights(weights(n)) for n in (number - 1, number))
             release = writer.reserve(round=number, model_before=before)
@@ -31,12 +47,14 @@ def made(tmp_path, forge):
         last = range(rounds - averaged + 1, rounds + 1)
         total = weights(sum(last))
         tensors = {f"weights/{name}": t for name, t in weights(rounds).items()}
+        tensors |= {name: t for statistic in STATISTICS.values() for name, t in statistic.items()}
         if averaged:
             tensors |= {f"average/{name}": t for name, t in total.items()}
-        records = [{"round": number, "sampled": 50} for number in range(1, rounds + 1)]
+        numbers = [0] * len(STATISTICS) + list(range(1, rounds + 1))
+        records = [{"round": number, "sampled": 50} for number in numbers]
         state = {
             "round": rounds,
-            "release": 2 * rounds - 1 if rounds else None,
+            "release": 2 * rounds + 3 if rounds else 3,
             "averaged": averaged,
             "rounds": records,
         }
@@ -49,10 +67,10 @@ def made(tmp_path, forge):
         released = weights(sum(last) / averaged) if averaged else weights(rounds)
         save_file(released, tmp_path / "model.safetensors")
         ItemTable(
-            vectors=np.ones((3, 2), np.float32),
+            vectors=np.hstack([np.ones((3, 2), np.float32), VECTORS]),
             ids=("x", "y", "z"),
             tags=((),) * 3,
-            blocks={"text": (0, 2)},
+            blocks={"text": (0, 2), "cooccurrence": (2, 4)},
         ).save(tmp_path / "items.safetensors")
         return writer.chain()[0]
 
@@ -112,6 +130,24 @@ def test_changed_items_show(tmp_path, made):
     assert found(tmp_path, chain)["items"].outcome == "not run"
 
 
+def test_statistics_that_were_not_released_show(tmp_path, made):
+    chain = made()
+    assert found(tmp_path, chain)["checkpoint"].outcome == "holds"
+    [path] = (tmp_path / "checkpoints").iterdir()
+    with safe_open(path, framework="np") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+        metadata = file.metadata()
+    for name, line in (("popularity", 3), ("vectors", 5)):
+        save_file({**kept, name: kept[name] + 1}, path, metadata=metadata)
+        told = found(tmp_path, chain)["checkpoint"]
+        assert (told.outcome, told.line) == ("fails", line), told
+        assert "other numbers than those kept" in told.what
+    table = ItemTable.load(tmp_path / "items.safetensors")
+    table.with_values("cooccurrence", VECTORS[::-1]).save(tmp_path / "items.safetensors")
+    told = found(tmp_path, chain)["items"]
+    assert (told.outcome, told.line) == ("fails", 5), told
+
+
 def test_the_checkpoint_of_a_run_without_rounds_claims_no_comparison(tmp_path, made):
     told = found(tmp_path, made(rounds=0, averaged=0))["checkpoint"]
     assert (told.outcome, "weights are not compared" in told.what) == ("holds", True)
@@ -119,7 +155,7 @@ def test_the_checkpoint_of_a_run_without_rounds_claims_no_comparison(tmp_path, m
 
 def test_a_round_that_is_not_committed_yet_claims_no_comparison(tmp_path, made, forge):
     made(rounds=3)
-    running = forge.Writer().open()
+    running = begun(forge)
     for number in range(1, 4):
         release = running.reserve(round=number)
         if number < 3:
