@@ -14,7 +14,7 @@ def assert_log_probabilities(priors, n_items):
         assert np.exp(prior.astype(np.float64)).sum() == pytest.approx(1, rel=1e-5)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @settings(max_examples=60, deadline=None)
 @given(
     n_items=st.integers(1, 40),

@@ -496,7 +496,7 @@ def test_every_text_is_escaped(metrics):
     assert poisoned.text.count(HOSTILE) > 50
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")  # a glyph that no font has
 def test_other_scripts_survive(metrics, tmp_path):
     name = "甲乙 – ελληνικά 🜁"
     metrics["run"]["name"] = metrics["models"][0]["label"] = name
