@@ -5,8 +5,10 @@
 Every size gets a device of its own with random weights and vectors (a 2-layer Transformer of width 64,
 64 columns) and 500 events. Medians over 300 calls: ranking the top 50 of all items, the same as a call
 of the device and over its Unix socket; and recording one event, durable and with the profile up to
-date. `fsync` is what the disk takes to make one written page durable, which no recording can go below,
-and `grpc_floor` what an answer as long takes a bare gRPC server in Python, which no call can go below.
+date. `anew` is right after an event: all items are scored again, and their table has left the processor's
+cache; other calls find the scores of the same profile kept. `fsync` is what the disk takes to make one
+written page durable, which no recording can go below, and `grpc_floor` what an answer as long takes a bare
+gRPC server in Python, which no call can go below.
 Memory is resident: of a process that has ranked once, and of the idle `fedprofile device run`.
 """
 
@@ -111,6 +113,10 @@ def measure(path: Path, n_items: int) -> dict[str, Any]:
             "score_ms": median(lambda _: top_k(profile, bundle.served, TOP)),
             "recommend_ms": median(lambda _: device.recommend(TOP_ITEMS)),
             "record_ms": median(lambda i: device.record([event(EVENTS + i, n_items)])),
+            "score_anew_ms": median(
+                lambda _: top_k(profile, bundle.served, TOP),
+                before=lambda i: device.record([event(EVENTS + CALLS + i, n_items)]),
+            ),
             "encode_ms": median(lambda _: bundle.encode(profile)),
         }
     ranked = subprocess.run(
@@ -118,7 +124,10 @@ def measure(path: Path, n_items: int) -> dict[str, Any]:
     )
     result["scoring_process_mb"] = resident(ranked.stdout)
     result |= served(folder, n_items)
-    return {**result, "socket_over_score_ms": result["recommend_socket_ms"] - result["score_ms"]}
+    for kind in ("", "_anew"):
+        above = result[f"recommend_socket{kind}_ms"] - result[f"score{kind}_ms"]
+        result[f"socket_over_score{kind}_ms"] = above
+    return result
 
 
 def make_device(path: Path, n_items: int) -> DeviceFolder:
@@ -150,10 +159,12 @@ def event(number: int, n_items: int) -> Interaction:
     return Interaction(f"event-{number}", str(number * 7 % n_items), START + 60 * number, "view")
 
 
-def median(call: Callable[[int], Any]) -> float:
-    """Milliseconds, the median of CALLS calls, after ten to warm up."""
+def median(call: Callable[[int], Any], *, before: Callable[[int], Any] | None = None) -> float:
+    """Milliseconds, the median of CALLS calls, after ten to warm up; what goes before each isn't timed."""
     times = []
     for number in range(CALLS):
+        if before is not None:
+            before(number)
         started = time.perf_counter()
         call(number)
         times.append(time.perf_counter() - started)
@@ -178,7 +189,7 @@ def served(folder: DeviceFolder, n_items: int) -> dict[str, float]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    start = EVENTS + CALLS
+    start = EVENTS + 2 * CALLS
     try:
         assert process.stderr is not None
         process.stderr.readline()
@@ -189,6 +200,10 @@ def served(folder: DeviceFolder, n_items: int) -> dict[str, float]:
                 "grpc_floor_ms": median(lambda _: echo(b"")),
                 "recommend_socket_ms": median(lambda _: client.recommend(TOP_ITEMS)),
                 "record_socket_ms": median(lambda i: client.record([event(start + i, n_items)])),
+                "recommend_socket_anew_ms": median(
+                    lambda _: client.recommend(TOP_ITEMS),
+                    before=lambda i: client.record([event(start + CALLS + i, n_items)]),
+                ),
                 "resident_process_mb": megabytes,
             }
     finally:

@@ -148,6 +148,8 @@ class Device:
             options: dict[str, Any] = {
                 "candidates": candidates,
                 "include_seen": request.include_seen,
+                # Of a few candidates, they are sooner worked out than those of all items.
+                "scores": keeper.scores() if candidates is None else None,
             }
             length, threshold = request.top_k, request.threshold
             if length is not None and threshold is None:

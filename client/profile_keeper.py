@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..common.histories import Histories
 from .interactions import Interaction
@@ -26,6 +27,7 @@ from .records import (
     load_profile,
     save_profile,
 )
+from .scoring import score
 from .store import Store
 
 _MANY = 32  # events at once that are learned by building anew
@@ -56,6 +58,7 @@ class ProfileKeeper:
         basis = json.dumps([bundle.name, sorted(weights.items())])
         self._basis = hashlib.sha256(basis.encode()).hexdigest()
         self._cached: Profile | None = None
+        self._scores: NDArray[np.float32] | None = None
 
     def profile(self) -> Profile:
         """The profile as of the last event that was committed."""
@@ -67,7 +70,17 @@ class ProfileKeeper:
 
     def keep(self, profile: Profile | None) -> None:
         """``profile`` is what was committed; None: read it from the store when it is asked for."""
-        self._cached = profile
+        self._cached, self._scores = profile, None
+
+    def scores(self) -> NDArray[np.float32]:
+        """What the profile says of every item, float32 [n_items]; worked out once until it changes.
+
+        Lists are asked for more often than anything happens, and a large table has left the processor's
+        cache by then.
+        """
+        if self._scores is None:
+            self._scores = score(self.profile(), self.bundle.served)
+        return self._scores
 
     def record(self, interactions: Sequence[Interaction]) -> tuple[list[Recorded], Profile]:
         """Store what isn't stored yet and learn from it, within a transaction.

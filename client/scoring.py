@@ -113,6 +113,7 @@ def top_k(
     *,
     candidates: NDArray[np.int32] | None = None,
     include_seen: bool = False,
+    scores: NDArray[np.float32] | None = None,
 ) -> Ranking:
     """The k best candidates, fewer where there are fewer.
 
@@ -123,6 +124,7 @@ def top_k(
         candidates: item indices; None: all items.
         include_seen: rank seen items too, by the mixture over the candidates; else leave them out
             and rank by ⟨U, v⟩.
+        scores: what :func:`score` says of all items, where that is known; it is not changed.
 
     Raises:
         ConfigError: k < 1.
@@ -130,9 +132,9 @@ def top_k(
     """
     if k < 1:
         raise ConfigError(f"top-k: k = {k}; ask for at least one item")
-    items, scores = _choices(profile, table, candidates, include_seen)
+    items, chosen = _choices(profile, table, candidates, include_seen, scores)
     # Everything that ties with the k-th stays in until the index decides.
-    return _ranking(items, scores, table, least=_kth_largest(scores, k)).first(k)
+    return _ranking(items, chosen, table, least=_kth_largest(chosen, k)).first(k)
 
 
 def _kth_largest(scores: NDArray[np.float32], k: int) -> np.float32:
@@ -160,10 +162,11 @@ def above_threshold(
     *,
     candidates: NDArray[np.int32] | None = None,
     include_seen: bool = False,
+    scores: NDArray[np.float32] | None = None,
 ) -> Ranking:
     """All candidates that score at least ``threshold``; otherwise as :func:`top_k`."""
-    items, scores = _choices(profile, table, candidates, include_seen)
-    return _ranking(items, scores, table, least=threshold)
+    items, chosen = _choices(profile, table, candidates, include_seen, scores)
+    return _ranking(items, chosen, table, least=threshold)
 
 
 def _choices(
@@ -171,10 +174,17 @@ def _choices(
     table: ItemTable,
     candidates: NDArray[np.int32] | None,
     include_seen: bool,
+    known: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
     """Candidates, each once (None: all items), and their scores, with what is left out marked so."""
     items = None if candidates is None else np.unique(candidates).astype(np.int32)
-    scores = score(profile, table, items)
+    if known is None:
+        scores = score(profile, table, items)
+    elif items is None:
+        scores = known.copy()
+    else:
+        _check_candidates(items, table)
+        scores = known[items]
     if not include_seen:
         if items is None:
             scores[profile.items] = _LEFT_OUT

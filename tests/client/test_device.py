@@ -58,6 +58,7 @@ def rebuilt(device):
 def assert_in_step(device):
     """What is shown follows from the events, in this process and in another."""
     expected = rebuilt(device)
+    list_of = {}
     for source in (device, Device(device.folder, clock=lambda: NOW)):
         found = source.profile()
         ids = device.history()[1].served.ids
@@ -69,7 +70,12 @@ def assert_in_step(device):
         assert dict(found.frequencies) == pytest.approx(weights, rel=1e-3)
         assert [e.item for e in found.recent] == [ids[e.item] for e in expected.window]
         assert (found.events, found.updated_at) == (expected.n_events, expected.updated_at)
+        ranked = source.recommend(RecommendRequest(top_k=N_ITEMS)).items
+        list_of[source] = {item.item: item.score for item in ranked}
         source.close()
+    # Scores that were kept from before would show.
+    lists = list(list_of.values())
+    assert lists[0] == pytest.approx(lists[1], rel=1e-3, abs=1e-4)
 
 
 # --- recording
