@@ -4,7 +4,8 @@ Flower's SuperNode starts a process per message, exits where it isn't let in, an
 killed. This connection makes the same calls through the same client, and leaves it to the node what to do
 about a failure.
 
-Uses parts outside Flower's public API; ``tests/client/test_fleet.py`` is the contract.
+Uses parts outside Flower's public API; their contract is ``tests/server/test_link.py`` and
+``tests/end_to_end/test_hostile.py``.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from ..common.errors import DeviceError, MessageError, NotAdmitted, NotTaken, Ru
 from .node_keys import NodeKey, public_pem
 
 HEARTBEAT = 10.0  # seconds; Flower allows no less, and takes a node for gone after two
+_TIMEOUT = 15.0  # seconds without a sign of life from a line that isn't known to be cut
 _SKEW = 5.0  # seconds that Flower allows a node's clock to be ahead; behind, minutes
 T = TypeVar("T")
 
@@ -107,8 +109,10 @@ class Fleet:
             f"https://{address}",
             verify=trusted,
             interceptors=[_Signature(key)],
+            timeout=_TIMEOUT,
         )
         self._node = Node()
+        self._lost = False
 
     @property
     def number(self) -> int:
@@ -220,8 +224,8 @@ class Fleet:
                 raise NotTaken(f"{self._address}: broke off a reply") from error
 
     def close(self) -> None:
-        """Go offline, if the server can be told."""
-        if self.number:
+        """Go offline, if the server can be told; over a lost line that would be waited for in vain."""
+        if self.number and not self._lost:
             request = DeactivateNodeRequest(node_id=self.number)
             with contextlib.suppress(Unreachable, NotAdmitted):
                 self._call(lambda: self._client.DeactivateNode(request))
@@ -239,6 +243,7 @@ class Fleet:
                 raise RunOver(f"{self._address}: the run is over") from error
             raise NotAdmitted(f"{self._address}: {_why(response)}") from error
         except httpx.TransportError as error:
+            self._lost = True
             raise Unreachable(f"{self._address}: {error or type(error).__name__}") from error
 
 

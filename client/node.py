@@ -131,10 +131,22 @@ class Node:
             if time.monotonic() - self._connected > pause:
                 pause = _PAUSES[0]
             # Jitter: devices that lost the same server don't come back as one.
-            stop.wait(pause * random.uniform(0.5, 1.5))
+            self._rest(stop, pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _PAUSES[1])
         if self._fit is not None:
             self._fit.kill()
+
+    def _rest(self, stop: Event, seconds: float) -> None:
+        """Wait, without a connection; what trains goes on, and ends where the owner no longer wants it."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not stop.is_set():
+            try:
+                self._tend_fit()
+            except (FedprofileError, OSError) as error:  # a full disk, a store in use
+                _log.error("%s", error)
+                stop.wait(left)
+            else:
+                stop.wait(left if self._fit is None else min(left, _TICK))
 
     def _session(self, stop: Event) -> None:
         """One connection, until it breaks.

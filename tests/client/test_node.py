@@ -680,6 +680,41 @@ def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeyp
     assert len(sessions) == 7
 
 
+def test_training_ends_where_its_owner_has_enough_of_it_also_without_a_connection(
+    node, device, bundle, key, monkeypatch
+):
+    """The server is out of reach for half an hour; the process would go on until then."""
+    killed = []
+
+    class Endless(node_module._Fit):
+        def __init__(self, folder, name, instruction):
+            self.name, self.instruction, self.code, self.seconds = name, instruction, None, 1.0
+
+        def running(self):
+            return True
+
+        def kill(self):
+            killed.append(self.name)
+
+    monkeypatch.setattr(node_module, "_Fit", Endless)
+    node._receive(FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    waits = []
+
+    class Stop:
+        def is_set(self):
+            return len(waits) == 5
+
+        def wait(self, seconds):
+            waits.append(seconds)
+            node._owner.rests = len(waits) >= 3
+
+    node._rest(Stop(), 1800.0)
+    assert len(killed) == 1
+    assert max(waits[:3]) < 1  # looked at again and again; then there is nothing to look at
+    assert min(waits[3:]) > 1700
+    assert reasons(work(node, FakeFleet())) == ["paused"]
+
+
 def test_pauses_begin_anew_after_a_connection_that_held(node, monkeypatch):
     """Held for longer than the pause that would follow, that is; None: no connection was made."""
     lives = [None] * 4 + [5.0, 40.0, 0.5, 0.5, 30.0] + [None] * 7
@@ -690,7 +725,9 @@ def test_pauses_begin_anew_after_a_connection_that_held(node, monkeypatch):
             return len(pauses) == len(lives)
 
         def wait(self, seconds):
+            nonlocal now
             pauses.append(seconds)
+            now += seconds
 
     def session(stop):
         nonlocal now
