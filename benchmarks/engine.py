@@ -113,7 +113,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="beside one thread (all cores)"
     )
-    parser.add_argument("--compile", action="store_true", help="also the compiled batch: minutes")
+    parser.add_argument(
+        "--compile", action="store_true", help="also the native step of engine.compile"
+    )
     parser.add_argument("--ray", action="store_true", help="also Flower's Ray engine")
     parser.add_argument(
         "--nodes", type=int, default=1_000, help="devices on Ray to sample from (1000)"
@@ -154,7 +156,7 @@ def _take_turns(work: Workload, threads: int, turns: int, compiled: bool) -> Sec
         "batch": _batched(work, threads),
     }
     if compiled:
-        engines["batch, compiled"] = _batched(work, threads, compiled=True)
+        engines["native"] = _batched(work, threads, compiled=True)
     before = torch.get_num_threads()
     seconds: Seconds = {name: [] for name in (GEMM, *engines)}
     for turn in range(-1, turns):  # the first turn warms up and isn't counted

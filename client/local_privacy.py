@@ -217,7 +217,7 @@ class PrivateTrainer:
             for p in self._parameters.values():
                 p.grad_sample = p.new_zeros((0, *p.shape))
             return
-        batch, _, negatives = cohort.batch(slots, None)
+        batch, _, negatives = cohort.batch(slots)
         losses = _losses(self._hooked(batch.inputs), batch, negatives[step])
         _backward(losses)
         finite = torch.stack(

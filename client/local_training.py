@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import local
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,19 +28,19 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from ..common.encoder import Encoder
-from ..common.errors import ConfigError, ReplyRejected
+from ..common.errors import ReplyRejected
 from ..common.updates import ClippedUpdate
 from ..common.user_level_optimizer import clip_and_sum
 from .batches import Batch, Cohort, Negatives
 from .examples import Examples
+from .native_build import native_library
+from .native_step import NativeRound
 from .stacked import StackedWeights, linear_weights, stacked_embedding
 
 ID_TABLE = "item_ids.weight"
 _CHUNK = 64
 _CHUNK_BYTES = 80 * 2**20
 """Stacked weights, gradients and activations of a chunk: larger chunks fall out of the cache."""
-_SHAPES = 64
-"""Shapes to compile for, at most: beyond it torch stops with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +64,9 @@ class LocalTraining:
 
 Weights = dict[str, Tensor]
 Loss = Callable[[Weights, Batch, Negatives], Tensor]
+Updates = Callable[[NDArray[np.int64]], tuple[Weights, Tensor]]
+"""Of these devices the unclipped updates, [C, *shape] each, and the items [C, R] of each device's part
+of the ID table."""
 
 
 class Trainer:
@@ -73,12 +75,12 @@ class Trainer:
     Args:
         encoder: gives the architecture; its own weights are not changed.
         threads: Python threads that train chunks at the same time; 0 means one per core.
-        compiled: compile forward and backward pass, for a few shapes to which all chunks are padded.
-            Some twenty seconds a shape on first use, so for long runs only.
+        compiled: train by native code where there is some for the encoder
+            (:meth:`NativeRound.supports`). It is built on first use.
 
     Raises:
-        ConfigError: the encoder has a layer that can't be trained in a batch, or ``compiled`` is set
-            where there is no C++ compiler.
+        ConfigError: the encoder has a layer that can't be trained in a batch, or native code is asked
+            for where there is no C++ compiler, or it fails.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Trainer:
         self._threads = threads or os.cpu_count() or 1
         self._transposed = linear_weights(encoder)
         self._per_thread = local()
-        self._compiled = _compile(_loss_of(encoder)) if compiled else None
+        self._native = compiled and NativeRound.supports(encoder)
+        if self._native:
+            native_library()  # a compiler is missed before anything is trained
         shared = (p.numel() for name, p in encoder.named_parameters() if name != ID_TABLE)
         # Value, gradient and update of each weight, and about 1 MiB of activations a device.
         self._chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * 4 * sum(shared) + 2**20)))
@@ -120,8 +124,10 @@ class Trainer:
         cohort = self._cohort(examples, prior, training)
         total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in shared.items()}
 
+        updates = self._updates(shared, cohort, training)
+
         def train(devices: NDArray[np.int64]) -> tuple[Weights, Tensor, Tensor | None]:
-            return self._train(shared, cohort, devices, training)
+            return _clipped(*updates(devices), training.clip_norm)
 
         # Sums come back by chunk number, whichever thread was faster.
         with _one_core_each(), ThreadPoolExecutor(self._threads) as pool:
@@ -157,19 +163,16 @@ class Trainer:
         shared = self._held(weights)
         cohort = self._cohort(examples, prior, training)
         chunks = list(cohort.chunks(self._chunk))
-
-        def train(devices: NDArray[np.int64]) -> Weights:
-            return self._updates(shared, cohort, devices, training)[0]
+        updates = self._updates(shared, cohort, training)
 
         with ThreadPoolExecutor(self._threads) as pool:
             # No further ahead than there are threads: weights of all devices would fill the memory.
             for start in range(0, len(chunks), self._threads):
                 ready = chunks[start : start + self._threads]
                 with _one_core_each():
-                    updates = list(pool.map(train, ready))
-                for devices, moved in zip(ready, updates, strict=True):
-                    rows = len(devices)  # a compiled batch is padded beyond them
-                    yield devices, {name: shared[name] - w[:rows] for name, w in moved.items()}
+                    found = list(pool.map(updates, ready))
+                for devices, (moved, _) in zip(ready, found, strict=True):
+                    yield devices, {name: shared[name] - w for name, w in moved.items()}
 
     def losses(
         self,
@@ -191,7 +194,7 @@ class Trainer:
         found = np.full(len(examples.window_offsets) - 1, np.nan)
         with torch.no_grad():
             for devices in cohort.chunks(self._chunk):
-                batch, items, steps = cohort.batch(devices, None)
+                batch, items, steps = cohort.batch(devices)
                 own = {
                     name: w[items] if name == ID_TABLE else w.expand(len(items), *w.shape)
                     for name, w in shared.items()
@@ -216,41 +219,21 @@ class Trainer:
             for name, value in weights.items()
         }
 
-    def _train(
-        self,
-        shared: Weights,
-        cohort: Cohort,
-        devices: NDArray[np.int64],
-        training: LocalTraining,
-    ) -> tuple[Weights, Tensor, Tensor | None]:
-        """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
-        updates, items = self._updates(shared, cohort, devices, training)
-        try:
-            sums, norms = clip_and_sum(updates, clip_norm=training.clip_norm)
-        except ReplyRejected:
-            # A device whose training diverged contributes nothing; the others' work stands.
-            norms = torch.stack([u.flatten(1).norm(dim=1) for u in updates.values()]).norm(dim=0)
-            for update in updates.values():
-                update[~norms.isfinite()] = 0.0
-            sums, norms = clip_and_sum(updates, clip_norm=training.clip_norm)
-        if ID_TABLE not in sums:
-            return sums, items, None
-        # Row r is another item on each device: these rows are clipped here and added up by item.
-        del sums[ID_TABLE]
-        factors = (training.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-        rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
-        return sums, items.flatten(), rows.flatten(0, 1)
+    def _updates(self, shared: Weights, cohort: Cohort, training: LocalTraining) -> Updates:
+        if not self._native:
+            return partial(self._batched, shared, cohort, training)
+        native = NativeRound(self._encoder, shared, cohort, learning_rate=training.learning_rate)
+        return lambda devices: (native.updates(devices), torch.empty(0))
 
-    def _updates(
+    def _batched(
         self,
         shared: Weights,
         cohort: Cohort,
-        devices: NDArray[np.int64],
         training: LocalTraining,
+        devices: NDArray[np.int64],
     ) -> tuple[Weights, Tensor]:
-        """Unclipped updates, [C, *shape] each, and the items of each device's part of the ID table."""
-        fixed = self._chunk if self._compiled else None
-        batch, items, steps = cohort.batch(devices, fixed)
+        """What :data:`Updates` are, of all devices as one batch."""
+        batch, items, steps = cohort.batch(devices)
         start = {
             name: w[items] if name == ID_TABLE else w.expand(len(items), *w.shape)
             for name, w in shared.items()
@@ -274,12 +257,31 @@ class Trainer:
         return dict(zip(start, moved, strict=True)), items
 
     def _loss(self) -> Loss:
-        if self._compiled is not None:
-            return self._compiled
         if not hasattr(self._per_thread, "loss"):
             self._per_thread.loss = _loss_of(self._encoder)
         loss: Loss = self._per_thread.loss
         return loss
+
+
+def _clipped(
+    updates: Weights, items: Tensor, clip_norm: float
+) -> tuple[Weights, Tensor, Tensor | None]:
+    """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
+    try:
+        sums, norms = clip_and_sum(updates, clip_norm=clip_norm)
+    except ReplyRejected:
+        # A device whose training diverged contributes nothing; the others' work stands.
+        norms = torch.stack([u.flatten(1).norm(dim=1) for u in updates.values()]).norm(dim=0)
+        for update in updates.values():
+            update[~norms.isfinite()] = 0.0
+        sums, norms = clip_and_sum(updates, clip_norm=clip_norm)
+    if ID_TABLE not in sums:
+        return sums, items, None
+    # Row r is another item on each device: these rows are clipped here and added up by item.
+    del sums[ID_TABLE]
+    factors = (clip_norm / (norms + 1e-6)).clamp(max=1.0)
+    rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
+    return sums, items.flatten(), rows.flatten(0, 1)
 
 
 def _loss_of(encoder: Encoder) -> Loss:
@@ -299,20 +301,6 @@ def _losses_of(encoder: Encoder) -> Loss:
         return next_item_losses(profiles, batch, negatives, weights.get(ID_TABLE))
 
     return losses
-
-
-def _compile(loss: Loss) -> Loss:
-    """``loss`` compiled; the compiled code swaps no weights, so threads may share it."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise ConfigError(
-            f"engine.compile needs a C++ compiler, and '{compiler}' isn't there; install one, name "
-            "it in the environment variable CXX, or set engine.compile = false"
-        )
-    # Any: torch's own overloads don't name the limit.
-    settings: dict[str, Any] = {"recompile_limit": _SHAPES}
-    compiled: Loss = torch.compile(loss, fullgraph=True, dynamic=False, **settings)
-    return compiled
 
 
 def next_item_losses(

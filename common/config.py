@@ -290,7 +290,11 @@ class EngineConfig(Section):
         4_096, ge=1, description="devices that one Flower node speaks for"
     )
     threads: int = Field(0, ge=0, description="0: as many as cores")
-    compile: bool = Field(False, description="torch.compile the training step; needs g++")
+    compile: bool = Field(
+        False,
+        description="a native training step for the Transformer; needs a C++ compiler; "
+        "other encoders train as without it",
+    )
 
 
 class LedgerConfig(Section):

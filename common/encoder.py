@@ -58,6 +58,9 @@ class Encoder(nn.Module):
         blocks: column range of each feature block of the item vectors, side by side from 0.
         n_items: rows of the trainable ID table, if any.
         n_types: number of event types.
+
+    Attributes:
+        blocks: the feature blocks' column ranges.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Encoder(nn.Module):
         super().__init__()
         dimension = max(stop for _, stop in blocks.values())
         width, scales = config.width, len(config.half_lives)
-        self._blocks = tuple(blocks.values())
+        self.blocks = tuple(blocks.values())
         self.adapter = nn.Linear(dimension, width, bias=False)
         self.gap = nn.Linear(1, width)
         self.kind = nn.Embedding(n_types, width)
@@ -111,7 +114,7 @@ class Encoder(nn.Module):
         mixed, *content = (gains @ inputs.sums).unbind(dim=-2)
         hidden = nn.functional.gelu(self.norm(self.read(state) + self.adapter(mixed)))
         content = [
-            part[..., start:stop] for part, (start, stop) in zip(content, self._blocks, strict=True)
+            part[..., start:stop] for part, (start, stop) in zip(content, self.blocks, strict=True)
         ]
         profile: Tensor = self.out(hidden) + torch.cat(content, dim=-1)
         if self.item_ids is not None:

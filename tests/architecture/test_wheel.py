@@ -53,7 +53,7 @@ def test_wheel_holds_exactly_the_source(wheel):
         f"fedprofile/{folder}/{path.name}"
         for folder in FOLDERS
         for path in (ROOT / folder).iterdir()
-        if path.suffix in (".py", ".pyi", ".proto", ".j2") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".proto", ".j2", ".cpp", ".h") or path.name == "py.typed"
     }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == expected

@@ -162,7 +162,7 @@ def by_a_loop(town, past, arguments, slots):
         if not len(examples.target_items):
             continue
         cohort = Cohort(examples, torch.from_numpy(arguments.prior), drawn)
-        batch, _, negatives = cohort.batch(np.array([0]), None)
+        batch, _, negatives = cohort.batch(np.array([0]))
         encoder = build_encoder(
             town.config.model,
             blocks=town.population.table.blocks,

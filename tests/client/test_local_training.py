@@ -306,18 +306,17 @@ def test_an_encoder_that_cannot_be_stacked_is_refused():
         Trainer(encoder)
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match="no-such-compiler"):
-        Trainer(encoder_of("mean"), compiled=True)
-
-
-@pytest.mark.slow
-def test_compiled_training_equals_eager():
-    encoder = encoder_of("mean")
-    weights = weights_of(encoder)
+def test_an_encoder_without_native_code_trains_as_a_batch(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")  # for it is needed by none
     examples, _ = examples_of(MIXED)
-    eager = Trainer(encoder).clipped_sum(weights, examples, PRIOR, TRAINING)
-    compiled = Trainer(encoder, compiled=True, threads=2)
-    for _ in range(2):
-        assert_close(flat(compiled.clipped_sum(weights, examples, PRIOR, TRAINING)), flat(eager))
+    for kind, item_ids in (("mean", False), ("gru", False), ("transformer", True)):
+        encoder = encoder_of(kind, item_ids)
+        batch, native = (
+            flat(
+                Trainer(encoder, compiled=how).clipped_sum(
+                    weights_of(encoder), examples, PRIOR, TRAINING
+                )
+            )
+            for how in (False, True)
+        )
+        np.testing.assert_array_equal(native, batch)
