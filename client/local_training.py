@@ -34,7 +34,7 @@ from ..common.user_level_optimizer import clip_and_sum
 from .batches import Batch, Cohort, Negatives
 from .examples import Examples
 from .native_build import native_library
-from .native_step import NativeRound
+from .native_step import NativeRound, has_native_step
 from .stacked import StackedWeights, linear_weights, stacked_embedding
 
 ID_TABLE = "item_ids.weight"
@@ -76,7 +76,7 @@ class Trainer:
         encoder: gives the architecture; its own weights are not changed.
         threads: Python threads that train chunks at the same time; 0 means one per core.
         compiled: train by native code where there is some for the encoder
-            (:meth:`NativeRound.supports`). It is built on first use.
+            (:func:`has_native_step`). It is built on first use: some seconds.
 
     Raises:
         ConfigError: the encoder has a layer that can't be trained in a batch, or native code is asked
@@ -94,12 +94,14 @@ class Trainer:
         self._threads = threads or os.cpu_count() or 1
         self._transposed = linear_weights(encoder)
         self._per_thread = local()
-        self._native = compiled and NativeRound.supports(encoder)
-        if self._native:
+        self._native = encoder if compiled and has_native_step(encoder) else None
+        if self._native is not None:
             native_library()  # a compiler is missed before anything is trained
-        shared = (p.numel() for name, p in encoder.named_parameters() if name != ID_TABLE)
-        # Value, gradient and update of each weight, and about 1 MiB of activations a device.
-        self._chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * 4 * sum(shared) + 2**20)))
+        shared = sum(p.numel() for name, p in encoder.named_parameters() if name != ID_TABLE)
+        # Value, gradient and update of each weight, and about 1 MiB of activations a device; of the
+        # native step the updates alone.
+        kept = 3 * 4 * shared + 2**20 if self._native is None else 4 * shared
+        self._chunk = max(1, min(_CHUNK, _CHUNK_BYTES // kept))
 
     def clipped_sum(
         self,
@@ -123,11 +125,10 @@ class Trainer:
         shared = self._held(weights)
         cohort = self._cohort(examples, prior, training)
         total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in shared.items()}
-
-        updates = self._updates(shared, cohort, training)
+        updates_of = self._updates_of(shared, cohort, training)
 
         def train(devices: NDArray[np.int64]) -> tuple[Weights, Tensor, Tensor | None]:
-            return _clipped(*updates(devices), training.clip_norm)
+            return self._train(updates_of, devices, training)
 
         # Sums come back by chunk number, whichever thread was faster.
         with _one_core_each(), ThreadPoolExecutor(self._threads) as pool:
@@ -163,14 +164,14 @@ class Trainer:
         shared = self._held(weights)
         cohort = self._cohort(examples, prior, training)
         chunks = list(cohort.chunks(self._chunk))
-        updates = self._updates(shared, cohort, training)
+        updates_of = self._updates_of(shared, cohort, training)
 
         with ThreadPoolExecutor(self._threads) as pool:
             # No further ahead than there are threads: weights of all devices would fill the memory.
             for start in range(0, len(chunks), self._threads):
                 ready = chunks[start : start + self._threads]
                 with _one_core_each():
-                    found = list(pool.map(updates, ready))
+                    found = list(pool.map(updates_of, ready))
                 for devices, (moved, _) in zip(ready, found, strict=True):
                     yield devices, {name: shared[name] - w for name, w in moved.items()}
 
@@ -219,10 +220,31 @@ class Trainer:
             for name, value in weights.items()
         }
 
-    def _updates(self, shared: Weights, cohort: Cohort, training: LocalTraining) -> Updates:
-        if not self._native:
+    def _train(
+        self, updates_of: Updates, devices: NDArray[np.int64], training: LocalTraining
+    ) -> tuple[Weights, Tensor, Tensor | None]:
+        """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
+        updates, items = updates_of(devices)
+        try:
+            sums, norms = clip_and_sum(updates, clip_norm=training.clip_norm)
+        except ReplyRejected:
+            # A device whose training diverged contributes nothing; the others' work stands.
+            norms = torch.stack([u.flatten(1).norm(dim=1) for u in updates.values()]).norm(dim=0)
+            for update in updates.values():
+                update[~norms.isfinite()] = 0.0
+            sums, norms = clip_and_sum(updates, clip_norm=training.clip_norm)
+        if ID_TABLE not in sums:
+            return sums, items, None
+        # Row r is another item on each device: these rows are clipped here and added up by item.
+        del sums[ID_TABLE]
+        factors = (training.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
+        return sums, items.flatten(), rows.flatten(0, 1)
+
+    def _updates_of(self, shared: Weights, cohort: Cohort, training: LocalTraining) -> Updates:
+        if self._native is None:
             return partial(self._batched, shared, cohort, training)
-        native = NativeRound(self._encoder, shared, cohort, learning_rate=training.learning_rate)
+        native = NativeRound(self._native, shared, cohort, learning_rate=training.learning_rate)
         return lambda devices: (native.updates(devices), torch.empty(0))
 
     def _batched(
@@ -261,27 +283,6 @@ class Trainer:
             self._per_thread.loss = _loss_of(self._encoder)
         loss: Loss = self._per_thread.loss
         return loss
-
-
-def _clipped(
-    updates: Weights, items: Tensor, clip_norm: float
-) -> tuple[Weights, Tensor, Tensor | None]:
-    """Clipped sums of the shared weights, and of the ID table items [n] and rows [n, dimension]."""
-    try:
-        sums, norms = clip_and_sum(updates, clip_norm=clip_norm)
-    except ReplyRejected:
-        # A device whose training diverged contributes nothing; the others' work stands.
-        norms = torch.stack([u.flatten(1).norm(dim=1) for u in updates.values()]).norm(dim=0)
-        for update in updates.values():
-            update[~norms.isfinite()] = 0.0
-        sums, norms = clip_and_sum(updates, clip_norm=clip_norm)
-    if ID_TABLE not in sums:
-        return sums, items, None
-    # Row r is another item on each device: these rows are clipped here and added up by item.
-    del sums[ID_TABLE]
-    factors = (clip_norm / (norms + 1e-6)).clamp(max=1.0)
-    rows = updates[ID_TABLE] * factors.view(-1, 1, 1)
-    return sums, items.flatten(), rows.flatten(0, 1)
 
 
 def _loss_of(encoder: Encoder) -> Loss:

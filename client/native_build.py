@@ -26,6 +26,7 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fopenmp-simd", "-fPIC", "-shared"),
 )
+_DO = "install a C++ compiler, name one in the environment variable CXX, or set engine.compile = false"
 
 
 def native_library() -> ctypes.CDLL:
@@ -50,17 +51,23 @@ def load_library(compiler: str, cache_folder: Path) -> ctypes.CDLL:
         cache_folder: the user's; where it can't be used, the library is built for this process.
 
     Raises:
-        ConfigError: the compiler isn't there, or it fails.
+        ConfigError: the compiler isn't there, it fails, or what it builds can't be loaded.
     """
     command = [*shlex.split(compiler), *_FLAGS, _processor_flag()]
     key = _key(command)
     try:
         folder = cache_folder / "fedprofile"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError("others may put code there")
         return _kept(folder, key) or _built(folder, key, command)
     except OSError:
         with tempfile.TemporaryDirectory(prefix="fedprofile-") as scratch:
-            return _built(Path(scratch), key, command)
+            try:
+                return _built(Path(scratch), key, command)
+            except OSError as e:
+                raise ConfigError(f"engine.compile: can't load what was built ({e}); {_DO}") from e
 
 
 def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
@@ -108,18 +115,14 @@ def _processor() -> str:
 
 def _run(command: list[str]) -> str:
     """What the command prints."""
-    advice = (
-        "install a C++ compiler, name one in the environment variable CXX, "
-        "or set engine.compile = false"
-    )
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as e:
         raise ConfigError(
-            f"engine.compile needs a C++ compiler, and '{command[0]}' can't be started; {advice}"
+            f"engine.compile needs a C++ compiler, and '{command[0]}' can't be started; {_DO}"
         ) from e
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
-        raise ConfigError(f"engine.compile: '{command[0]}' failed ({first}); {advice}")
+        raise ConfigError(f"engine.compile: '{command[0]}' failed ({first}); {_DO}")
     return done.stdout

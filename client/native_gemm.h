@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 namespace native {
@@ -74,19 +75,56 @@ constexpr std::array<Tile, ROWS> TILES[] = {
     tiles<2>(std::make_integer_sequence<int, ROWS>()),
 };
 
+// Both halves of a₀ b₀ a₁ b₁ …
+template <int... i>
+void zip(Vector& a, Vector& b, std::integer_sequence<int, i...>) {
+    const Vector low = __builtin_shufflevector(a, b, (i / 2 + i % 2 * LANES)...);
+    b = __builtin_shufflevector(a, b, (LANES / 2 + i / 2 + i % 2 * LANES)...);
+    a = low;
+}
+
+// A square of B, transposed. Zipping the first half of the rows with the second does it, when repeated:
+// each time the index of a number, row before column, turns by one bit.
+inline void pack_square(const float* from, Index stride, float* panel, Index width) {
+    Vector rows[LANES], zipped[LANES];
+    for (int i = 0; i < LANES; ++i) std::memcpy(&rows[i], from + i * stride, sizeof(Vector));
+    for (int n = 1; n < LANES; n *= 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES / 2; ++i) {
+            zipped[2 * i] = rows[i];
+            zipped[2 * i + 1] = rows[i + LANES / 2];
+            zip(zipped[2 * i], zipped[2 * i + 1], std::make_integer_sequence<int, LANES>());
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) rows[i] = zipped[i];
+    }
+    for (int i = 0; i < LANES; ++i) std::memcpy(panel + i * width, &rows[i], sizeof(Vector));
+}
+
 // Columns first … first + columns of B, [depth, width] with zeros beyond them.
 inline void pack(View b, Index depth, Index first, Index columns, Index width, float* panel) {
     b.at += first * b.column;
     if (b.column == 1) {
         for (Index k = 0; k < depth; ++k, b.at += b.row, panel += width) {
-            std::copy_n(b.at, columns, panel);
-            std::fill(panel + columns, panel + width, 0.0f);
+            if (columns == COLUMNS) {  // a number known to the compiler
+                std::memcpy(panel, b.at, COLUMNS * sizeof(float));
+            } else {
+                std::copy_n(b.at, columns, panel);
+                std::fill(panel + columns, panel + width, 0.0f);
+            }
         }
         return;
     }
-    for (Index j = 0; j < width; ++j)
-        for (Index k = 0; k < depth; ++k)
-            panel[k * width + j] = j < columns ? b.at[j * b.column + k] : 0.0f;
+    for (Index j = 0; j < width; j += LANES)
+        for (Index k = 0; k < depth; k += LANES) {
+            if (j + LANES <= columns && k + LANES <= depth) {
+                pack_square(b.at + j * b.column + k, b.column, panel + k * width + j, width);
+                continue;
+            }
+            for (Index i = j; i < j + LANES; ++i)
+                for (Index l = k; l < std::min(k + LANES, depth); ++l)
+                    panel[l * width + i] = i < columns ? b.at[i * b.column + l] : 0.0f;
+        }
 }
 
 }  // namespace detail

@@ -1,8 +1,7 @@
 // Layers of the encoder, forward and backward, on the rows of one device.
 //
-// Matrices are row by row and dense. A gradient already holds the learning rate: what a backward pass
-// finds for a parameter is taken off its value, and added to its update, at once. So the gradient of a
-// layer's input must be found before the layer learns.
+// Matrices are row by row and dense. Gradients hold the learning rate already: what a backward pass finds
+// for a parameter is added to its update, which is taken off the value before the next step.
 
 #pragma once
 
@@ -15,24 +14,32 @@ namespace native {
 
 // A parameter of one device. Weights of linear layers are held [in, out].
 struct Parameter {
-    float *value, *update;
+    const float* value;
+    float* update;
 };
 
 struct Affine {
     Parameter weight, bias;
 };
 
-inline void descend(Parameter p, Index first, const float* gradient, Index count) {
-    float *value = p.value + first, *update = p.update + first;
-    for (Index j = 0; j < count; ++j) {
-        value[j] -= gradient[j];
-        update[j] += gradient[j];
-    }
+inline void clear(float* to, Index count) { std::fill_n(to, count, 0.0f); }
+
+inline void copy(float* to, const float* from, Index count) {
+    std::memcpy(to, from, count * sizeof(float));
 }
 
 inline void add(float* to, const float* from, Index count) {
     for (Index j = 0; j < count; ++j) to[j] += from[j];
 }
+
+// Leaves a product in a matrix whose rows are `stride` apart.
+inline auto copy_to(float* to, Index stride) {
+    return [=](Index row, Index column, const float* found, Index count) {
+        copy(to + row * stride + column, found, count);
+    };
+}
+
+inline Index whole_vectors(Index count) { return (count + LANES - 1) / LANES * LANES; }
 
 inline float dot(const float* a, const float* b, Index count) {
     float sum = 0;
@@ -86,8 +93,13 @@ inline void gelu(Index count, const float* x, float* value, float* slope) {
     }
 }
 
-// Numbers → softmax, in place; returns log Σ e^x.
-inline float softmax(float* x, Index count) {
+// Σ e^x is sum · e^most.
+struct Exponentials {
+    float most, sum;
+};
+
+// Numbers → softmax, in place.
+inline Exponentials softmax(float* x, Index count) {
     float most = x[0], sum = 0;
 #pragma omp simd reduction(max : most)
     for (Index j = 1; j < count; ++j) most = x[j] > most ? x[j] : most;
@@ -98,7 +110,7 @@ inline float softmax(float* x, Index count) {
     }
     const float factor = 1.0f / sum;
     for (Index j = 0; j < count; ++j) x[j] *= factor;
-    return most + std::log(sum);
+    return {most, sum};
 }
 
 // y[rows, out] = x[rows, in] · W + b.
@@ -123,10 +135,7 @@ inline void add_linear(Index rows, Index in, Index out, const float* x, Paramete
 // Gradient of the input: dx[rows, in] = dy[rows, out] · Wᵀ.
 inline void linear_input(Index rows, Index in, Index out, const float* dy, Parameter weight,
                          float* panel, float* dx) {
-    multiply(rows, in, out, {dy, out, 1}, {weight.value, 1, out}, panel,
-             [=](Index row, Index column, const float* found, Index count) {
-                 std::copy_n(found, count, dx + row * in + column);
-             });
+    multiply(rows, in, out, {dy, out, 1}, {weight.value, 1, out}, panel, copy_to(dx, in));
 }
 
 // The weight learns from xᵀ · dy.
@@ -134,15 +143,13 @@ inline void learn_weight(Index rows, Index in, Index out, const float* x, const 
                          Parameter weight, float* panel) {
     multiply(in, out, rows, {x, 1, in}, {dy, out, 1}, panel,
              [=](Index row, Index column, const float* found, Index count) {
-                 descend(weight, row * out + column, found, count);
+                 add(weight.update + row * out + column, found, count);
              });
 }
 
-// The bias learns from the sum of the rows of dy; sum: scratch [out].
-inline void learn_bias(Index rows, Index out, const float* dy, Parameter bias, float* sum) {
-    std::fill_n(sum, out, 0.0f);
-    for (Index row = 0; row < rows; ++row) add(sum, dy + row * out, out);
-    descend(bias, 0, sum, out);
+// The bias learns from the sum of the rows of dy.
+inline void learn_bias(Index rows, Index out, const float* dy, Parameter bias) {
+    for (Index row = 0; row < rows; ++row) add(bias.update, dy + row * out, out);
 }
 
 // What layer normalisation keeps for its backward pass.
@@ -171,11 +178,10 @@ inline void layer_norm(Index rows, Index width, float epsilon, const float* x, A
     }
 }
 
-// dx += gradient of the input; the layer learns. sums: scratch [2, width].
+// dx += gradient of the input; the layer learns.
 inline void layer_norm_backward(Index rows, Index width, const float* dy, Affine layer, Normed kept,
-                                float* sums, float* dx) {
-    float *gain = sums, *shift = sums + width;
-    std::fill_n(sums, 2 * width, 0.0f);
+                                float* dx) {
+    float *gain = layer.weight.update, *shift = layer.bias.update;
     for (Index row = 0; row < rows; ++row, dy += width, dx += width) {
         const float *unit = kept.unit + row * width, *weight = layer.weight.value;
         float sum = 0, along = 0;
@@ -190,8 +196,6 @@ inline void layer_norm_backward(Index rows, Index width, const float* dy, Affine
         for (Index j = 0; j < width; ++j)
             dx[j] += inverse * (dy[j] * weight[j] - mean - unit[j] * slope);
     }
-    descend(layer.weight, 0, gain, width);
-    descend(layer.bias, 0, shift, width);
 }
 
 // The shape of attention over what came before: ALiBi takes slope · (i - j) off score [i, j].
@@ -204,63 +208,60 @@ struct Attention {
     View query(const float* qkv, Index head) const { return {qkv + head * size(), 3 * width, 1}; }
     View key(const float* qkv, Index head) const { return query(qkv + width, head); }
     View value(const float* qkv, Index head) const { return query(qkv + 2 * width, head); }
+    // Rows of scores are whole vectors, all of one length: that leaves no rest to any loop.
+    static Index stride(Index rows) { return whole_vectors(rows); }
 };
 
-// qkv [rows, 3 · width] → shares [heads, rows, rows], zero above the diagonal, and mixed [rows, width].
+// qkv [rows, 3 · width] → shares [heads, rows, stride], zero above the diagonal; mixed [rows, width].
 inline void attend(Attention shape, const float* qkv, float* panel, float* shares, float* mixed) {
     const Index rows = shape.rows, size = shape.size(), width = shape.width;
+    const Index stride = shape.stride(rows);
     const float scale = shape.scale();
-    for (Index head = 0; head < shape.heads; ++head, shares += rows * rows, mixed += size) {
-        const auto store = [=](Index row, Index column, const float* found, Index count) {
-            std::copy_n(found, count, shares + row * rows + column);
-        };
+    for (Index head = 0; head < shape.heads; ++head, shares += rows * stride, mixed += size) {
         multiply(rows, rows, size, shape.query(qkv, head), shape.key(qkv, head).transposed(), panel,
-                 store, Part::lower_result);
+                 copy_to(shares, stride), Part::lower_result);
         const float slope = shape.slopes[head];
         for (Index i = 0; i < rows; ++i) {
-            float* row = shares + i * rows;
-            for (Index j = 0; j <= i; ++j)
-                row[j] = row[j] * scale - slope * static_cast<float>(static_cast<int>(i - j));
-            softmax(row, i + 1);
-            std::fill(row + i + 1, row + rows, 0.0f);
+            float* row = shares + i * stride;
+            const int last = static_cast<int>(i), whole = static_cast<int>(stride);
+            for (int j = 0; j < whole; ++j)
+                row[j] = j > last ? -INFINITY : row[j] * scale - slope * static_cast<float>(last - j);
+            softmax(row, stride);
         }
-        multiply(rows, size, rows, {shares, rows, 1}, shape.value(qkv, head), panel,
-                 [=](Index row, Index column, const float* found, Index count) {
-                     std::copy_n(found, count, mixed + row * width + column);
-                 },
-                 Part::lower_a);
+        multiply(rows, size, rows, {shares, stride, 1}, shape.value(qkv, head), panel,
+                 copy_to(mixed, width), Part::lower_a);
     }
 }
 
-// dmixed [rows, width] → dqkv [rows, 3 · width]; scores: scratch [rows, rows].
+// dmixed [rows, width] → dqkv [rows, 3 · width]; scores: scratch [rows, stride].
 inline void attend_backward(Attention shape, const float* qkv, const float* shares,
                             const float* dmixed, float* panel, float* scores, float* dqkv) {
     const Index rows = shape.rows, size = shape.size(), width = shape.width;
+    const Index stride = shape.stride(rows);
     const float scale = shape.scale();
-    for (Index head = 0; head < shape.heads; ++head, shares += rows * rows, dqkv += size) {
+    for (Index head = 0; head < shape.heads; ++head, shares += rows * stride, dqkv += size) {
         const View dout = {dmixed + head * size, width, 1};
         multiply(rows, rows, size, dout, shape.value(qkv, head).transposed(), panel,
-                 [=](Index row, Index column, const float* found, Index count) {
-                     std::copy_n(found, count, scores + row * rows + column);
-                 },
-                 Part::lower_result);
+                 copy_to(scores, stride), Part::lower_result);
         for (Index i = 0; i < rows; ++i) {
-            float* row = scores + i * rows;
-            const float* share = shares + i * rows;
-            const float mean = dot(row, share, i + 1);
-            for (Index j = 0; j <= i; ++j) row[j] = scale * share[j] * (row[j] - mean);
-            std::fill(row + i + 1, row + rows, 0.0f);
+            float* row = scores + i * stride;
+            const float* share = shares + i * stride;
+            const int last = static_cast<int>(i), whole = static_cast<int>(stride);
+            float mean = 0;
+#pragma omp simd reduction(+ : mean)
+            for (int j = 0; j < whole; ++j) {
+                row[j] = j > last ? 0.0f : row[j] * share[j];
+                mean += row[j];
+            }
+            for (Index j = 0; j < stride; ++j) row[j] = scale * (row[j] - mean * share[j]);
         }
-        const auto store = [=](Index part) {
-            return [=](Index row, Index column, const float* found, Index count) {
-                std::copy_n(found, count, dqkv + part * width + row * 3 * width + column);
-            };
-        };
-        const View lower = {scores, rows, 1}, upper = lower.transposed();
-        multiply(rows, size, rows, lower, shape.key(qkv, head), panel, store(0), Part::lower_a);
-        multiply(rows, size, rows, upper, shape.query(qkv, head), panel, store(1), Part::upper_a);
-        multiply(rows, size, rows, View{shares, rows, 1}.transposed(), dout, panel, store(2),
-                 Part::upper_a);
+        const View lower = {scores, stride, 1}, upper = lower.transposed();
+        multiply(rows, size, rows, lower, shape.key(qkv, head), panel, copy_to(dqkv, 3 * width),
+                 Part::lower_a);
+        multiply(rows, size, rows, upper, shape.query(qkv, head), panel,
+                 copy_to(dqkv + width, 3 * width), Part::upper_a);
+        multiply(rows, size, rows, View{shares, stride, 1}.transposed(), dout, panel,
+                 copy_to(dqkv + 2 * width, 3 * width), Part::upper_a);
     }
 }
 

@@ -92,7 +92,7 @@ void each_parameter(const Task& task, Encoder& encoder, Visit visit) {
 }
 
 // The encoder over a device's own numbers. Both sides must mean the same parameters.
-Encoder bind(const Task& task, float* value, float* update) {
+Encoder bind(const Task& task, const float* value, float* update) {
     std::map<std::string, std::pair<Index, Index>> ranges;
     std::istringstream names(task.names);
     const Index* offset = task.offsets;
@@ -144,7 +144,7 @@ struct BlockRows {
         : attention_norm(rows, width),
           feed_norm(rows, width),
           qkv(rows * 3 * width),
-          shares(heads * rows * rows),
+          shares(heads * rows * Attention::stride(rows)),
           mixed(rows * width),
           fed(rows * 2 * width),
           slope(rows * 2 * width) {}
@@ -156,6 +156,8 @@ class Worker {
     Worker(const Task& task, Rows most)
         : task_(task),
           weights_(task.weights),
+          update_(task.weights),
+          encoder_(bind(task, weights_, update_)),
           inputs_((most.events + most.queries) * task.dimension),
           sums_(most.queries * task.scales * task.dimension),
           tokens_((most.events + most.queries) * task.width),
@@ -171,8 +173,7 @@ class Worker {
           bias_(task.negatives),
           wide_(std::max(most.events * 3, most.queries) * task.width),
           narrow_(std::max(most.events, most.queries) * std::max(task.width, task.dimension)),
-          scores_(most.events * most.events),
-          gradient_(std::max({3 * task.width, task.dimension, task.scales * (1 + task.blocks)})),
+          scores_(most.events * Attention::stride(most.events)),
           panel_(COLUMNS * std::max({3 * task.width, task.dimension, task.negatives,
                                      most.events + most.queries})) {
         for (Index l = 0; l < task.layers; ++l)
@@ -181,15 +182,15 @@ class Worker {
 
     // Leaves the device's update in `update` [weights].
     void train(Index device, float* update) {
-        std::copy_n(task_.shared, task_.weights, static_cast<float*>(weights_));
-        std::fill_n(update, task_.weights, 0.0f);
-        encoder_ = bind(task_, weights_, update);
         open(device);
+        clear(update_, task_.weights);
         for (Index step = 0; step < task_.steps; ++step) {
+            for (Index i = 0; i < task_.weights; ++i) weights_[i] = task_.shared[i] - update_[i];
             forward();
             lose(device, step);
             backward();
         }
+        copy(update, update_, task_.weights);
     }
 
   private:
@@ -204,7 +205,7 @@ class Worker {
         range(task_.target_offsets, target_, targets_);
         const Index k = task_.dimension;
         for (Index t = 0; t < events_; ++t)
-            std::copy_n(vector(task_.window_items[event_ + t]), k, inputs_ + t * k);
+            copy(inputs_ + t * k, vector(task_.window_items[event_ + t]), k);
         const float* sums = task_.query_sums + query_ * task_.scales * k;
         for (Index row = 0; row < queries_ * task_.scales; ++row, sums += k) {
             const float length = std::sqrt(dot(sums, sums, k));
@@ -223,7 +224,7 @@ class Worker {
         const Index k = task_.dimension, width = task_.width;
         mix();
         // The adapter reads the window, and below it what the queries' sums are mixed to.
-        std::fill_n(static_cast<float*>(tokens_), (events_ + queries_) * width, 0.0f);
+        clear(tokens_, (events_ + queries_) * width);
         add_linear(events_ + queries_, k, width, inputs_, encoder_.adapter, panel_, tokens_);
         for (Index t = 0; t < events_; ++t) {
             const float gap = task_.window_gaps[event_ + t];
@@ -236,9 +237,9 @@ class Worker {
         float* asked = tokens_ + events_ * width;
         for (Index q = 0; q < queries_; ++q) {
             if (position(q))
-                std::copy_n(tokens_ + (position(q) - 1) * width, width, states_ + q * width);
+                copy(states_ + q * width, tokens_ + (position(q) - 1) * width, width);
             else  // the state before any event
-                std::fill_n(states_ + q * width, width, 0.0f);
+                clear(states_ + q * width, width);
         }
         add_linear(queries_, width, width, states_, encoder_.read, panel_, asked);
         layer_norm(queries_, width, task_.epsilon, asked, encoder_.norm, norm_.kept(), norm_.out);
@@ -251,8 +252,8 @@ class Worker {
         const Index k = task_.dimension;
         for (Index q = 0; q < queries_; ++q) {
             float *mixed = inputs_ + (events_ + q) * k, *profile = profiles_ + q * k;
-            std::fill_n(mixed, k, 0.0f);
-            std::copy_n(encoder_.out.bias.value, k, profile);
+            clear(mixed, k);
+            copy(profile, encoder_.out.bias.value, k);
             for (Index s = 0; s < task_.scales; ++s) {
                 const float* sum = sums_ + (q * task_.scales + s) * k;
                 for (Index j = 0; j < k; ++j) mixed[j] += gain(s)[0] * sum[j];
@@ -286,7 +287,7 @@ class Worker {
     // Profiles → their gradient, times the learning rate, in the same place.
     void lose(Index device, Index step) {
         const Index k = task_.dimension, drawn = task_.negatives;
-        std::copy_n(task_.negative_bias + step * drawn, drawn, static_cast<float*>(bias_));
+        copy(bias_, task_.negative_bias + step * drawn, drawn);
         for (Index i = task_.known_offsets[device]; i < task_.known_offsets[device + 1]; ++i) {
             const Index place = task_.known_places[i] - step * drawn;
             if (place >= 0 && place < drawn) bias_[place] = task_.known_logit;
@@ -298,7 +299,8 @@ class Worker {
                          logits_[row * drawn + column + j] = found[j] + bias_[column + j];
                  });
         for (Index q = 0; q < queries_; ++q) {
-            rest_[q] = softmax(logits_ + q * drawn, drawn);
+            const Exponentials all = softmax(logits_ + q * drawn, drawn);
+            rest_[q] = all.most + std::log(all.sum);
             pull_[q] = 0;
         }
         // −log(e^t / (e^t + e^r)) = log(1 + e^(r − t)), and its derivative by r is σ(r − t).
@@ -313,9 +315,7 @@ class Worker {
             for (Index j = 0; j < drawn; ++j) logits_[q * drawn + j] *= pull_[q];
         multiply(queries_, k, drawn, {logits_, drawn, 1},
                  {task_.negative_rows + step * drawn * k, k, 1}, panel_,
-                 [&](Index row, Index column, const float* found, Index count) {
-                     std::copy_n(found, count, profiles_ + row * k + column);
-                 });
+                 copy_to(profiles_, k));
         for (Index m = target_; m < target_ + targets_; ++m) {
             float* profile = profiles_ + task_.target_queries[m] * k;
             const float* target = vector(task_.target_items[m]);
@@ -329,8 +329,8 @@ class Worker {
         float* asked = tokens_ + events_ * width;
         linear_backward(queries_, width, k, hidden_, profiles_, encoder_.out, wide_);
         for (Index j = 0; j < queries_ * width; ++j) wide_[j] *= slope_[j];
-        std::fill_n(static_cast<float*>(tokens_), (events_ + queries_) * width, 0.0f);
-        layer_norm_backward(queries_, width, wide_, encoder_.norm, norm_.kept(), gradient_, asked);
+        clear(tokens_, (events_ + queries_) * width);
+        layer_norm_backward(queries_, width, wide_, encoder_.norm, norm_.kept(), asked);
         linear_input(queries_, width, width, asked, encoder_.read, panel_, narrow_);
         learn_weight(queries_, width, width, states_, asked, encoder_.read, panel_);
         for (Index q = 0; q < queries_; ++q)
@@ -345,23 +345,20 @@ class Worker {
     // What encodes gap and type of the events, from the gradient of their tokens.
     void learn_tokens() {
         const Index width = task_.width;
-        learn_bias(events_, width, tokens_, encoder_.gap.bias, gradient_);
-        std::fill_n(static_cast<float*>(gradient_), width, 0.0f);
+        learn_bias(events_, width, tokens_, encoder_.gap.bias);
         for (Index t = 0; t < events_; ++t) {
             const float* token = tokens_ + t * width;
             const float gap = task_.window_gaps[event_ + t];
-            for (Index j = 0; j < width; ++j) gradient_[j] += gap * token[j];
-            descend(encoder_.kind, task_.window_types[event_ + t] * width, token, width);
+            for (Index j = 0; j < width; ++j) encoder_.gap.weight.update[j] += gap * token[j];
+            add(encoder_.kind.update + task_.window_types[event_ + t] * width, token, width);
         }
-        descend(encoder_.gap.weight, 0, gradient_, width);
     }
 
     // From the gradients of what the scales are mixed to, and of the profiles.
     void learn_gains(const float* mixed) {
-        const Index k = task_.dimension, size = task_.scales * (1 + task_.blocks);
-        std::fill_n(static_cast<float*>(gradient_), size, 0.0f);
+        const Index k = task_.dimension;
         for (Index q = 0; q < queries_; ++q, mixed += k) {
-            float* gradient = gradient_;
+            float* gradient = encoder_.gains.update;
             for (Index s = 0; s < task_.scales; ++s) {
                 const float* sum = sums_ + (q * task_.scales + s) * k;
                 *gradient++ += dot(mixed, sum, k);
@@ -371,7 +368,6 @@ class Worker {
                 }
             }
         }
-        descend(encoder_.gains, 0, gradient_, size);
     }
 
     // Gradient of the block's output → of its input, in tokens_.
@@ -380,30 +376,31 @@ class Worker {
         linear_backward(rows, 2 * width, width, kept.fed, tokens_, block.narrow, wide_);
         for (Index j = 0; j < rows * 2 * width; ++j) wide_[j] *= kept.slope[j];
         linear_backward(rows, width, 2 * width, kept.feed_norm.out, wide_, block.widen, narrow_);
-        layer_norm_backward(rows, width, narrow_, block.feed_norm, kept.feed_norm.kept(), gradient_,
+        layer_norm_backward(rows, width, narrow_, block.feed_norm, kept.feed_norm.kept(),
                             tokens_);
         linear_backward(rows, width, width, kept.mixed, tokens_, block.project, narrow_);
         attend_backward(attention(), kept.qkv, kept.shares, narrow_, panel_, scores_, wide_);
         linear_backward(rows, width, 3 * width, kept.attention_norm.out, wide_, block.qkv, narrow_);
         layer_norm_backward(rows, width, narrow_, block.attention_norm, kept.attention_norm.kept(),
-                            gradient_, tokens_);
+                            tokens_);
     }
 
     void linear_backward(Index rows, Index in, Index out, const float* x, const float* dy,
                          Affine layer, float* dx) {
         linear_input(rows, in, out, dy, layer.weight, panel_, dx);
         learn_weight(rows, in, out, x, dy, layer.weight, panel_);
-        learn_bias(rows, out, dy, layer.bias, gradient_);
+        learn_bias(rows, out, dy, layer.bias);
     }
 
     const Task& task_;
-    Encoder encoder_;
+    Floats weights_, update_;
+    const Encoder encoder_;
     Index event_ = 0, events_ = 0, query_ = 0, queries_ = 0, target_ = 0, targets_ = 0;
-    Floats weights_, inputs_, sums_, tokens_, states_;
+    Floats inputs_, sums_, tokens_, states_;
     NormedRows norm_;
     Floats hidden_, slope_, profiles_, logits_, rest_, pull_, push_, bias_;
     std::vector<BlockRows> blocks_;
-    Floats wide_, narrow_, scores_, gradient_, panel_;  // scratch
+    Floats wide_, narrow_, scores_, panel_;  // scratch
 };
 
 // Rows of a device; an index that leads out of its table must not be followed.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from ctypes import c_char_p, c_float, c_int64
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -73,11 +73,16 @@ class _Task(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p if _is_array(kind) else kind) for n, kind in _LAYOUT.items()]
 
 
+def has_native_step(encoder: Encoder) -> TypeGuard[TransformerEncoder]:
+    """Whether there is native code for this encoder: a Transformer without a trainable ID table."""
+    return isinstance(encoder, TransformerEncoder) and encoder.item_ids is None
+
+
 class NativeRound:
     """What a cohort trains in a round, ready for the native step.
 
     Args:
-        encoder: gives the architecture; one that :meth:`supports`.
+        encoder: gives the architecture; one that :func:`has_native_step`.
         weights: name → the shared weights, those of linear layers [in, out].
         cohort: the devices.
         learning_rate: of the local SGD.
@@ -88,13 +93,12 @@ class NativeRound:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: TransformerEncoder,
         weights: Mapping[str, Tensor],
         cohort: Cohort,
         *,
         learning_rate: float,
     ) -> None:
-        assert isinstance(encoder, TransformerEncoder)
         self._train: Any = native_library().native_train
         self._train.restype = c_char_p
         self._shapes = {name: w.shape for name, w in weights.items()}
@@ -141,11 +145,6 @@ class NativeRound:
                 value = self._arrays[name].ctypes.data
             setattr(self._task, name, value)
 
-    @staticmethod
-    def supports(encoder: Encoder) -> bool:
-        """Whether there is native code for this encoder."""
-        return isinstance(encoder, TransformerEncoder) and encoder.item_ids is None
-
     def updates(self, devices: NDArray[np.int64]) -> dict[str, Tensor]:
         """Unclipped updates of devices with something to learn, [C, *shape] each.
 
@@ -155,7 +154,7 @@ class NativeRound:
             RuntimeError: the weights aren't those of the encoder, or examples lead out of its tables.
         """
         devices = np.ascontiguousarray(devices, dtype=np.int64)
-        found = torch.empty(len(devices), int(self._offsets[-1]))
+        found = torch.empty(len(devices), int(self._offsets[-1]), dtype=torch.float32)
         wrong = self._train(
             ctypes.byref(self._task),
             ctypes.c_void_p(devices.ctypes.data),

@@ -55,9 +55,15 @@ def test_a_damaged_library_is_built_again(compiler, tmp_path, keep):
     assert compiled(log) == 2
 
 
-def test_without_a_cache_folder_it_is_built_for_the_process(compiler, tmp_path):
+@pytest.mark.parametrize("why", ["no folder", "others may write"])
+def test_without_a_cache_of_its_own_it_is_built_for_the_process(compiler, tmp_path, why):
     command, log = compiler
-    (tmp_path / "cache").write_text("no folder")
+    if why == "no folder":
+        (tmp_path / "cache").write_text("no folder")
+    else:
+        folder = tmp_path / "cache" / "fedprofile"
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
     assert load_library(command, tmp_path / "cache").native_train
     assert compiled(log) == 1
 
