@@ -86,7 +86,9 @@ def main() -> None:
     for lengths in kinds:
         name = f"{arguments.size} encoder, {lengths} lengths"
         work = build_workload(arguments.size, lengths, arguments.devices)
-        _assert_same(_batched(work, 1)(), ResidentEngine(work, 1).clipped_sum())
+        resident = ResidentEngine(work, 1).clipped_sum()
+        for compiled in {False, arguments.compile}:
+            _assert_same(_batched(work, 1, compiled=compiled)(), resident)
         for threads in sorted({1, arguments.threads}):
             seconds = _take_turns(work, threads, arguments.turns, arguments.compile)
             tables.append(_table(name, work, threads, seconds))
