@@ -75,30 +75,22 @@ constexpr std::array<Tile, ROWS> TILES[] = {
     tiles<2>(std::make_integer_sequence<int, ROWS>()),
 };
 
-// Both halves of a₀ b₀ a₁ b₁ …
-template <int... i>
-void zip(Vector& a, Vector& b, std::integer_sequence<int, i...>) {
-    const Vector low = __builtin_shufflevector(a, b, (i / 2 + i % 2 * LANES)...);
-    b = __builtin_shufflevector(a, b, (LANES / 2 + i / 2 + i % 2 * LANES)...);
-    a = low;
-}
-
 // A square of B, transposed. Zipping the first half of the rows with the second does it, when repeated:
-// each time the index of a number, row before column, turns by one bit.
+// each time the index of a number, row before column, turns by one bit. Compilers know how to zip.
 inline void pack_square(const float* from, Index stride, float* panel, Index width) {
-    Vector rows[LANES], zipped[LANES];
-    for (int i = 0; i < LANES; ++i) std::memcpy(&rows[i], from + i * stride, sizeof(Vector));
+    float rows[LANES * LANES], zipped[LANES * LANES];
+    for (int i = 0; i < LANES; ++i)
+        std::memcpy(rows + i * LANES, from + i * stride, LANES * sizeof(float));
     for (int n = 1; n < LANES; n *= 2) {
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES / 2; ++i) {
+        constexpr int HALF = LANES * LANES / 2;
+        for (int i = 0; i < HALF; ++i) {
             zipped[2 * i] = rows[i];
-            zipped[2 * i + 1] = rows[i + LANES / 2];
-            zip(zipped[2 * i], zipped[2 * i + 1], std::make_integer_sequence<int, LANES>());
+            zipped[2 * i + 1] = rows[i + HALF];
         }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i) rows[i] = zipped[i];
+        std::memcpy(rows, zipped, sizeof rows);
     }
-    for (int i = 0; i < LANES; ++i) std::memcpy(panel + i * width, &rows[i], sizeof(Vector));
+    for (int i = 0; i < LANES; ++i)
+        std::memcpy(panel + i * width, rows + i * LANES, LANES * sizeof(float));
 }
 
 // Columns first … first + columns of B, [depth, width] with zeros beyond them.
