@@ -75,7 +75,7 @@ class _Task(ctypes.Structure):
 
 def has_native_step(encoder: Encoder) -> TypeGuard[TransformerEncoder]:
     """Whether there is native code for this encoder: a Transformer without a trainable ID table."""
-    return isinstance(encoder, TransformerEncoder) and encoder.item_ids is None
+    return type(encoder) is TransformerEncoder and encoder.item_ids is None
 
 
 class NativeRound:
@@ -89,6 +89,7 @@ class NativeRound:
 
     Raises:
         ConfigError: there is no C++ compiler, or it fails.
+        RuntimeError: vectors or sums of the examples have other dimensions than the encoder.
     """
 
     def __init__(
@@ -105,23 +106,26 @@ class NativeRound:
         self._offsets = np.cumsum([0, *(w.numel() for w in weights.values())])
         examples = cohort.examples
         drawn = cohort.vectors[torch.from_numpy(cohort.drawn)]
-        dimension, width = weights["adapter.weight"].shape
+        width, dimension = encoder.adapter.weight.shape
+        scales = encoder.gains.in_features
+        if examples.query_sums.shape[1:] != (scales, dimension) or drawn.shape[2] != dimension:
+            raise RuntimeError("native training step: examples aren't of the encoder's dimensions")
         fields = {
             "size": ctypes.sizeof(_Task),
             "width": width,
             "dimension": dimension,
             "heads": len(encoder.slopes),
             "layers": len(encoder.layers),
-            "scales": len(weights["gains.weight"]),
+            "scales": scales,
             "blocks": len(encoder.blocks),
-            "kinds": len(weights["kind.weight"]),
+            "kinds": encoder.kind.num_embeddings,
             "weights": self._offsets[-1],
             "names": " ".join(weights).encode(),
             "offsets": self._offsets,
             "shared": torch.cat([w.flatten() for w in weights.values()]).numpy(),
             "slopes": encoder.slopes.numpy(),
             "bounds": np.array(encoder.blocks),
-            "items": len(examples.vectors),
+            "items": min(len(examples.vectors), len(cohort.priors)),
             "vectors": examples.vectors,
             "priors": cohort.priors.numpy(),
             "known_offsets": cohort.known.indptr,

@@ -320,6 +320,10 @@ def test_weights_and_indices_that_do_not_fit_are_refused():
     for name, wrong in (("out.bias", weights["out.bias"][:-1]), ("more", np.zeros(3, np.float32))):
         with pytest.raises(RuntimeError, match=name):
             trainer.clipped_sum({**weights, name: wrong}, examples, PRIOR, sizes.training)
+    for array in ("vectors", "query_sums"):
+        narrow = replace(examples, **{array: getattr(examples, array)[..., :-1]})
+        with pytest.raises(RuntimeError, match="dimensions"):
+            trainer.clipped_sum(weights, narrow, PRIOR, sizes.training)
     for array in ("window_items", "window_types", "query_positions", "target_queries"):
         for wrong in (-1, 99):
             held = getattr(examples, array).copy()
