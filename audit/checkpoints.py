@@ -61,9 +61,10 @@ class Checkpoint:
             means = {n: t / np.float32(averaged) for n, t in _group(tensors, "average/").items()}
             return cls(
                 round=int(state["round"]),
-                release=state["release"],
+                release=None if state["release"] is None else int(state["release"]),
                 rounds=tuple(
-                    {"round": r["round"], "sampled": r["sampled"]} for r in state["rounds"]
+                    {"round": int(r["round"]), "sampled": int(r["sampled"])}
+                    for r in state["rounds"]
                 ),
                 weights=weights,
                 averaged=averaged,
@@ -74,7 +75,15 @@ class Checkpoint:
                     if name in tensors
                 },
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (
+            ArithmeticError,
+            KeyError,
+            OSError,
+            RecursionError,
+            SafetensorError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise DataError(f"{paths[-1].name} isn't a checkpoint ({error})") from error
 
 

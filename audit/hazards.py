@@ -270,7 +270,7 @@ def _measured(probes: Measurement | None, design: str) -> tuple[Answer, str]:
         )
     result = probes.result
     assert isinstance(result, Probes)
-    held = sum(probe.holds for probe in result.probes)
+    held = sum(probe.sound for probe in result.probes)
     told = f"{_upper(design)}. {held} of {len(result.probes)} probes of that hold"
     if probes.foreign:
         return "not covered", f"{told}, but not for this ledger: {probes.foreign}."
@@ -311,7 +311,7 @@ def _canaries(canaries: Measurement | None) -> tuple[Answer, str]:
     )
     if canaries.foreign:
         return "not covered", f"{told}; but not for this ledger: {canaries.foreign}."
-    return _as(result.verdict.holds), f"{told}."
+    return _as(not result.faults), f"{told}."
 
 
 def _contribution(verification: Verification) -> str:

@@ -18,8 +18,7 @@ PRV_ABOVE_PLD = 0.02
 """How far Opacus's upper bound may lie above dp_accounting's: its own error is 0.01."""
 
 UNCLAIMED = "no release of this ledger claims amplification"
-_CRASHES = 3
-"""Releases that may be without a cohort in a ledger of few: each stands for a process that died."""
+UNENDED = "no release that claims amplification has ended yet"
 
 
 @dataclass(frozen=True)
@@ -120,15 +119,22 @@ def _judged(
         what += f"the spread (false alarm {FALSE_ALARM:.1%})"
         if not test.passed:
             return "fails", f"not Poisson, so nothing is amplified: {what}", False
-    if untested > max(tested, _CRASHES):
+    if untested > tested:
         what = f"{untested:,} releases that claim amplification have no cohort, {tested:,} have one"
         return "not run", f"nothing is amplified: {what}", False
     if test is not None:
         more = f"; {untested:,} without a cohort can't be tested" if untested else ""
         return "holds", f"Poisson: {what}{more}", True
     if any(_amplified(release) for release in chain.pending.values()):
-        return "not run", "no release that claims amplification has ended yet", True
+        return "not run", f"nothing is amplified: {UNENDED}", False
     return "not run", UNCLAIMED, True
+
+
+def is_untold(chain: Chain, cohorts: Cohorts | None) -> bool:
+    """Whether nothing claims amplification but the newest release, which may be going on."""
+    newest = chain.entries[-1]
+    opened = isinstance(newest, Reserve) and _amplified(newest)
+    return opened and cohorts is None and not _untested(chain)
 
 
 def _untested(chain: Chain) -> int:
@@ -189,15 +195,29 @@ def check_accountants(answers: Mapping[str, Answer]) -> list[Finding]:
     return findings
 
 
-def check_budget(cost: Cost) -> Finding:
-    """Whether the credited ε is within the target."""
+def check_budget(cost: Cost, *, unit: str, untold: bool) -> Finding:
+    """Whether the credited ε is within the target.
+
+    Args:
+        cost: what was spent.
+        unit: whose content ε is of.
+        untold: whether the first release that claims amplification is still under way.
+    """
     if cost.target is None:
         return Finding("budget", "not run", "the ledger has no target: nothing was enforced")
     if cost.credited is None:
         return Finding("budget", "fails", f"ε is unknown, the target is {cost.target:.6g}")
     within = cost.credited <= cost.target
+    if not within and untold and cost.pld is not None and cost.pld <= cost.target:
+        return Finding(
+            "budget",
+            "not run",
+            f"ε = {cost.pld:.6g} if cohorts turn out to be Poisson samples, {cost.credited:.6g} if not; "
+            f"the target is {cost.target:.6g}",
+        )
     verdict = "within" if within else "above"
-    what = f"ε = {cost.credited:.6g} at δ = {cost.delta:.3g}, {verdict} the target of {cost.target:.6g}"
+    what = f"{unit}-level ε = {cost.credited:.6g} at δ = {cost.delta:.3g}, {verdict} the target of "
+    what += f"{cost.target:.6g}"
     return Finding("budget", "holds" if within else "fails", what)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,30 @@ Fault = tuple[int | None, str]
 
 def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:
     """Findings on configuration, metrics, the last checkpoint, and the model and items to rank with."""
+    checkpoints = folder / "checkpoints"
     return [
-        _check_config(folder / "config.toml", chain),
-        _check_metrics(folder / "metrics.json", chain, cost),
-        check_checkpoint(folder / "checkpoints", chain),
-        _check_model(folder / "model.safetensors", folder / "checkpoints", chain),
-        _check_items(folder / "items.safetensors", chain),
+        guarded("configuration", lambda: _check_config(folder / "config.toml", chain)),
+        guarded("metrics", lambda: _check_metrics(folder / "metrics.json", chain, cost)),
+        guarded("checkpoint", lambda: check_checkpoint(checkpoints, chain)),
+        guarded("model", lambda: _check_model(folder / "model.safetensors", checkpoints, chain)),
+        guarded("items", lambda: _check_items(folder / "items.safetensors", chain)),
     ]
+
+
+def guarded(check: str, look: Callable[[], Finding]) -> Finding:
+    """What ``look`` finds; what is nothing that a run writes fails the check, whatever reading it meets."""
+    try:
+        return look()
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        return Finding(check, "fails", f"isn't what a run writes ({type(error).__name__})")
 
 
 def _check_config(path: Path, chain: Chain) -> Finding:
@@ -57,22 +75,38 @@ def _check_metrics(path: Path, chain: Chain, cost: Cost) -> Finding:
         faults = list(_metrics_faults(metrics, chain, cost))
     except (ValueError, KeyError, TypeError) as error:
         return Finding("metrics", "fails", f"{path.name} isn't the metrics of a run ({error!r})")
-    return judge("metrics", faults, otherwise=f"{path.name} tells the ledger's ε and rounds")
+    return judge("metrics", faults, otherwise=f"{path.name} tells the ledger's ε and releases")
 
 
 def _metrics_faults(metrics: dict[str, Any], chain: Chain, cost: Cost) -> Iterator[Fault]:
     told, opening = metrics["privacy"], chain.opening
     declared = cost.to_dict()["epsilon_pld"]
-    if (told["epsilon"] is None) != (declared is None) or (
-        declared is not None and abs(told["epsilon"] - declared) > SAME * max(1.0, declared)
-    ):
+    if not _same(told["epsilon"], declared):
         yield None, f"metrics.json tells ε = {told['epsilon']}, the ledger comes to {declared}"
     if (told["delta"], told["population_size"]) != (opening.delta, opening.population_size):
         yield None, "metrics.json tells another δ or population size than the ledger"
+    if (told["unit"], told["target_epsilon"]) != (opening.unit, opening.target_epsilon):
+        yield None, "metrics.json tells another unit or target than the ledger"
+    made = [e for e in chain.entries if isinstance(e, Reserve)]
+    if [_release_told(r) for r in told["releases"]] != [
+        (e.task, e.round, e.mechanism.noise_multiplier) for e in made
+    ]:
+        yield None, "metrics.json tells other releases or other noise than the ledger"
     rounds = max((r.round or 0 for r in _committed(chain).values()), default=0)
     if metrics["run"]["rounds_done"] != rounds:
         done = metrics["run"]["rounds_done"]
         yield None, f"metrics.json tells {done} rounds, the ledger has {rounds} committed"
+
+
+def _release_told(release: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return release["task"], release["round"], release["noise_multiplier"]
+
+
+def _same(told: float | None, declared: float | None) -> bool:
+    """Whether two figures are one; a number that is none is neither."""
+    if told is None or declared is None:
+        return told is declared
+    return abs(told - declared) <= SAME * max(1.0, declared)
 
 
 def check_checkpoint(folder: Path, chain: Chain) -> Finding:
@@ -94,28 +128,58 @@ def check_checkpoint(folder: Path, chain: Chain) -> Finding:
 
 
 def _checkpoint_faults(checkpoint: Checkpoint, chain: Chain) -> Iterator[Fault]:
-    committed = _committed(chain)
-    commits = {e.release: e for e in chain.entries if isinstance(e, Commit)}
-    sizes: dict[int, set[int]] = {}
-    for release, reserve in committed.items():
-        sizes.setdefault(reserve.round or 0, set()).add(commits[release].cohort_size)
-    for record in checkpoint.rounds:
-        number, sampled = record["round"], record["sampled"]
-        if number not in sizes:
-            pending = None if checkpoint.release is None else chain.pending.get(checkpoint.release)
-            if pending is None or (pending.round or 0) != number:
-                yield None, f"round {number} was made, and the ledger has no release of it"
-        elif sampled not in sizes[number]:
-            line = max(r for r in committed if (committed[r].round or 0) == number) + 1
-            yield line, f"round {number} had a cohort of {sampled:,}, the ledger tells another"
-    for task, statistic in checkpoint.statistics.items():
-        commit = _statistic(task, chain)
-        if commit is not None and commit.model_after not in (None, hash_of_weights(statistic)):
-            yield commit.sequence + 1, f"{task} led to other numbers than those kept"
+    yield from _place_faults(checkpoint, chain)
+    yield from _record_faults(checkpoint, chain)
+    for task, kept in _last_statistics(chain).items():
+        statistic = checkpoint.statistics.get(task)
+        if kept.model_after is not None and (
+            statistic is None or kept.model_after != hash_of_weights(statistic)
+        ):
+            yield kept.sequence + 1, f"{task} led to other numbers than those kept"
     commit = _led_to(checkpoint, chain)
     if commit is not None and commit.model_after != hash_of_weights(checkpoint.weights):
         line = commit.sequence + 1
         yield line, f"round {checkpoint.round} led to other weights than those kept"
+
+
+def _place_faults(checkpoint: Checkpoint, chain: Chain) -> Iterator[Fault]:
+    """Whether it was made after the last release: it is saved first, and then the release is confirmed."""
+    committed = _committed(chain)
+    last = max(committed, default=None)
+    made = None
+    if checkpoint.release is not None:
+        made = committed.get(checkpoint.release) or chain.pending.get(checkpoint.release)
+    if made is None or (last is not None and made.sequence < last):
+        if last is not None:
+            yield last + 1, "the checkpoint isn't of the last release that was made"
+    elif (made.round or 0) != checkpoint.round:
+        yield made.sequence + 1, f"the checkpoint says it is of round {checkpoint.round}"
+
+
+def _record_faults(checkpoint: Checkpoint, chain: Chain) -> Iterator[Fault]:
+    """Whether it tells of the releases that the ledger has, and of no others, each with its cohort."""
+    commits = {e.release: e for e in chain.entries if isinstance(e, Commit)}
+    kept = Counter(
+        (made.round or 0, commits[release].cohort_size)
+        for release, made in _committed(chain).items()
+    )
+    pending = None if checkpoint.release is None else chain.pending.get(checkpoint.release)
+    told = Counter((record["round"], record["sampled"]) for record in checkpoint.rounds)
+    for number, sampled in sorted((told - kept).elements()):
+        if pending is not None and (pending.round or 0) == number:
+            continue
+        what = f"round {number}" if number else "a statistic"
+        lines = [r + 1 for r, e in _committed(chain).items() if (e.round or 0) == number]
+        if not lines:
+            yield None, f"{what} was made, and the ledger has no release of it"
+        else:
+            yield (
+                max(lines),
+                f"{what} had a cohort of {sampled:,}, and the ledger has no such release",
+            )
+    for number, _ in sorted((kept - told).elements()):
+        what = f"round {number}" if number else "a statistic"
+        yield None, f"the ledger has a release of {what} that the checkpoint doesn't know of"
 
 
 def _led_to(checkpoint: Checkpoint, chain: Chain) -> Commit | None:
@@ -126,13 +190,14 @@ def _led_to(checkpoint: Checkpoint, chain: Chain) -> Commit | None:
     return next(found, None)
 
 
-def _statistic(task: str, chain: Chain) -> Commit | None:
-    """The last commit of a statistic, None where there is none; a crash may have cost one before."""
+def _last_statistics(chain: Chain) -> dict[str, Commit]:
+    """Task → the last commit of a statistic; a crash may have cost one before."""
     committed = _committed(chain)
-    found = [
-        e for e in chain.entries if isinstance(e, Commit) and committed[e.release].task == task
-    ]
-    return found[-1] if found else None
+    return {
+        committed[e.release].task: e
+        for e in chain.entries
+        if isinstance(e, Commit) and not committed[e.release].round
+    }
 
 
 def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
@@ -156,6 +221,10 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
         return Finding("model", "holds", "has the weights that the last round led to")
     if kept is None:
         return Finding("model", "not run", "no checkpoint to hold the average of rounds against")
+    if models and not kept.averaged:
+        return Finding(
+            "model", "fails", f"{path.name} has other weights than the last round led to"
+        )
     if held != hash_of_weights(kept.average):
         return Finding("model", "fails", f"{path.name} has other weights than the run ended with")
     what = "its weights are those of the last checkpoint"
@@ -173,10 +242,13 @@ def _check_items(path: Path, chain: Chain) -> Finding:
         table = ItemTable.load(path)
     except DataError as error:
         return Finding("items", "fails", str(error))
-    own, released = "agree with the hash beside them", _statistic(COOCCURRENCE, chain)
-    if released is None or released.model_after is None or COOCCURRENCE_BLOCK not in table.blocks:
+    own, released = "agree with the hash beside them", _last_statistics(chain).get(COOCCURRENCE)
+    if released is None or released.model_after is None:
         what = f"{own}; not compared with the ledger, which names no vectors of items"
         return Finding("items", "holds", what)
+    if COOCCURRENCE_BLOCK not in table.blocks:
+        what = f"{path.name} lacks the vectors of co-occurrence that were released"
+        return Finding("items", "fails", what, released.sequence + 1)
     start, stop = table.blocks[COOCCURRENCE_BLOCK]
     if hash_of_weights({"vectors": table.vectors[:, start:stop]}) != released.model_after:
         what = f"{path.name} has other vectors of co-occurrence than were released"

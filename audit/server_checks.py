@@ -171,7 +171,7 @@ def _last_figure(last: Manifest, reserved: dict[int, Reserve], cost: Cost) -> It
     declared = cost.to_dict()["epsilon_pld"]
     if last.release != max(reserved, default=None) or declared is None:
         return
-    if last.epsilon is None or abs(last.epsilon - declared) > SAME * max(1.0, declared):
+    if last.epsilon is None or not abs(last.epsilon - declared) <= SAME * max(1.0, declared):
         told = "none" if last.epsilon is None else f"{last.epsilon:.6g}"
         yield (
             last.release + 1,

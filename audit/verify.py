@@ -20,6 +20,7 @@ from .privacy_checks import (
     check_sampler,
     cohorts_of,
     cost_of,
+    is_untold,
     releases_of,
 )
 
@@ -91,7 +92,11 @@ def verify(
         )
     sampler, believed = check_sampler(chain, cohorts, answers.cohorts)
     cost = cost_of(chain, answers.epsilon, believed=believed)
-    findings += [sampler, *check_accountants(answers.epsilon), check_budget(cost)]
+    findings += [
+        sampler,
+        *check_accountants(answers.epsilon),
+        check_budget(cost, unit=opening.unit, untold=is_untold(chain, cohorts)),
+    ]
     # 3. Do others tell the same?
     if evidence.run is not None:
         from .run_checks import check_run  # loads numpy, which a ledger by itself doesn't need

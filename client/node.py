@@ -103,12 +103,23 @@ class Node:
         self._owner = owner
         self._conditions = conditions
         self._poll = poll
-        self._bundle = ServerBundle.load(folder.server)
-        self._key = load_node_key(folder)
+        self._load_server()
         self._outbox = Outbox(folder.outbox)
         self._diary = folder.diary
         self._fit: _Fit | None = None
         self._connected = math.inf  # when the present connection was made
+
+    def _load_server(self) -> None:
+        """What the owner has joined; read anew for every connection, for it may be another by then."""
+        self._joined = self._read_joined()
+        self._bundle = ServerBundle.load(self._folder.server)
+        self._key = load_node_key(self._folder)
+
+    def _read_joined(self) -> bytes | None:
+        try:
+            return self._folder.server_facts.read_bytes()
+        except FileNotFoundError:
+            return None
 
     def run(self, stop: Event) -> None:
         """Take part until ``stop`` is set; connections that break are made again."""
@@ -142,9 +153,10 @@ class Node:
         while (left := until - time.monotonic()) > 0 and not stop.is_set():
             try:
                 self._tend_fit()
-            except (FedprofileError, OSError) as error:  # a full disk, a store in use
-                _log.error("%s", error)
-                stop.wait(left)
+            except Exception as error:  # a full disk, a store in use, and as in `run`
+                known = isinstance(error, FedprofileError | OSError)
+                _log.error("%s", error if known else f"unexpected {type(error).__name__}")
+                stop.wait(min(left, _SHUT_OUT))
             else:
                 stop.wait(left if self._fit is None else min(left, _TICK))
 
@@ -155,6 +167,7 @@ class Node:
             Unreachable: it broke.
             NotAdmitted: the server doesn't let this device in, or no longer.
         """
+        self._load_server()
         fleet = Fleet(self._bundle.facts.address, ca=self._bundle.ca, key=self._key)
         try:
             diary = Diary.read(self._diary)
@@ -164,6 +177,9 @@ class Node:
             _log.info("connected to %s", self._bundle.facts.address)
             beaten = self._connected = time.monotonic()
             while not stop.is_set():
+                if self._left():
+                    _log.warning("another server was joined: leaving this one")
+                    return
                 if time.monotonic() - beaten > _BEAT:
                     if not fleet.beat():
                         raise NotAdmitted(f"{self._bundle.facts.address}: doesn't know this node")
@@ -255,26 +271,41 @@ class Node:
         self._fit = _Fit(self._folder, name, message)
 
     def _check_owner(self) -> None:
-        if not self._owner.consents():
+        if not self._agrees():
             raise TaskRefused("consent", "the owner hasn't agreed")
         if self._owner.paused():
             raise TaskRefused("paused", "the owner has paused it")
 
+    def _left(self) -> bool:
+        """Whether another server was joined since; what this one asked for is dropped then."""
+        if self._read_joined() == self._joined:
+            return False
+        if self._fit is not None:
+            self._fit.kill()
+            forget_mark(self._folder, self._fit.name)
+            self._fit = None
+        return True
+
+    def _agrees(self) -> bool:
+        """Whether the owner agrees to take part: always with the server that was joined last."""
+        return self._owner.consents() and not self._left()
+
     def _tend_fit(self) -> None:
         """See to the process that trains: end it where the owner no longer wants it."""
-        fit = self._fit
-        if fit is None:
+        if self._fit is None or self._left():
             return
+        fit = self._fit
         try:
             self._check_owner()
             if fit.running():
                 if fit.seconds < _LONGEST_FIT:
                     return
                 raise TaskRefused("failed", f"training took longer than {_LONGEST_FIT:.0f} s")
-            if self._outbox.answer(fit.name, fit.instruction) is None:
+            made = self._outbox.answer(fit.name, fit.instruction)
+            if made is None:
                 raise TaskRefused("failed", f"training ended with code {fit.code}")
-            group = fit.instruction.metadata.group_id
-            _log.info("round %s: trained for %.1f s", group, fit.seconds)
+            what = "declined after" if made.has_error() else "trained for"
+            _log.info("round %s: %s %.1f s", fit.instruction.metadata.group_id, what, fit.seconds)
         except TaskRefused as error:
             fit.kill()
             # It may have answered in its last moment; what is on disk stands.
@@ -296,7 +327,7 @@ class Node:
         for path, reply in self._outbox.waiting():
             if self._fit is not None and path.stem == self._fit.name:
                 continue  # not committed yet
-            if holds_update(reply) and not self._owner.consents():
+            if holds_update(reply) and not self._agrees():
                 # Agreed when it was made, and no longer: it stays.
                 self._outbox.withdraw(path)
                 continue

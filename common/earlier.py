@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from .anchor import is_behind
 from .errors import LedgerError
 from .ledger_entries import Earlier, Releases, Reserve, read_chain, signed_by
 
@@ -21,12 +22,16 @@ def find_earlier(
         population_size: how many they are.
 
     Raises:
-        LedgerError: a ledger can't be read, doesn't hold together, or is of another population.
+        LedgerError: a ledger can't be read, doesn't hold together, is of another population, or ends
+            before the anchor beside it.
     """
     found: dict[str, Earlier] = {}
     for path in paths:
         file = path / "ledger.jsonl" if path.is_dir() else path
         chain = read_chain(file)
+        anchor = file.with_name("anchor.json")
+        if file.name == "ledger.jsonl" and anchor.exists():
+            is_behind(anchor, file, chain)  # what was cut off stays spent
         opening = chain.opening
         if (opening.population, opening.population_size) != (population, population_size):
             raise LedgerError(

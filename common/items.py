@@ -137,16 +137,25 @@ class ItemTable:
                 metadata = file.metadata()
                 vectors = file.get_tensor("vectors")
             description = json.loads(metadata["description"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            ranges = {name: (start, stop) for name, (start, stop) in description["blocks"].items()}
+            table = cls(
+                vectors=vectors,
+                ids=tuple(description["ids"]),
+                tags=tuple(tuple(tags) for tags in description["tags"]),
+                # JSON has them by name, but an encoder reads them by place.
+                blocks=dict(sorted(ranges.items(), key=lambda block: block[1])),
+            )
+            same = table.content_hash == metadata["content_hash"]
+        except (
+            AttributeError,
+            KeyError,
+            OSError,
+            RecursionError,
+            SafetensorError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise DataError(f"{path}: not an item table ({error}); build it again") from error
-        ranges = {name: (start, stop) for name, (start, stop) in description["blocks"].items()}
-        table = cls(
-            vectors=vectors,
-            ids=tuple(description["ids"]),
-            tags=tuple(tuple(tags) for tags in description["tags"]),
-            # JSON has them by name, but an encoder reads them by place.
-            blocks=dict(sorted(ranges.items(), key=lambda block: block[1])),
-        )
-        if table.content_hash != metadata["content_hash"]:
+        if not same:
             raise DataError(f"{path}: content doesn't match its hash; build it again")
         return table

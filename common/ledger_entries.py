@@ -324,6 +324,6 @@ def _complete(lines: Iterable[bytes]) -> Iterator[bytes]:
 def _version_or(line: bytes, why: str) -> str:
     try:
         version = json.loads(line)["version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return why
     return why if version == 2 else f"format version {version!r}; this program reads version 2"

@@ -51,7 +51,7 @@ from .spent_before import is_begun, spent_before
 from .split import Sizes
 from .statistics import ItemStatistics
 from .strategy import RoundRecord
-from .supervisor import CANT_WRITE, TRY_AGAIN, follow_parent
+from .supervisor import CANT_WRITE, FINAL, TRY_AGAIN, follow_parent
 
 _LINK_TIMEOUT = 60.0  # for the SuperLink to come up
 _DELIVERY_TIMEOUT = 60.0
@@ -337,7 +337,9 @@ def main() -> None:
 def _fail(error: FedprofileError | OSError) -> NoReturn:
     """End over an error of ours, with the code that says whether another try is worth a release."""
     found = of_the_disk(error) or error
-    code = CANT_WRITE if isinstance(found, ServerFull) else getattr(found, "exit_code", 1)
+    code = 1
+    if isinstance(found, FedprofileError):
+        code = CANT_WRITE if isinstance(found, ServerFull) else FINAL
     note("failed", error=type(found).__name__)
     with contextlib.suppress(OSError):  # its log is on the same disk
         print(f"error: {found}", file=sys.stderr, flush=True)

@@ -27,6 +27,9 @@ TRY_AGAIN = 75
 CANT_WRITE = 74
 """Exit code of a process that can't write to its disk (EX_IOERR)."""
 
+FINAL = 70
+"""Exit code of a process that refuses to go on, for a reason that another start won't change."""
+
 _POLL = 0.2
 _LONGEST_PAUSE = 30.0
 _HEALTHY = 60.0  # seconds after which a restart counts as the first again
@@ -145,7 +148,7 @@ def _tell(journal: JournalReader) -> None:
             remark(f"Waiting for devices: {entry['online']} of {entry['quorum']} are online")
         elif entry["event"] == "delivered":
             remark(f"Handed the model to {entry['devices']} of {entry['enrolled']} devices")
-        elif entry["event"] == "died":
+        elif entry["event"] == "died" and entry["code"] not in (FINAL, CANT_WRITE):
             remark(f"{entry['process']} ended with code {entry['code']}; it is started again")
 
 
@@ -153,7 +156,7 @@ def _ended(folder: ServerFolder, process: _Process, code: int) -> None:
     """Note a death; trouble of the process's own making is tolerated a few times.
 
     Raises:
-        ServerError: too often.
+        ServerError: too often, or the process refused to go on.
         ServerFull: the disk is full or can't be written: the next try would cost what this one did.
     """
     note("died", process=process.name, code=code, failures=process.failures)
@@ -162,6 +165,8 @@ def _ended(folder: ServerFolder, process: _Process, code: int) -> None:
     words = process.last_words().removeprefix("error: ")
     if code == CANT_WRITE:
         raise ServerFull(words)
+    if code == FINAL:
+        raise ServerError(words)
     if 0 < code < TRY_AGAIN and process.failures >= _TRIES:
         raise ServerError(f"{process.name} fails: {words}")
 

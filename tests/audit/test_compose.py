@@ -50,6 +50,16 @@ def test_neighbours_of_two_kinds_are_not_composed(forge, tmp_path):
     assert compose([b]).joint == figure
 
 
+def test_what_was_cut_off_an_earlier_ledger_stays_spent(forge, tmp_path):
+    path = forge.honest(rounds=10).write(tmp_path / "ledger.jsonl", tmp_path / "anchor.json")
+    for named in (path, tmp_path):
+        assert find_earlier([named], population="shop", population_size=1_000)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:7]))
+    for named in (path, tmp_path):
+        with pytest.raises(LedgerError, match="entries before its anchor"):
+            find_earlier([named], population="shop", population_size=1_000)
+
+
 def test_a_ledger_that_another_names_as_earlier_counts_once(forge, tmp_path):
     a = forge.honest(rounds=10, nonce="a" * 32).write(tmp_path / "a.jsonl")
     known = find_earlier([a], population="shop", population_size=1_000)

@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from fedprofile.audit.ledgers import find_evidence
+from fedprofile.audit.measurements import Canaries, Probes
 from fedprofile.audit.report import ReportOptions, check_free, make_report, write_report
 from fedprofile.audit.report_page import render
 from fedprofile.common.errors import DataError, LedgerError, RunFolderError
@@ -116,6 +118,25 @@ def canary_results(*, holds=True, **origin):
             "false_alarm_rate": 0.01,
         },
     }
+
+
+def test_results_that_contradict_themselves_are_faults():
+    """Nobody signs them: what they conclude must follow from what they tell."""
+    sound = TypeAdapter(Probes).validate_python(probe_results())
+    assert sound.faults == []
+    content = probe_results()
+    low, high = content["probes"][0]["expected"]
+    content["probes"][0] |= {"measured": 1e9, "holds": True}
+    [fault] = TypeAdapter(Probes).validate_python(content).faults
+    assert fault.startswith(content["probes"][0]["name"])
+    assert TypeAdapter(Canaries).validate_python(canary_results()).faults == []
+    content = canary_results()
+    content["verdict"]["findings"] = ["ε is at least 9"]
+    assert TypeAdapter(Canaries).validate_python(content).faults == ["ε is at least 9"]
+    content = canary_results()
+    content["estimates"]["sum_of_releases"]["low"] = 40.0
+    [fault] = TypeAdapter(Canaries).validate_python(content).faults
+    assert "sum of releases" in fault
 
 
 @pytest.fixture

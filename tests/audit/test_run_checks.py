@@ -1,6 +1,7 @@
 """What a run folder keeps to rank with, held against the checkpoint and the ledger."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 from fedprofile.audit.privacy_checks import Cost
 from fedprofile.audit.run_checks import check_run
 from fedprofile.common.items import ItemTable
+from fedprofile.common.ledger_entries import Reserve
 from fedprofile.common.weights import hash_of_weights
 
 NOTHING = Cost(1e-5, None, None, None, None, None, None)
@@ -90,7 +92,6 @@ def flip(path, place):
 @pytest.mark.parametrize(
     ("rounds", "averaged", "what"),
     [
-        (3, 0, "has the weights that the last round led to"),
         (3, 1, "has the weights that the last round led to"),
         (3, 2, "the average of 2 rounds in the last checkpoint; not compared with the ledger"),
         (0, 0, "those of the last checkpoint; not compared with the ledger, which has no round"),
@@ -128,6 +129,148 @@ def test_changed_items_show(tmp_path, made):
     assert (told.outcome, "doesn't match its hash" in told.what) == ("fails", True)
     (tmp_path / "items.safetensors").unlink()
     assert found(tmp_path, chain)["items"].outcome == "not run"
+
+
+def test_a_model_without_an_average_is_held_against_the_ledger(tmp_path, made):
+    chain = made(rounds=3, averaged=0)
+    told = found(tmp_path, chain)["model"]
+    assert (told.outcome, told.what) == ("holds", "has the weights that the last round led to")
+    change_checkpoint(tmp_path, tensors={f"weights/{n}": t for n, t in weights(9).items()})
+    save_file(weights(9), tmp_path / "model.safetensors")
+    told = found(tmp_path, chain)
+    assert (told["model"].outcome, told["checkpoint"].outcome) == ("fails", "fails")
+    assert "other weights than the last round led to" in told["model"].what
+
+
+def change_checkpoint(folder, *, tensors=None, **state):
+    """Other tensors (None: without it), and other numbers in its state."""
+    [path] = (folder / "checkpoints").iterdir()
+    with safe_open(path, framework="np") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+        known = json.loads(file.metadata()["state"])
+    kept = {name: t for name, t in {**kept, **(tensors or {})}.items() if t is not None}
+    save_file(kept, path, metadata={"state": json.dumps({**known, **state})})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"release": None}, "isn't of the last release"),
+        ({"release": 5}, "isn't of the last release"),
+        ({"release": 99}, "isn't of the last release"),
+        ({"round": 0}, "says it is of round 0"),
+        ({"rounds": []}, "that the checkpoint doesn't know of"),
+        ({"tensors": {"popularity": None}}, "other numbers than those kept"),
+        ({"tensors": {"vectors": None}}, "other numbers than those kept"),
+    ],
+)
+def test_what_a_checkpoint_leaves_out_is_no_excuse(tmp_path, made, change, what):
+    chain = made()
+    change_checkpoint(tmp_path, **change)
+    told = found(tmp_path, chain)["checkpoint"]
+    assert (told.outcome, what in told.what) == ("fails", True), told
+
+
+def test_a_statistic_without_an_entry_shows(tmp_path, made, forge):
+    made()
+    writer = forge.Writer().open()
+    task, statistic = list(STATISTICS.items())[1]
+    release = writer.reserve(task=task, round=None, model_before=None)
+    writer.commit(release, model_after=hash_of_weights(statistic))
+    for number in range(1, 4):
+        before, after = (hash_of_weights(weights(n)) for n in (number - 1, number))
+        release = writer.reserve(round=number, model_before=before)
+        writer.commit(release, model_after=after)
+    change_checkpoint(tmp_path, release=release)
+    told = found(tmp_path, writer.chain()[0])["checkpoint"]
+    assert (told.outcome, "a statistic had a cohort" in told.what) == ("fails", True), told
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", b"[" * 100_000),
+        ("config.toml", b"a = " + b"[" * 20_000),
+        ("model.safetensors", b"\x08" + bytes(7) + b"{}      "),
+    ],
+)
+def test_files_that_are_nothing_end_in_a_finding(tmp_path, made, name, content):
+    chain = made()
+    (tmp_path / name).write_bytes(content)
+    check = {"metrics.json": "metrics", "config.toml": "configuration"}.get(name, "model")
+    assert found(tmp_path, chain)[check].outcome == "fails"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"release": []},
+        {"round": [1]},
+        {"averaged": 10**400},
+        {"rounds": [{"round": 1, "sampled": "x"}]},
+    ],
+)
+def test_a_state_that_is_none_ends_in_a_finding(tmp_path, made, state):
+    chain = made()
+    change_checkpoint(tmp_path, **state)
+    assert found(tmp_path, chain)["checkpoint"].outcome == "fails"
+
+
+@pytest.mark.parametrize(
+    "change", [{"content_hash": None}, {"description": "{}"}, {"description": "[1]"}]
+)
+def test_a_table_that_is_none_ends_in_a_finding(tmp_path, made, change):
+    chain = made()
+    path = tmp_path / "items.safetensors"
+    with safe_open(path, framework="np") as file:
+        metadata = {k: v for k, v in {**file.metadata(), **change}.items() if v is not None}
+        vectors = file.get_tensor("vectors")
+    save_file({"vectors": vectors}, path, metadata=metadata)
+    assert found(tmp_path, chain)["items"].outcome == "fails"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({}, None),
+        ({"epsilon": float("nan")}, "tells ε = nan"),
+        ({"epsilon": None}, "tells ε = None"),
+        ({"epsilon": 0.4}, "tells ε = 0.4"),
+        ({"unit": "event"}, "another unit or target"),
+        ({"target_epsilon": 1.0}, "another unit or target"),
+        ({"releases": []}, "other releases"),
+    ],
+)
+def test_metrics_that_tell_another_story_show(tmp_path, made, change, what):
+    chain = made()
+    cost = replace(NOTHING, pld=0.5)
+    releases = [
+        {"task": e.task, "round": e.round, "noise_multiplier": e.mechanism.noise_multiplier}
+        for e in chain.entries
+        if isinstance(e, Reserve)
+    ]
+    told = {
+        "epsilon": 0.5,
+        "delta": 1e-5,
+        "population_size": 1_000,
+        "unit": "user",
+        "target_epsilon": 8.0,
+        "releases": releases,
+    }
+    metrics = {"privacy": {**told, **change}, "run": {"rounds_done": 3}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    finding = next(f for f in check_run(tmp_path, chain, cost) if f.check == "metrics")
+    assert finding.outcome == ("holds" if what is None else "fails"), finding
+    assert (what or "tells the ledger's") in finding.what
+
+
+def test_a_block_under_another_name_shows(tmp_path, made):
+    chain = made()
+    table = ItemTable.load(tmp_path / "items.safetensors")
+    blocks = {"text": (0, 2), "sold-together": (2, 4)}
+    replace(table, blocks=blocks).save(tmp_path / "items.safetensors")
+    told = found(tmp_path, chain)["items"]
+    assert (told.outcome, "lacks the vectors" in told.what) == ("fails", True)
 
 
 def test_statistics_that_were_not_released_show(tmp_path, made):

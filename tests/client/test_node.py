@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+import json
 import threading
 from dataclasses import replace
 
@@ -678,6 +679,53 @@ def test_a_full_disk_and_a_store_in_use_end_no_node(device, bundle, key, monkeyp
     monkeypatch.setattr(node_module, "_SHUT_OUT", 0.001)
     node.run(stop)
     assert len(sessions) == 7
+
+
+def join_another(device):
+    facts = json.loads(device.server_facts.read_bytes())
+    other = {**facts, "signing_key": SigningKey.generate().public_key, "address": "127.0.0.1:9"}
+    device.server_facts.write_text(json.dumps(other), encoding="utf-8")
+
+
+def test_what_is_agreed_to_is_the_server_that_was_joined_last(node, device, bundle, key):
+    """A process that runs meanwhile knows the one before: its tasks are no longer answered."""
+    fleet = FakeFleet(*(task_of(bundle, release=n, sign=key.sign)[0] for n in (1, 2)))
+    fleet.fails = Unreachable("gone")
+    with pytest.raises(Unreachable):
+        work(node, fleet)
+    join_another(device)
+    fleet.fails = None
+    assert reasons(work(node, fleet)) == ["consent"]  # the update that waited isn't sent either
+    assert charged(device) == [1]
+    node._load_server()
+    assert node._bundle.facts.address == "127.0.0.1:9"
+    assert node._agrees()
+
+
+def test_training_for_a_server_that_was_left_ends_without_an_answer(
+    node, device, bundle, key, monkeypatch
+):
+    killed = []
+
+    class Endless(node_module._Fit):
+        def __init__(self, folder, name, instruction):
+            self.name, self.instruction, self.code, self.seconds = name, instruction, None, 1.0
+
+        def running(self):
+            return True
+
+        def kill(self):
+            killed.append(self.name)
+
+    monkeypatch.setattr(node_module, "_Fit", Endless)
+    node._receive(FakeFleet(task_of(bundle, sign=key.sign)[0]))
+    node._tend_fit()
+    assert killed == []
+    join_another(device)
+    node._tend_fit()
+    assert len(killed) == 1
+    assert node._fit is None
+    assert Outbox(device.outbox).waiting() == []
 
 
 def test_training_ends_where_its_owner_has_enough_of_it_also_without_a_connection(

@@ -22,7 +22,7 @@ from fedprofile.server.journal import JournalReader, keep_journal, note
 from fedprofile.server.releases import Releases
 from fedprofile.server.room import check_room, of_the_disk
 from fedprofile.server.status import read_standing
-from fedprofile.server.supervisor import CANT_WRITE, supervise
+from fedprofile.server.supervisor import CANT_WRITE, FINAL, supervise
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -232,7 +232,8 @@ def test_an_error_is_the_disks_where_the_disk_made_it():
     [
         (OSError(errno.ENOSPC, "No space left on device", "x"), CANT_WRITE),
         (ServerFull("x"), CANT_WRITE),
-        (ServerError("x"), 2),
+        (ServerError("x"), FINAL),
+        (LedgerError("x"), FINAL),
         (OSError(errno.EPERM, "Operation not permitted", "x"), 1),
     ],
 )

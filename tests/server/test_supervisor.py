@@ -16,7 +16,7 @@ import pytest
 
 from fedprofile.common.errors import ServerError
 from fedprofile.server import supervisor
-from fedprofile.server.supervisor import TRY_AGAIN, supervise
+from fedprofile.server.supervisor import FINAL, TRY_AGAIN, supervise
 
 
 class Child:
@@ -66,6 +66,14 @@ def test_trouble_that_does_not_pass_is_told(server, lives):
     lives["service"] = [2] * 9
     with pytest.raises(ServerError, match=r"service fails: the disk is full"):
         supervise(server, threading.Event())
+
+
+def test_a_refusal_to_go_on_is_final(server, lives, capsys):
+    """What it refuses would cost three releases with every start."""
+    lives["service"] = [None, FINAL, 0]
+    with pytest.raises(ServerError, match=r"^the disk is full$"):
+        supervise(server, threading.Event())
+    assert "started again" not in "".join(capsys.readouterr())
 
 
 def test_kills_and_passing_trouble_are_borne_for_good(server, lives):
