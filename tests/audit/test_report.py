@@ -125,7 +125,6 @@ def test_results_that_contradict_themselves_are_faults():
     sound = TypeAdapter(Probes).validate_python(probe_results())
     assert sound.faults == []
     content = probe_results()
-    low, high = content["probes"][0]["expected"]
     content["probes"][0] |= {"measured": 1e9, "holds": True}
     [fault] = TypeAdapter(Probes).validate_python(content).faults
     assert fault.startswith(content["probes"][0]["name"])
