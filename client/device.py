@@ -316,8 +316,8 @@ class Device:
             store = self._store
             if current_name(self.folder) != self._model:
                 self._load_model(store)
-            if store.changed() and self._keeper is not None:
-                self._keeper.keep(None)
+            if self._keeper is not None:
+                self._keeper.follow()
             if self._clock() - self._tidied >= _DAY:
                 done = self._eraser(store).tidy(self.folder.config.store)
                 self._tidied = self._clock() - (0 if done else _DAY - _SOON)

@@ -68,6 +68,11 @@ class ProfileKeeper:
             self._cached = profile
         return self._cached
 
+    def follow(self) -> None:
+        """Let go of a profile that another process has made old."""
+        if self._store.changed():
+            self.keep(None)
+
     def keep(self, profile: Profile | None) -> None:
         """``profile`` is what was committed; None: read it from the store when it is asked for."""
         self._cached, self._scores = profile, None
@@ -87,6 +92,7 @@ class ProfileKeeper:
 
         The result holds once the transaction is committed: hand its profile to :meth:`keep` then.
         """
+        self.follow()  # others may have committed while this transaction waited for them to end
         before = self._cached or self._saved()
         added = append(self._store, interactions)
         events = [event for one in added if (event := self.learned(one)) is not None]

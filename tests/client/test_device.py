@@ -220,6 +220,38 @@ def test_two_processes_see_what_the_other_did(make_device):
     other.close()
 
 
+@pytest.mark.parametrize(
+    ("meanwhile", "left"),
+    [
+        (lambda other: other.erase(EraseProfileRequest(item="商品7")), 3),
+        (lambda other: other.record(some(2, start=3)), 6),
+        (lambda other: other.record(some(40, start=3)), 44),
+    ],
+)
+def test_what_another_process_commits_while_a_recording_waits_is_not_overwritten(
+    make_device, monkeypatch, meanwhile, left
+):
+    device = make_device()
+    other = Device(device.folder, clock=lambda: NOW)
+    device.record(some(3))
+    device.recommend(RecommendRequest(top_k=3))
+    other.status()
+    begun, waiting = Store.transaction, [True]
+
+    def after_the_other(store):
+        if store is device._store and waiting:
+            waiting.clear()
+            meanwhile(other)
+        return begun(store)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "transaction", after_the_other)
+        assert device.record([one("last", 30, NOW)]).recorded == 1
+    assert device.profile().events == other.profile().events == left
+    assert_in_step(device)
+    other.close()
+
+
 def test_sessions_end_where_named_or_after_a_pause(make_device):
     device = make_device(events={"session_gap_minutes": 10})
     at = [0, 60, 661, 700, 701, 5_000]
