@@ -183,17 +183,22 @@ class Store:
             )
 
     def _check_log(self, log: Path, written: LogFrames | None) -> None:
-        """Recovery must have found all that ``log`` held when it was read."""
+        """Recovery must have found all that ``log`` held when it was read.
+
+        Where it found less, another process may have emptied the log, begun its next round or deleted it
+        meanwhile. A transaction keeps all of them from that: a log that stands as it was read is damaged.
+        """
         if written is None:
             return
         _, recovered, _ = self.query("PRAGMA wal_checkpoint(NOOP)")[0]
-        now = read_log(log)
-        moved_on = now is not None and now.salts != written.salts  # another process wrote meanwhile
-        if moved_on or recovered >= written.committed:
+        if recovered >= written.committed:
             return
-        aside = self._aside(log)
-        shutil.copyfile(log, aside)  # closing the store deletes it
-        aside.chmod(0o600)
+        with self.transaction():
+            if read_log(log) != written:
+                return
+            aside = self._aside(log)
+            shutil.copyfile(log, aside)  # closing the store deletes it
+            aside.chmod(0o600)
         raise StoreDamaged(
             f"{self.path}: its log was damaged, or cut by a power failure; the last events may be "
             f"missing. The log is set aside as {aside.name}, and the store goes on without"

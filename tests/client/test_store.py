@@ -283,6 +283,51 @@ def test_a_flipped_bit_in_the_log_is_told_and_the_rest_goes_on(killed):
         store.close()
 
 
+def begin_the_next_round(other):
+    other.query("PRAGMA wal_checkpoint(RESTART)")
+    insert(other, "later")
+
+
+@pytest.mark.parametrize(
+    ("moment", "meanwhile"),
+    [
+        (0, Store.close),  # the last one: SQLite deletes the log
+        (0, Store.scrub),
+        (0, begin_the_next_round),
+        (1, Store.scrub),
+        (1, begin_the_next_round),
+    ],
+)
+def test_a_log_that_another_process_takes_away_is_no_damage(path, monkeypatch, meanwhile, moment):
+    """Before it is recovered, or after that and before what was found is compared."""
+    other = Store.open(path, KEY)
+    for number in range(5):
+        insert(other, str(number))
+    ask, read, left = Store.query, module.read_log, [meanwhile]
+
+    def read_before(log):
+        found = read(log)
+        if moment == 0 and left:
+            left.pop()(other)
+        return found
+
+    def ask_before(store, statement, *parameters):
+        found = ask(store, statement, *parameters)
+        if moment == 1 and "NOOP" in statement and left:
+            found = [(0, 0, 0)]  # as told while the other one begins a round
+            left.pop()(other)
+        return found
+
+    monkeypatch.setattr(module, "read_log", read_before)
+    monkeypatch.setattr(Store, "query", ask_before)
+    store = Store.open(path, KEY)
+    assert names(store)[:5] == list("01234")
+    insert(store, "more")
+    assert not stores_aside(path)
+    store.close()
+    other.close()
+
+
 def test_another_key_sets_aside_and_can_be_undone(path):
     fill(path).close()
     with pytest.raises(StoreDamaged, match="or its key is another"):
