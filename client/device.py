@@ -415,7 +415,7 @@ class Device:
             for file in (*store_files(path), *stores_aside(path)):
                 file.unlink()
             sync_folder(path.parent)
-            withdraw_answers(self.folder)
             find_key(self.folder).destroy()
+            withdraw_answers(self.folder)
             with self._opened():
                 return EraseProfileResponse(erased, 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ..common.errors import StoreDamaged, StoreError, StoreFull
+from ..common.errors import DeviceError, StoreDamaged, StoreFull
 from ..common.files import write_atomically
 from . import records
 from .device_config import StoreConfig
@@ -28,7 +28,7 @@ class Eraser:
         store: events.
         keeper: of the profile; None without a model.
         ballast: a file that is given up where the disk is full: deleting takes room, too.
-        withdraw: deletes what was made of events and lies elsewhere.
+        withdraw: deletes what was made of events and lies elsewhere, or raises DeviceError.
         now: seconds since 1970-01-01 UTC.
     """
 
@@ -52,6 +52,7 @@ class Eraser:
 
         Raises:
             StoreFull: the disk is full even so; the message tells how far it came.
+            DeviceError: the events are erased, but what was made of them or their bytes can't be yet.
         """
 
         def delete_and_rebuild() -> int:
@@ -90,8 +91,8 @@ class Eraser:
         """Finish what was cut off, and erase what is kept no longer.
 
         Returns:
-            False where the disk is full or another process reads: it has to be done later, and
-            recording and ranking go on meanwhile.
+            False where the disk is full, another process reads, or answers can't be deleted: it has
+            to be done later, and recording and ranking go on meanwhile.
 
         Raises:
             StoreDamaged: a page doesn't hold.
@@ -110,7 +111,7 @@ class Eraser:
                 self.erase(lambda: records.delete_all_but_newest(self._store, most))
         except StoreDamaged:
             raise
-        except StoreError:
+        except DeviceError:
             return False
         return True
 

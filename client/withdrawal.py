@@ -12,13 +12,19 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 
+from ..common.errors import DeviceError
 from ..common.files import sync_folder
 from .device_folder import DeviceFolder
 
 
 @contextlib.contextmanager
 def undisturbed(folder: DeviceFolder) -> Iterator[None]:
-    """Look into the outbox and write to it while nobody withdraws answers."""
+    """Look into the outbox and write to it while nobody withdraws answers; made anew where it's missing.
+
+    Raises:
+        OSError: it can't be made or read.
+    """
+    folder.outbox.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(folder.outbox, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -54,10 +60,20 @@ def forget_mark(folder: DeviceFolder, name: str) -> None:
 
 
 def withdraw_answers(folder: DeviceFolder) -> None:
-    """Delete what was made of events. The diary stays: what was begun is never made again."""
-    with undisturbed(folder):
-        for file in folder.outbox.iterdir():
-            if file != folder.diary:
-                file.unlink()
-        sync_folder(folder.outbox)
-    folder.fit_log.unlink(missing_ok=True)
+    """Delete what was made of events. The diary stays: what was begun is never made again.
+
+    Raises:
+        DeviceError: something there can't be deleted.
+    """
+    try:
+        with undisturbed(folder):
+            for file in folder.outbox.iterdir():
+                if file != folder.diary:
+                    file.unlink()
+            sync_folder(folder.outbox)
+        folder.fit_log.unlink(missing_ok=True)
+    except OSError as error:
+        raise DeviceError(
+            f"{folder.outbox}: erased from the profile, but an answer made of it can't be deleted "
+            f"({error.strerror}: {error.filename}); take it away, and the device does the rest soon"
+        ) from error

@@ -442,6 +442,36 @@ def test_a_reader_delays_the_overwriting_and_nothing_else(make_device, monkeypat
     assert "商品7".encode() not in decrypted(device.folder.store, key)
 
 
+def test_an_outbox_that_is_gone_is_made_anew(make_device):
+    device = make_device()
+    device.record(some(20))
+    device.folder.outbox.rmdir()
+    assert device.erase(EraseProfileRequest(item="商品7")).erased == 1
+    assert device.folder.outbox.stat().st_mode & 0o777 == 0o700
+    assert Device(device.folder, clock=lambda: NOW).status().events == 19
+
+
+def test_answers_that_cannot_be_deleted_delay_the_overwriting_and_nothing_else(
+    make_device, decrypted
+):
+    device = make_device()
+    device.record(some(20))
+    stray = device.folder.outbox / "stray"
+    stray.mkdir()
+    with pytest.raises(DeviceError, match=r"can't be deleted .*stray"):
+        device.erase(EraseProfileRequest(item="商品7"))
+    device.close()
+    device = Device(device.folder, clock=lambda: NOW)
+    assert device.record(some(1, start=20)).recorded == 1
+    assert "商品7" not in device.profile().frequencies
+    stray.rmdir()
+    device.close()
+    assert device.status().events == 20
+    device.close()
+    key = bytes.fromhex(device.folder.store_key.read_text())
+    assert "商品7".encode() not in decrypted(device.folder.store, key)
+
+
 def test_retention_by_age_and_by_number(make_device):
     now = [NOW]
     device = make_device(clock=lambda: now[0], store={"retention_days": 20})
