@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from .numpy_encoder import NumpyEncoder
 
 MODEL, ITEMS, CURRENT = "model.safetensors", "items.safetensors", "current"
 _LONGEST_NAME = 255  # bytes of a bundle's name
+_NAME = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,14 +151,21 @@ def install_bundle(folder: DeviceFolder, source: Path) -> ModelBundle:
 
 
 def current_name(folder: DeviceFolder) -> str | None:
-    """Name of the bundle in use; None while there is none."""
+    """Name of the bundle in use; None while there is none.
+
+    What can't be read is a name that no bundle has: only :func:`current_bundle` needs more than that.
+    """
     try:
         file = os.open(folder.models / CURRENT, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    except OSError:
+        return ""
     # Every call of a device looks here, and to open a text takes four times as long.
     try:
-        return os.read(file, _LONGEST_NAME).decode().strip()
+        return os.read(file, _LONGEST_NAME).decode(errors="replace").strip()
+    except OSError:
+        return ""
     finally:
         os.close(file)
 
@@ -165,11 +174,16 @@ def current_bundle(folder: DeviceFolder) -> ModelBundle | None:
     """The bundle in use; None while there is none.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or what is to name it.
     """
     name = current_name(folder)
     if name is None:
         return None
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{folder.models / CURRENT}: names no model; install one with "
+            f"fedprofile device model {folder.path} RUN"
+        )
     bundle = ModelBundle.load(folder.models / name)
     if bundle.name != name:
         raise DataError(f"{folder.models / name}: content doesn't match its name; get it again")

@@ -208,6 +208,42 @@ def test_a_damaged_model_does_not_keep_the_owner_from_recording(make_device):
     device.close()
 
 
+def unreadable(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"\xff" + path.read_bytes()[1:]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\0"),
+        lambda path: path.write_bytes(b"../models/" + path.read_bytes()),
+        lambda path: path.write_bytes(b"x" * 5_000),
+        unreadable,
+    ],
+)
+def test_a_model_whose_name_is_lost_does_not_keep_the_owner_from_recording(
+    make_device, run_folder, spoil
+):
+    device = make_device()
+    device.record(some(2))
+    current = device.folder.models / "current"
+    spoil(current)
+    assert device.record(some(1, start=2)).recorded == 1
+    for question in (device.profile, lambda: device.recommend(RecommendRequest(top_k=3))):
+        with pytest.raises(DataError, match=r"models/current: names no model; install one"):
+            question()
+    assert device.status().model is None
+    assert device.erase(EraseProfileRequest(item="商品0")).erased == 1
+    if current.is_dir():
+        current.rmdir()
+    install_bundle(device.folder, run_folder)
+    assert device.profile().events == 2
+    assert_in_step(device)
+
+
 def test_two_processes_see_what_the_other_did(make_device):
     device = make_device()
     other = Device(device.folder, clock=lambda: NOW)
