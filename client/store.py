@@ -185,16 +185,17 @@ class Store:
     def _check_log(self, log: Path, written: LogFrames | None) -> None:
         """Recovery must have found all that ``log`` held when it was read.
 
-        Where it found less, another process may have emptied the log, begun its next round or deleted it
-        meanwhile. A transaction keeps all of them from that: a log that stands as it was read is damaged.
+        Where it seems to have found less, another process may be about to commit what is in the log
+        already, or have emptied it, begun its next round or deleted it. Nobody does within a transaction:
+        what two of them see alike stood in the log between them, too.
         """
-        if written is None:
-            return
-        _, recovered, _ = self.query("PRAGMA wal_checkpoint(NOOP)")[0]
-        if recovered >= written.committed:
+        if written is None or self._recovered() >= written.committed:
             return
         with self.transaction():
-            if read_log(log) != written:
+            before = read_log(log)
+        recovered = self._recovered()
+        with self.transaction():
+            if before is None or recovered >= before.committed or read_log(log) != before:
                 return
             aside = self._aside(log)
             shutil.copyfile(log, aside)  # closing the store deletes it
@@ -203,6 +204,10 @@ class Store:
             f"{self.path}: its log was damaged, or cut by a power failure; the last events may be "
             f"missing. The log is set aside as {aside.name}, and the store goes on without"
         )
+
+    def _recovered(self) -> int:
+        """Number of the last frame of the log that counts."""
+        return int(self.query("PRAGMA wal_checkpoint(NOOP)")[0][1])
 
     def _migrate(self) -> None:
         version = int(self.query("PRAGMA user_version")[0][0])

@@ -294,6 +294,7 @@ def begin_the_next_round(other):
         (0, Store.close),  # the last one: SQLite deletes the log
         (0, Store.scrub),
         (0, begin_the_next_round),
+        (1, lambda other: None),  # it is about to commit what the log holds already
         (1, Store.scrub),
         (1, begin_the_next_round),
     ],
@@ -314,7 +315,7 @@ def test_a_log_that_another_process_takes_away_is_no_damage(path, monkeypatch, m
     def ask_before(store, statement, *parameters):
         found = ask(store, statement, *parameters)
         if moment == 1 and "NOOP" in statement and left:
-            found = [(0, 0, 0)]  # as told while the other one begins a round
+            found = [(0, 0, 0)]  # as told while the other one commits, or begins a round
             left.pop()(other)
         return found
 
