@@ -172,7 +172,10 @@ def run(path: Annotated[Path, DEVICE]) -> None:
         with ProfileServer(device), taking_part(folder, device):
             remark(f"Serving {folder.socket}")
             while not stop.wait(_HOUR):
-                device.status()  # retention holds on a device that nobody uses, too
+                try:
+                    device.status()  # retention holds on a device that nobody uses, too
+                except FedprofileError as error:  # a store in use, say: the next look may do better
+                    remark(str(error), style="bold red")
     remark("Stopped.")
 
 

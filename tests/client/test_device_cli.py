@@ -3,6 +3,9 @@ import contextlib
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedprofile.client import device_cli
+from fedprofile.client.device import Device
+from fedprofile.client.service_lock import is_served
+from fedprofile.common.errors import StoreError
 
 
 def blas_threads():
@@ -22,3 +25,24 @@ def test_a_device_that_runs_ranks_with_one_thread(make_device, monkeypatch):
         device_cli.run(folder.path)
         assert seen == [{1}]
         assert blas_threads() == {2}
+
+
+def test_a_device_that_runs_goes_on_where_its_store_is_busy(make_device, monkeypatch, capsys):
+    folder, looks = make_device().folder, []
+
+    class Stop:
+        def wait(self, seconds):
+            looks.append(is_served(folder))
+            return len(looks) == 3
+
+    class Busy(Device):
+        def status(self):
+            if looks == [True]:
+                raise StoreError("another process holds the store")
+            return super().status()
+
+    monkeypatch.setattr(device_cli, "stopped_by_signals", lambda: contextlib.nullcontext(Stop()))
+    monkeypatch.setattr(device_cli, "Device", Busy)
+    device_cli.run(folder.path)
+    assert looks == [True, True, True]
+    assert "another process holds the store" in capsys.readouterr().err
