@@ -137,11 +137,11 @@ def init(
             join_server(folder, server_bundle)
         if model is not None:
             install_bundle(folder, model)
-    except (FedprofileError, OSError):
+        with Device(folder) as device:
+            found = device.status()  # makes the key and the store
+    except BaseException:  # a package that is missing and an interrupt, too
         shutil.rmtree(path)  # it was new, and in half it would be in the way of another try
         raise
-    with Device(folder) as device:
-        found = device.status()
     remark(f"Made {folder.config_file}. Consent to training is off.")
     if found.model is None:
         remark(f"No model yet; install one with: fedprofile device model {path} RUN")

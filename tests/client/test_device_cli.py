@@ -1,11 +1,13 @@
 import contextlib
 
+import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedprofile.client import device_cli
 from fedprofile.client.device import Device
+from fedprofile.client.device_folder import DeviceFolder
 from fedprofile.client.service_lock import is_served
-from fedprofile.common.errors import StoreError
+from fedprofile.common.errors import DeviceError, StoreError
 
 
 def blas_threads():
@@ -46,3 +48,19 @@ def test_a_device_that_runs_goes_on_where_its_store_is_busy(make_device, monkeyp
     device_cli.run(folder.path)
     assert looks == [True, True, True]
     assert "another process holds the store" in capsys.readouterr().err
+
+
+def test_a_device_that_cannot_be_made_whole_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "phone"
+
+    class NoKeyring(Device):
+        def status(self):
+            raise DeviceError("no keyring")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device_cli, "Device", NoKeyring)
+        with pytest.raises(DeviceError, match="no keyring"):
+            device_cli.init(path, keyring=True)
+    assert not path.exists()
+    device_cli.init(path)
+    assert DeviceFolder.open(path).store.exists()
