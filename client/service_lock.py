@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator
 from typing import IO
 
 from ..common.errors import DeviceError
 from .device_folder import DeviceFolder
+
+_PATIENCE, _PAUSE = (
+    0.5,
+    0.01,
+)  # seconds that those who only ask may take altogether, and between two tries
 
 
 @contextlib.contextmanager
@@ -19,8 +25,11 @@ def service_lock(folder: DeviceFolder) -> Iterator[None]:
         DeviceError: another process holds it.
     """
     with folder.service_lock.open("ab") as file:
-        if not _taken(file):
-            raise DeviceError(f"{folder.path}: another process runs this device; stop it first")
+        until = time.monotonic() + _PATIENCE
+        while not _taken(file, fcntl.LOCK_EX):
+            if time.monotonic() > until:
+                raise DeviceError(f"{folder.path}: another process runs this device; stop it first")
+            time.sleep(_PAUSE)
         yield
 
 
@@ -28,13 +37,15 @@ def is_served(folder: DeviceFolder) -> bool:
     """Whether a process runs the device now."""
     if not folder.service_lock.exists():
         return False
-    with folder.service_lock.open("ab") as file:
-        return not _taken(file)
+    with folder.service_lock.open("rb") as file:
+        return not _taken(
+            file, fcntl.LOCK_SH
+        )  # shared, so that those who ask at once don't see one another
 
 
-def _taken(file: IO[bytes]) -> bool:
+def _taken(file: IO[bytes], kind: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

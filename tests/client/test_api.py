@@ -1,3 +1,4 @@
+import fcntl
 import threading
 import time
 
@@ -210,6 +211,46 @@ def test_one_process_at_a_time_runs_a_device(served):
     with pytest.raises(DeviceError, match="another process runs this device"):
         ProfileServer(Device(device.folder)).start()
     assert client.status().service
+
+
+def asked_meanwhile(monkeypatch, question):
+    """Has the next look at the lock of a device meet ``question``, and returns its answers."""
+    take, answers = fcntl.flock, []
+
+    def take_then_ask(file, kind):
+        take(file, kind)
+        monkeypatch.setattr(fcntl, "flock", take)
+        answers.append(question())
+
+    monkeypatch.setattr(fcntl, "flock", take_then_ask)
+    return answers
+
+
+def test_two_who_ask_at_once_whether_a_device_is_served_are_told_the_truth(
+    make_device, monkeypatch
+):
+    folder = make_device().folder
+    folder.service_lock.touch()
+    answers = asked_meanwhile(monkeypatch, lambda: is_served(folder))
+    assert not is_served(folder)
+    assert answers == [False]
+
+
+def test_who_only_asks_does_not_keep_a_device_from_being_run(make_device, monkeypatch):
+    device = make_device()
+    device.folder.service_lock.touch()
+    server = ProfileServer(device)
+    starting = threading.Thread(target=server.start)
+
+    def start():
+        starting.start()
+        starting.join(0.1)
+
+    asked_meanwhile(monkeypatch, start)
+    is_served(device.folder)
+    starting.join()
+    assert is_served(device.folder)
+    server.stop()
 
 
 def test_after_a_stop_commands_open_the_store_themselves(make_device):
