@@ -124,7 +124,8 @@ def top_k(
         candidates: item indices; None: all items.
         include_seen: rank seen items too, by the mixture over the candidates; else leave them out
             and rank by ⟨U, v⟩.
-        scores: what :func:`score` says of all items, where that is known; it is not changed.
+        scores: what :func:`score` says of all items, where that is known and all are ranked; it is
+            not changed.
 
     Raises:
         ConfigError: k < 1.
@@ -178,13 +179,7 @@ def _choices(
 ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
     """Candidates, each once (None: all items), and their scores, with what is left out marked so."""
     items = None if candidates is None else np.unique(candidates).astype(np.int32)
-    if known is None:
-        scores = score(profile, table, items)
-    elif items is None:
-        scores = known.copy()
-    else:
-        _check_candidates(items, table)
-        scores = known[items]
+    scores = score(profile, table, items) if known is None else known.copy()
     if not include_seen:
         if items is None:
             scores[profile.items] = _LEFT_OUT

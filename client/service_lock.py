@@ -11,10 +11,7 @@ from typing import IO
 from ..common.errors import DeviceError
 from .device_folder import DeviceFolder
 
-_PATIENCE, _PAUSE = (
-    0.5,
-    0.01,
-)  # seconds that those who only ask may take altogether, and between two tries
+_PATIENCE, _PAUSE = 0.5, 0.01  # seconds in which those who only ask are done, and between two tries
 
 
 @contextlib.contextmanager
@@ -38,9 +35,8 @@ def is_served(folder: DeviceFolder) -> bool:
     if not folder.service_lock.exists():
         return False
     with folder.service_lock.open("rb") as file:
-        return not _taken(
-            file, fcntl.LOCK_SH
-        )  # shared, so that those who ask at once don't see one another
+        # Shared, so that those who ask at once don't take one another for the process that serves.
+        return not _taken(file, fcntl.LOCK_SH)
 
 
 def _taken(file: IO[bytes], kind: int) -> bool:
