@@ -48,9 +48,10 @@ def test_a_damaged_library_is_built_again(compiler, tmp_path, keep):
     command, log = compiler
     load_library(command, tmp_path / "cache")
     (kept,) = (tmp_path / "cache" / "fedprofile").iterdir()
-    kept.write_bytes(kept.read_bytes()[:keep])
-    # Elsewhere, for the loader knows a path by name once it has loaded it.
-    shutil.move(tmp_path / "cache", tmp_path / "moved")
+    # Elsewhere: what is loaded must stay as it is, and the loader knows a path by name from then on.
+    moved = tmp_path / "moved" / "fedprofile"
+    moved.mkdir(mode=0o700, parents=True)
+    (moved / kept.name).write_bytes(kept.read_bytes()[:keep])
     assert load_library(command, tmp_path / "moved").native_train
     assert compiled(log) == 2
 
