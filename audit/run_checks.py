@@ -128,8 +128,8 @@ def check_checkpoint(folder: Path, chain: Chain) -> Finding:
 
 
 def _checkpoint_faults(checkpoint: Checkpoint, chain: Chain) -> Iterator[Fault]:
-    yield from _place_faults(checkpoint, chain)
     yield from _record_faults(checkpoint, chain)
+    yield from _place_faults(checkpoint, chain)
     for task, kept in _last_statistics(chain).items():
         statistic = checkpoint.statistics.get(task)
         if kept.model_after is not None and (

@@ -4,7 +4,7 @@ Flower's SuperNode starts a process per message, exits where it isn't let in, an
 killed. This connection makes the same calls through the same client, and leaves it to the node what to do
 about a failure.
 
-Uses parts outside Flower's public API; their contract is ``tests/server/test_link.py`` and
+Uses parts outside Flower's public API; their contract is ``tests/client/test_fleet.py`` and
 ``tests/end_to_end/test_hostile.py``.
 """
 
