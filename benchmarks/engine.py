@@ -191,8 +191,10 @@ def _against_ray(work: Workload, lengths: Lengths, arguments: argparse.Namespace
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     size, devices, threads = arguments.size, arguments.devices, arguments.threads
-    batch = _batched(work, threads)
-    seconds: Seconds = {GEMM: [], "Ray": [], "batch": []}
+    ours = {"batch": _batched(work, threads)}
+    if arguments.compile:
+        ours["native"] = _batched(work, threads, compiled=True)
+    seconds: Seconds = {name: [] for name in (GEMM, "Ray", *ours)}
     client, server = ClientApp(), ServerApp()
 
     @client.train()
@@ -222,12 +224,13 @@ def _against_ray(work: Workload, lengths: Lengths, arguments: argparse.Namespace
     def serve(grid: Grid, _: Context) -> None:
         while len(list(grid.get_node_ids())) < arguments.nodes:
             time.sleep(0.1)
-        _assert_same(batch(), ask(grid))
+        _assert_same(ours["batch"](), ask(grid))
         torch.set_num_threads(threads)
         for _ in range(arguments.turns):
             seconds[GEMM].append(_timed(_multiply))
             seconds["Ray"].append(_timed(lambda: ask(grid)))
-            seconds["batch"].append(_timed(batch))
+            for name, engine in ours.items():
+                seconds[name].append(_timed(engine))
 
     run_simulation(
         server,
