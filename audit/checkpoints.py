@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..common.errors import DataError
+from ..common.errors import MALFORMED, DataError
 
 COOCCURRENCE = "statistics/cooccurrence"
 Weights = Mapping[str, NDArray[np.float32]]
@@ -75,15 +75,7 @@ class Checkpoint:
                     if name in tensors
                 },
             )
-        except (
-            ArithmeticError,
-            KeyError,
-            OSError,
-            RecursionError,
-            SafetensorError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (OSError, SafetensorError, *MALFORMED) as error:
             raise DataError(f"{paths[-1].name} isn't a checkpoint ({error})") from error
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..common.config import load_config
-from ..common.errors import ConfigError, DataError
+from ..common.errors import MALFORMED, ConfigError, DataError
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.weights import hash_of_weights
@@ -41,15 +41,7 @@ def guarded(check: str, look: Callable[[], Finding]) -> Finding:
     """What ``look`` finds; what is nothing that a run writes fails the check, whatever reading it meets."""
     try:
         return look()
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (MemoryError, *MALFORMED) as error:
         return Finding(check, "fails", f"isn't what a run writes ({type(error).__name__})")
 
 

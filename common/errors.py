@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a file meets that somebody else may have written, where it isn't what it should be."""
+
+
 class FedprofileError(Exception):
     """Root of the tree; the message is one line for the user."""
 

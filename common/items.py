@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .errors import DataError
+from .errors import MALFORMED, DataError
 from .files import write_atomically
 
 COOCCURRENCE_BLOCK = "cooccurrence"
@@ -146,15 +146,7 @@ class ItemTable:
                 blocks=dict(sorted(ranges.items(), key=lambda block: block[1])),
             )
             same = table.content_hash == metadata["content_hash"]
-        except (
-            AttributeError,
-            KeyError,
-            OSError,
-            RecursionError,
-            SafetensorError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (OSError, SafetensorError, *MALFORMED) as error:
             raise DataError(f"{path}: not an item table ({error}); build it again") from error
         if not same:
             raise DataError(f"{path}: content doesn't match its hash; build it again")

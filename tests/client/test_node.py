@@ -702,9 +702,9 @@ def test_what_is_agreed_to_is_the_server_that_was_joined_last(node, device, bund
     assert node._agrees()
 
 
-def test_training_for_a_server_that_was_left_ends_without_an_answer(
-    node, device, bundle, key, monkeypatch
-):
+@pytest.fixture
+def killed(monkeypatch):
+    """Training goes on until it is killed; the names of what was."""
     killed = []
 
     class Endless(node_module._Fit):
@@ -718,6 +718,12 @@ def test_training_for_a_server_that_was_left_ends_without_an_answer(
             killed.append(self.name)
 
     monkeypatch.setattr(node_module, "_Fit", Endless)
+    return killed
+
+
+def test_training_for_a_server_that_was_left_ends_without_an_answer(
+    node, device, bundle, key, killed
+):
     node._receive(FakeFleet(task_of(bundle, sign=key.sign)[0]))
     node._tend_fit()
     assert killed == []
@@ -729,22 +735,9 @@ def test_training_for_a_server_that_was_left_ends_without_an_answer(
 
 
 def test_training_ends_where_its_owner_has_enough_of_it_also_without_a_connection(
-    node, device, bundle, key, monkeypatch
+    node, bundle, key, killed
 ):
     """The server is out of reach for half an hour; the process would go on until then."""
-    killed = []
-
-    class Endless(node_module._Fit):
-        def __init__(self, folder, name, instruction):
-            self.name, self.instruction, self.code, self.seconds = name, instruction, None, 1.0
-
-        def running(self):
-            return True
-
-        def kill(self):
-            killed.append(self.name)
-
-    monkeypatch.setattr(node_module, "_Fit", Endless)
     node._receive(FakeFleet(task_of(bundle, sign=key.sign)[0]))
     waits = []
 
