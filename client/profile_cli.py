@@ -80,7 +80,8 @@ Examples:
   fedprofile device recommend phone --candidates shelf.txt --threshold 2.5 --json
   fedprofile device recommend phone --diversity 0.3 --calibration 0.3
 
-Candidates are item ids, one a line. The score is ⟨U, v⟩; with --include-seen a probability.
+Candidates are item ids, one a line. The score is the logarithm of a probability, up to a constant; with
+--include-seen it is a probability.
 --diversity keeps items apart that are alike, --calibration gives each of the profile's tags its share of
 the list; what the two leave of 1 is the weight of the score.
 

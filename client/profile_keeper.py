@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..common.histories import Histories
 from .interactions import Interaction
 from .model_bundle import ModelBundle
+from .nearest import NearestHeld
 from .profile import Event, Profile, build, empty_profile, update
 from .profile_state import profile_from_bytes, profile_to_bytes
 from .records import (
@@ -59,6 +60,7 @@ class ProfileKeeper:
         self._basis = hashlib.sha256(basis.encode()).hexdigest()
         self._cached: Profile | None = None
         self._scores: NDArray[np.float32] | None = None
+        self._nearest = NearestHeld(bundle.served)
 
     def profile(self) -> Profile:
         """The profile as of the last event that was committed."""
@@ -84,7 +86,7 @@ class ProfileKeeper:
         cache by then.
         """
         if self._scores is None:
-            self._scores = score(self.profile(), self.bundle.served)
+            self._scores = score(self.profile(), self.bundle.served, nearest=self._nearest)
         return self._scores
 
     def record(self, interactions: Sequence[Interaction]) -> tuple[list[Recorded], Profile]:

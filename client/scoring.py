@@ -1,9 +1,10 @@
 """Candidates scored against the profile, on the device and with numpy alone.
 
-The score of an item is ⟨U, v⟩, one inner product in the space of the item vectors. Where items are
-taken again and again (groceries, songs), scores become the probabilities of a mixture:
+The score s of an item is four fifths ⟨U, v⟩, one inner product in the space of the item vectors, and one
+fifth how like the item is to the nearest one held (:mod:`.nearest`). Where items are taken again and
+again (groceries, songs), scores become the probabilities of a mixture:
 
-    p(j) = ρ · f_j·π_j^¼ / Σ f·π^¼  +  (1 − ρ) · softmax(0.8·⟨U, v⟩ + log κ_j)_j
+    p(j) = ρ · f_j·π_j^¼ / Σ f·π^¼  +  (1 − ρ) · softmax(0.8·s_j + log κ_j)_j
 
 with f the user's own decayed frequencies and ρ the user's own repeat rate, which are fitted on the
 device and never leave it, and π the released popularity of these weeks: what somebody had is had again
@@ -24,6 +25,7 @@ from ..common.decay import SECONDS_PER_DAY, Scale, decay, decayed_weights
 from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
+from .nearest import NearestHeld, nearest_matrix, nearest_of, pooled, tells_nearest
 from .profile import HABITS, Event, Profile, repeat_rate
 from .serving import PRIOR_BLOCK
 
@@ -76,9 +78,19 @@ class Reasons:
 
 
 def score(
-    profile: Profile, table: ItemTable, candidates: NDArray[np.int32] | None = None
+    profile: Profile,
+    table: ItemTable,
+    candidates: NDArray[np.int32] | None = None,
+    *,
+    nearest: NearestHeld | None = None,
 ) -> NDArray[np.float32]:
-    """⟨U, v_j⟩ of every candidate, in the order given; of all items where ``candidates`` is None.
+    """s of every candidate, in the order given; of all items where ``candidates`` is None.
+
+    Args:
+        profile: the user.
+        table: item table that the profile was built with.
+        candidates: item indices.
+        nearest: this user's, of this table, where it is kept; used where all items are scored.
 
     Returns:
         float32 [n_candidates].
@@ -92,9 +104,15 @@ def score(
             "use the item table that the profile was built with"
         )
     if candidates is None:
-        return table.vectors @ profile.vector
+        logits = table.vectors @ profile.vector
+        if not tells_nearest(table):
+            return logits
+        return pooled(logits, (nearest or NearestHeld(table)).to(profile.items), table)
     _check_candidates(candidates, table)
-    return table.vectors[candidates] @ profile.vector
+    logits = table.vectors[candidates] @ profile.vector
+    if not tells_nearest(table):
+        return logits
+    return pooled(logits, nearest_of(table, profile.items, candidates), table, candidates)
 
 
 def _check_candidates(candidates: NDArray[np.int32], table: ItemTable) -> None:
@@ -123,7 +141,7 @@ def top_k(
         k: length of the list, ≥ 1.
         candidates: item indices; None: all items.
         include_seen: rank seen items too, by the mixture over the candidates; else leave them out
-            and rank by ⟨U, v⟩.
+            and rank by s.
         scores: what :func:`score` says of all items, where that is known and all are ranked; it is
             not changed.
 
@@ -210,10 +228,20 @@ def _ranking(
     return Ranking(best, scores[order], tuple(map(table.ids.__getitem__, best.tolist())))
 
 
-def score_matrix(vectors: NDArray[np.float32], table: ItemTable) -> NDArray[np.float32]:
-    """⟨U, v_j⟩ of many users ([m, k]) and all items: float32 [m, n_items]."""
-    scores: NDArray[np.float32] = vectors @ table.vectors.T
-    return scores
+def score_matrix(
+    vectors: NDArray[np.float32], histories: Histories, table: ItemTable
+) -> NDArray[np.float32]:
+    """s of many users and all items: the same as :func:`score` of each, float32 [m, n_items].
+
+    Args:
+        vectors: float32 [m, k], the users' U.
+        histories: what each of them did.
+        table: of the items.
+    """
+    logits: NDArray[np.float32] = vectors @ table.vectors.T
+    return (
+        pooled(logits, nearest_matrix(table, histories), table) if tells_nearest(table) else logits
+    )
 
 
 def mix_repeats(

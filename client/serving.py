@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..common.items import ItemTable
 
-PRIOR_BLOCK, ID_BLOCK = "popularity", "item_ids"
+PRIOR_BLOCK, TRAINED_BLOCK = "popularity", "item_ids"
 
 
 def serving_table(
@@ -17,5 +17,5 @@ def serving_table(
 
     A score stays one inner product: U has a coordinate for each trained column and a 1 for popularity.
     """
-    served = table if ids is None else table.with_block(ID_BLOCK, ids)
+    served = table if ids is None else table.with_block(TRAINED_BLOCK, ids)
     return served.with_block(PRIOR_BLOCK, prior[:, None])

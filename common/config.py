@@ -72,12 +72,13 @@ class StatisticsConfig(Section):
     """One-shot statistics that devices release before training: popularity, and what goes together."""
 
     half_lives_days: tuple[float, ...] = Field(
-        (7.0, 45.0),
+        (14.0,),
         description="time scales of recent popularity, which ranks; without any, all time does",
     )
     as_of: dt.date | None = Field(
         None,
-        description="day from whose start ages count back; unset: evaluation.validation_from, or "
+        description="day from whose start ages count back; unset: the day from which nothing is trained "
+        "on (evaluation.validation_from, or test_from with evaluation.refit), or "
         "where that is unset a moment read off the data, which then counts as public",
     )
 
@@ -261,6 +262,11 @@ class EvaluationConfig(Section):
         0.8, gt=0, lt=1, description="share of events before the cut, where no date is set"
     )
     test_quantile: float = Field(0.9, gt=0, lt=1, description="the same for the test")
+    refit: bool = Field(
+        False,
+        description="train on the validation part, too: for last figures, with settings that were chosen "
+        "without it. Baselines are chosen on validation and fitted anew",
+    )
     k: int = Field(10, ge=1, description="length of the lists that are measured")
     bootstrap_samples: int = Field(1_000, ge=0, description="resamples of users; 0: no intervals")
     baselines: bool = Field(True, description="measure other models beside the run's own")

@@ -1,7 +1,8 @@
 """Baselines that see every history at once: central, not private, fitted on training events only.
 
-Each is a frozen :class:`~.evaluation.Scorer`. Its settings are chosen on validation targets by
-:func:`tune`; nothing here is ever shown a test target.
+Each is a frozen :class:`Baseline`. Its settings are chosen on validation targets by :func:`tune`; where
+what is tested may have seen the validation part, it is fitted anew with them. Nothing here is ever shown
+a test target.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -34,6 +35,15 @@ _PROFILE_SCALES = (
     Scale("events", 5.0),
 )
 _ITEMS_AT_ONCE = 512
+
+
+class Baseline(Scorer, Protocol):
+    """A scorer that can be fitted anew."""
+
+    def refit(self, train: Histories, table: ItemTable) -> Self:
+        """The same settings, fitted to other events."""
+        ...
+
 
 S = TypeVar("S", bound=Scorer)
 D = TypeVar("D", "ContentCosine", "ItemKNN", "EASE", "PersonalFrequency")
@@ -60,6 +70,10 @@ class Popularity:
         counts = _taken(train, table.n_items, half_life_days).sum(axis=0)
         return cls(np.asarray(counts, np.float32).ravel(), half_life_days)
 
+    def refit(self, train: Histories, table: ItemTable) -> Popularity:
+        """See :meth:`Baseline.refit`."""
+        return self.fit(train, table, self.half_life_days)
+
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`Scorer.scores`."""
         return np.broadcast_to(self.counts, (history.n_devices, len(self.counts)))
@@ -81,6 +95,10 @@ class ContentCosine:
     def fit(cls, table: ItemTable, scale: Scale | None = None) -> ContentCosine:
         """Normalise the public vectors; no events are needed."""
         return cls(_unit(table.vectors), scale)
+
+    def refit(self, train: Histories, table: ItemTable) -> ContentCosine:
+        """See :meth:`Baseline.refit`."""
+        return self.fit(table, self.scale)
 
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`Scorer.scores`."""
@@ -128,6 +146,10 @@ class ItemKNN:
         similarity.eliminate_zeros()
         return cls(similarity, neighbours, scale)
 
+    def refit(self, train: Histories, table: ItemTable) -> ItemKNN:
+        """See :meth:`Baseline.refit`."""
+        return self.fit(train, table, self.neighbours, self.scale)
+
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`Scorer.scores`."""
         profile = _profile(history, self.scale, self.similarity.shape[0])
@@ -171,6 +193,10 @@ class EASE:
         np.fill_diagonal(weights, 0.0)
         return cls(weights, ridge, half_life_days, scale)
 
+    def refit(self, train: Histories, table: ItemTable) -> EASE:
+        """See :meth:`Baseline.refit`."""
+        return self.fit(train, table, self.ridge, self.half_life_days, self.scale)
+
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`Scorer.scores`."""
         scores: NDArray[np.float32] = (
@@ -199,6 +225,10 @@ class PersonalFrequency:
         counts = Popularity.fit(train, table).counts
         return cls(counts / max(float(counts.max()), 1.0), scale)
 
+    def refit(self, train: Histories, table: ItemTable) -> PersonalFrequency:
+        """See :meth:`Baseline.refit`."""
+        return self.fit(train, table, self.scale)
+
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`Scorer.scores`."""
         own = _profile(history, self.scale, len(self.popularity)).toarray()
@@ -220,21 +250,23 @@ def tune(candidates: Iterable[S], validation: Targets, *, k: int, mask_seen: boo
 def tuned_baselines(
     split: Split, table: ItemTable, *, k: int, names: Collection[str] | None = None
 ) -> dict[str, Scorer]:
-    """All baselines, or those in ``names``: fitted on ``split.train``, settings chosen on validation.
+    """All baselines, or those in ``names``: settings chosen on validation, fitted on ``split.train``.
 
     ``personal-frequency`` is chosen for repeat purchases, the others for new items. ``ease`` is
     missing above :data:`MAXIMUM_EASE_ITEMS` items.
     """
-    return {
-        name: tune(candidates, split.validation, k=k, mask_seen=name != "personal-frequency")
-        for name, candidates in _grids(split.train, table).items()
-        if names is None or name in names
-    }
+    found: dict[str, Scorer] = {}
+    for name, candidates in _grids(split.choosing, table).items():
+        if names is None or name in names:
+            repeats = name == "personal-frequency"
+            chosen = tune(candidates, split.validation, k=k, mask_seen=not repeats)
+            found[name] = chosen.refit(split.train, table) if split.refitted else chosen
+    return found
 
 
-def _grids(train: Histories, table: ItemTable) -> dict[str, Iterator[Scorer]]:
+def _grids(train: Histories, table: ItemTable) -> dict[str, Iterator[Baseline]]:
     """Candidates of each baseline, fitted one at a time as they are asked for."""
-    grids: dict[str, Iterator[Scorer]] = {
+    grids: dict[str, Iterator[Baseline]] = {
         "popularity": iter([Popularity.fit(train, table)]),
         "recent-popularity": (
             Popularity.fit(train, table, days) for days in (7.0, 14.0, 30.0, 60.0)

@@ -7,14 +7,13 @@ the encoder trained centrally is the ceiling of what a federation could learn.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..client.local_training import Trainer
 from ..common.config import RunConfig
@@ -78,7 +77,8 @@ class ModelResult:
         kind: ``ours``, ``baseline`` or ``ceiling``.
         private: whether its release is covered by the run's guarantee.
         test: quality on the test targets.
-        validation_ndcg: mean NDCG@k on new items of the validation targets.
+        validation_ndcg: mean NDCG@k on new items of the validation targets; None where the model was
+            trained on them.
         settings: what validation chose.
         difference: NDCG@k of the run's own model minus this one's, paired by user, new items.
     """
@@ -186,7 +186,9 @@ def _measure(
                     test.new_items.ranks,
                     samples=evaluation.bootstrap_samples,
                 )
-            validation = mean_ndcg(candidate.scorer, split.validation, k=evaluation.k)
+            validation = None
+            if not split.refitted:
+                validation = mean_ndcg(candidate.scorer, split.validation, k=evaluation.k)
             results.append(
                 ModelResult(
                     candidate.key,
@@ -267,37 +269,57 @@ def _central(
     split: Split,
 ) -> Candidate:
     """The ceiling: of as many epochs as help, the one that is best on validation."""
+
+    def epochs(of: Population, now: int) -> Iterator[tuple[int, EncoderScorer]]:
+        """Steps so far, and the model after each epoch."""
+        known = exact_statistics(of, config.statistics, now=now)
+        table = known.fill(of.table)
+        trained = train_centrally(
+            encoder,
+            of.histories,
+            keys=of.keys,
+            table=table,
+            prior=known.long_run,
+            model=config.model,
+            training=config.training,
+            trainer=trainer,
+            seed=config.seed or 0,
+        )
+        for steps, weights in islice(trained, _MOST_EPOCHS):
+            yield steps, EncoderScorer(encoder, weights, table, known.current, config.model)
+
     now = statistics_time(config, split, population)
-    known = exact_statistics(population, config.statistics, now=now)
-    table = known.fill(population.table)
-    best: dict[str, Tensor] = {}
+    if not split.refitted:
+        best_epoch, best = _best_epoch(epochs(population, now), config, split)
+        return Candidate("central", "ceiling", False, best, f"epoch {best_epoch}")
+    # What is tested is trained as long as was best without the validation part.
+    before = replace(population, histories=split.choosing.take(population.users))
+    earlier = now if split.validation_time is None else min(now, split.validation_time)
+    best_epoch, _ = _best_epoch(epochs(before, earlier), config, split)
+    _, again = next(islice(epochs(population, now), best_epoch - 1, None))
+    return Candidate("central", "ceiling", False, again, f"epoch {best_epoch}")
+
+
+def _best_epoch(
+    epochs: Iterator[tuple[int, EncoderScorer]], config: RunConfig, split: Split
+) -> tuple[int, EncoderScorer]:
+    """Number, from 1, and model of the epoch that is best on validation; the last one without targets."""
+    best: EncoderScorer | None = None
     best_epoch, best_quality = 0, -1.0
-    epochs = train_centrally(
-        encoder,
-        population.histories,
-        keys=population.keys,
-        table=table,
-        prior=known.long_run,
-        model=config.model,
-        training=config.training,
-        trainer=trainer,
-        seed=config.seed or 0,
-    )
-    for epoch, (steps, weights) in enumerate(islice(epochs, _MOST_EPOCHS), 1):
-        scorer = EncoderScorer(encoder, weights, table, known.current, config.model)
+    for epoch, (steps, scorer) in enumerate(epochs, 1):
         quality = mean_ndcg(scorer, split.validation, k=config.evaluation.k)
         # Ids take some hundred steps before they tell anything.
         enough = steps >= _STEPS_OF_IDS if config.model.item_ids else epoch >= _EPOCHS
         if quality is None:  # nothing to stop by
-            best, best_epoch = weights, epoch
+            best, best_epoch = scorer, epoch
             if enough:
                 break
         elif quality > best_quality:
-            best, best_epoch, best_quality = weights, epoch, quality
+            best, best_epoch, best_quality = scorer, epoch, quality
         elif enough and epoch - best_epoch >= _PATIENCE:
             break
-    scorer = EncoderScorer(encoder, best, table, known.current, config.model)
-    return Candidate("central", "ceiling", False, scorer, f"epoch {best_epoch}")
+    assert best is not None, "there is a first epoch"
+    return best_epoch, best
 
 
 def _settings(model: Scorer) -> str:

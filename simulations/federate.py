@@ -92,10 +92,10 @@ def time_is_read_off_data(config: RunConfig) -> bool:
 
 
 def statistics_time(config: RunConfig, split: Split, population: Population) -> int:
-    """The moment popularity is released: ``statistics.as_of``, the validation cut, or the end of
+    """The moment popularity is released: ``statistics.as_of``, the end of training, or that of
     the data; every device's contribution depends on it."""
     if config.statistics.as_of is not None:
         return midnight(config.statistics.as_of)
-    if split.validation_time is not None:
-        return split.validation_time
+    if split.train_time is not None:
+        return split.train_time
     return int(population.histories.times.max()) + 1

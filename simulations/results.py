@@ -131,6 +131,7 @@ def _data(log: InteractionLog, split: Split, config: RunConfig) -> dict[str, Any
         "test_users": split.test.n_users,
         "cold_users": split.test.cold_users,
         "split": config.evaluation.split,
+        "refitted": split.refitted,
         "validation_from": day(split.validation_time),
         "test_from": day(split.test_time),
     }

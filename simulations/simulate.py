@@ -262,13 +262,14 @@ def _federate(
     rounds = config.training.rounds
     validation: dict[int, float | None] = {}
     every = max(1, rounds // _CURVE_POINTS)
+    held_out = prepared.split.validation.n_users and not prepared.split.refitted
     with stage("Training", rounds) as progress:
 
         def on_round(
             record: RoundRecord, weights: Mapping[str, Tensor], statistics: ItemStatistics
         ) -> None:
             note = f"{record.trained:,} devices, {record.seconds:.1f} s"
-            if record.round % every == 0 and prepared.split.validation.n_users:
+            if record.round % every == 0 and held_out:
                 scorer = _scorer(config, prepared, weights, statistics)
                 quality = mean_ndcg(scorer, prepared.split.validation, k=config.evaluation.k)
                 validation[record.round] = quality

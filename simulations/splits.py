@@ -66,37 +66,54 @@ class Split:
     """Events to fit on, and the two sets of targets.
 
     Attributes:
-        train: events that anything may be fitted on; all devices of the log, some perhaps empty.
+        choosing: events that models are fitted on whose settings validation chooses; all devices of
+            the log, some perhaps empty.
+        train: events that what is tested may be fitted on: the same, or with ``evaluation.refit`` the
+            validation part besides, so that what is tested is as fresh as what would be in use.
         validation: targets to choose settings by.
         test: targets to report on.
+        train_time: first second that isn't trained on, None where users differ in it.
         validation_time: first second held out for validation, None where users differ in it.
         test_time: first second held out for the test, None where users differ in it.
     """
 
+    choosing: Histories
     train: Histories
     validation: Targets
     test: Targets
+    train_time: int | None
     validation_time: int | None
     test_time: int | None
 
+    @property
+    def refitted(self) -> bool:
+        """Whether validation targets are trained on: then they tell nothing of what was trained."""
+        return self.train is not self.choosing
 
-def global_time_split(histories: Histories, validation_from: int, test_from: int) -> Split:
+
+def global_time_split(
+    histories: Histories, validation_from: int, test_from: int, *, refit: bool = False
+) -> Split:
     """Cut all users at the same two moments.
 
-    Training events come before ``validation_from``. A user's targets are the items of their first
-    session that *starts* in ``[validation_from, test_from)``, or at or after ``test_from``; their
-    history ends where that period begins. A session that runs over a cut belongs to the earlier
-    side, and what of it lies past the cut is in neither history nor targets.
+    Training events come before ``validation_from``, or with ``refit`` before ``test_from``. A user's
+    targets are the items of their first session that *starts* in ``[validation_from, test_from)``, or
+    at or after ``test_from``; their history ends where that period begins. A session that runs over a
+    cut belongs to the earlier side, and what of it lies past the cut is in neither history nor targets.
 
     Args:
         histories: the cleaned log.
         validation_from: seconds since 1970 UTC.
         test_from: seconds since 1970 UTC, later than ``validation_from``.
+        refit: train on the validation part, too.
     """
+    choosing = histories.before(validation_from)
     return Split(
-        train=histories.before(validation_from),
+        choosing=choosing,
+        train=histories.before(test_from) if refit else choosing,
         validation=_first_session(histories, validation_from, test_from),
         test=_first_session(histories, test_from, None),
+        train_time=test_from if refit else validation_from,
         validation_time=validation_from,
         test_time=test_from,
     )
@@ -113,7 +130,9 @@ def quantile_times(
     return validation, test
 
 
-def leave_one_out(histories: Histories, members: NDArray[np.bool_] | None = None) -> Split:
+def leave_one_out(
+    histories: Histories, members: NDArray[np.bool_] | None = None, *, refit: bool = False
+) -> Split:
     """Hold out each user's last event for the test, and the one before it for validation.
 
     What this lets in: users end at different times, so training sees events of others from after
@@ -128,13 +147,17 @@ def leave_one_out(histories: Histories, members: NDArray[np.bool_] | None = None
         histories: the cleaned log.
         members: bool [n_devices], who takes part; None: all. What is drawn for somebody doesn't hang on
             the others.
+        refit: train on the validation part, too.
     """
     histories = _only(_shuffle_moments(histories), members)
     from_end = np.repeat(histories.offsets[1:], histories.lengths) - np.arange(histories.n_events)
+    choosing = histories.where(from_end > 2)
     return Split(
-        train=histories.where(from_end > 2),
+        choosing=choosing,
+        train=histories.where(from_end > 1) if refit else choosing,
         validation=_targets(histories, known=from_end > 2, target=from_end == 2),
         test=_targets(histories, known=from_end > 1, target=from_end == 1),
+        train_time=None,
         validation_time=None,
         test_time=None,
     )
@@ -158,9 +181,9 @@ def make_split(
         histories = _only(histories, members)
         nothing = np.zeros(histories.n_events, dtype=np.bool_)
         empty = _targets(histories, known=nothing, target=nothing)
-        return Split(histories, empty, empty, None, None)
+        return Split(histories, histories, empty, empty, None, None, None)
     if config.split == "leave-one-out":
-        split = leave_one_out(histories, members)
+        split = leave_one_out(histories, members, refit=config.refit)
         where = "evaluation.split = 'leave-one-out'"
         remedy = "users need three events: give more data, or use split 'none'"
     else:
@@ -169,7 +192,7 @@ def make_split(
     if members is not None:
         remedy += ", or have more users take part (data.user_share)"
     for part, size in (
-        ("no training events", split.train.n_events),
+        ("no training events", split.choosing.n_events),
         ("no user with history and a validation target", split.validation.n_users),
         ("no user with history and a test target", split.test.n_users),
     ):
@@ -194,7 +217,7 @@ def _time_split(
         if histories.n_events == 0:
             raise ConfigError(f"{where}: the log has no events to cut; give more data")
         cuts = quantile_times(histories, config.validation_quantile, config.test_quantile)
-    return global_time_split(_only(histories, members), *cuts), where
+    return global_time_split(_only(histories, members), *cuts, refit=config.refit), where
 
 
 def _only(histories: Histories, members: NDArray[np.bool_] | None) -> Histories:

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..client.serving import ID_BLOCK, PRIOR_BLOCK
+from ..client.serving import PRIOR_BLOCK, TRAINED_BLOCK
 from ..common.config import RunConfig, load_config
 from ..common.encoder import build_encoder
 from ..common.errors import RunFolderError
@@ -78,7 +78,7 @@ def load_scorer(
         weights = load_file(folder.model)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{folder.model}: not a readable model ({error})") from error
-    blocks = {n: b for n, b in served.blocks.items() if n not in (ID_BLOCK, PRIOR_BLOCK)}
+    blocks = {n: b for n, b in served.blocks.items() if n not in (PRIOR_BLOCK, TRAINED_BLOCK)}
     width = max(stop for _, stop in blocks.values())
     table = ItemTable(served.vectors[:, :width], served.ids, served.tags, blocks)
     encoder = build_encoder(

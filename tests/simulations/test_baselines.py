@@ -1,6 +1,6 @@
 """Baselines do what their papers say, from training events only."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -183,6 +183,26 @@ def test_baselines_never_look_at_the_test(train, table):
         "personal-frequency",
         "ease",
     }
+
+
+def test_a_refit_keeps_the_settings_and_sees_the_validation_part(train, table):
+    before = global_time_split(train, 30 * DAY, 40 * DAY)
+    after = global_time_split(train, 30 * DAY, 40 * DAY, refit=True)
+    chosen, refitted = (tuned_baselines(split, table, k=5) for split in (before, after))
+    for name, model in refitted.items():
+        settings = {f.name: getattr(model, f.name) for f in fields(model)}
+        expected = chosen[name].refit(after.train, table)
+        assert type(model) is type(chosen[name])
+        for setting, value in settings.items():
+            if isinstance(value, float | int | Scale | None):
+                assert value == getattr(chosen[name], setting), (name, setting)
+        history = log([(1, 3), (2, 5)])
+        now = np.array([50 * DAY])
+        scores = model.scores(history, now)
+        np.testing.assert_array_equal(scores, expected.scores(history, now))
+    newer = Popularity.fit(after.train, table).counts
+    np.testing.assert_array_equal(refitted["popularity"].counts, newer)
+    assert newer.sum() > chosen["popularity"].counts.sum()
 
 
 def test_large_catalogues_go_without_ease(train, table, monkeypatch):

@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from itertools import count
 from types import SimpleNamespace
 
@@ -7,16 +8,29 @@ from fedprofile.common.config import load_config
 from fedprofile.simulations import comparison
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a population is asked for."""
+
+    histories: str
+    keys: None = None
+    table: None = None
+    users: None = None
+
+
+CHOOSING = SimpleNamespace(take=lambda _: "before validation")
+
+
 @pytest.fixture
 def centrally(monkeypatch):
     """The epoch that central training ends with, and how many it took, of made-up qualities."""
 
-    def run(quality_of, *, item_ids=False, steps=50):
+    def run(quality_of, *, item_ids=False, steps=50, refitted=False):
         taken = []
 
-        def train_centrally(*_, **__):
+        def train_centrally(_, histories, **__):
             for epoch in count(1):
-                taken.append(epoch)
+                taken.append(histories)
                 yield steps * epoch, epoch
 
         known = SimpleNamespace(fill=lambda table: table, long_run=None, current=None)
@@ -27,11 +41,12 @@ def centrally(monkeypatch):
         monkeypatch.setattr(comparison, "EncoderScorer", lambda _, weights, *__: weights)
         monkeypatch.setattr(comparison, "mean_ndcg", lambda epoch, *_, **__: quality_of(epoch))
         config = load_config(None, {"model": {"item_ids": item_ids}})
-        population = SimpleNamespace(histories=None, keys=None, table=None)
-        ceiling = comparison._central(
-            config, population, None, None, SimpleNamespace(validation=None)
+        split = SimpleNamespace(
+            validation=None, refitted=refitted, choosing=CHOOSING, validation_time=0
         )
+        ceiling = comparison._central(config, Trained("all"), None, None, split)
         assert ceiling.settings == f"epoch {ceiling.scorer}"
+        assert taken.count("before validation") == (len(taken) - ceiling.scorer) * refitted
         return ceiling.scorer, len(taken)
 
     return run
@@ -43,6 +58,10 @@ def centrally(monkeypatch):
 )
 def test_the_ceiling_is_the_best_epoch_and_stops_where_no_more_helps(centrally, best, taken):
     assert centrally(lambda epoch: -abs(epoch - best) / 100 + 0.5) == (best, taken)
+
+
+def test_a_refitted_ceiling_takes_the_epochs_that_were_best_without_the_validation_part(centrally):
+    assert centrally(lambda epoch: -abs(epoch - 4) / 100 + 0.5, refitted=True) == (4, 6 + 4)
 
 
 def test_a_ceiling_with_ids_waits_for_a_plateau_to_end(centrally):

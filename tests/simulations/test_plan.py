@@ -52,7 +52,7 @@ def test_uploads_are_counted_in_bytes(planned):
     found = planned()
     popularity, together, training = found["releases"]
     compared = int(0.1 * 120 / together["noise_multiplier"])
-    assert popularity["upload_bytes"] == 4 * 3 * found["items"]
+    assert popularity["upload_bytes"] == 4 * 2 * found["items"]
     assert together["upload_bytes"] == 4 * compared * (compared - 1) // 2
     assert training["upload_bytes"] == 4 * found["weights"]
 

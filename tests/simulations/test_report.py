@@ -167,6 +167,7 @@ def example(rounds=30):
             "split": "global-time",
             "validation_from": "2011-07-01T00:00+00:00",
             "test_from": "2011-08-15T00:00+00:00",
+            "refitted": False,
         },
         "privacy": {
             "enabled": True,

@@ -32,6 +32,20 @@ def test_what_is_returned_is_what_is_written(tmp_path):
     assert [model["key"] for model in found["models"]] == ["federated"]
 
 
+def test_a_refitted_run_trains_on_more_and_tells_nothing_of_validation(tmp_path):
+    usual = simulate(config(), SimulateOptions(out=tmp_path / "a"))
+    refit = config(evaluation={"refit": True, "baselines": True, "bootstrap_samples": 0})
+    found = simulate(refit, SimulateOptions(out=tmp_path / "b"))
+    assert found["data"]["refitted"]
+    assert not usual["data"]["refitted"]
+    assert found["data"]["train_events"] > usual["data"]["train_events"]
+    assert found["data"]["test_users"] == usual["data"]["test_users"]
+    assert [point["validation_ndcg"] for point in found["curve"]] == [None] * 3
+    assert {model["validation_ndcg"] for model in found["models"]} == {None}
+    assert len(found["models"]) > 5
+    assert "trained on the validation part, too" in (tmp_path / "b/report.html").read_text("utf-8")
+
+
 def test_a_run_without_a_folder_gets_a_new_one_named_by_its_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = simulate(config(evaluation={"split": "none"}), SimulateOptions())

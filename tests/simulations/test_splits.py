@@ -78,6 +78,30 @@ def test_global_cut_by_hand():
     assert split.test.cold_users == 0
 
 
+@given(logs(), st.integers(1, 29), st.integers(1, 10), st.booleans())
+def test_a_refit_trains_up_to_the_test_and_holds_out_the_same(histories, start, width, by_time):
+    def split(refit):
+        if by_time:
+            return global_time_split(histories, start, start + width, refit=refit)
+        return leave_one_out(histories, refit=refit)
+
+    chosen, refitted = split(False), split(True)
+    assert refitted.refitted
+    assert not chosen.refitted
+    assert chosen.train is chosen.choosing
+    for targets in ("validation", "test"):
+        ours, theirs = getattr(refitted, targets), getattr(chosen, targets)
+        assert (rows(ours), known(ours)) == (rows(theirs), known(theirs))
+    np.testing.assert_array_equal(refitted.choosing.items, chosen.train.items)
+    for row, user in enumerate(refitted.test.users.tolist()):
+        # What is tested was trained on all that the device knows when it is asked.
+        asked = refitted.test.history.device(row)
+        np.testing.assert_array_equal(refitted.train.device(user).times, asked.times)
+    if by_time:
+        assert (refitted.train.times < start + width).all()
+        assert (chosen.train_time, refitted.train_time) == (start, start + width)
+
+
 def test_a_session_over_a_cut_is_no_target_of_the_later_side():
     split = global_time_split(
         log([(1, 0, 0), (8, 1, 1), (12, 1, 2), (18, 2, 3), (21, 2, 4)]), 10, 20
