@@ -25,7 +25,14 @@ from ..common.decay import SECONDS_PER_DAY, Scale, decay, decayed_weights
 from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
-from .nearest import NearestHeld, nearest_matrix, nearest_of, pooled, tells_nearest
+from .nearest import (
+    NearestHeld,
+    log_popularity,
+    nearest_matrix,
+    nearest_of,
+    pooled,
+    tells_nearest,
+)
 from .profile import HABITS, Event, Profile, repeat_rate
 from .serving import PRIOR_BLOCK
 
@@ -107,12 +114,14 @@ def score(
         logits = table.vectors @ profile.vector
         if not tells_nearest(table):
             return logits
-        return pooled(logits, (nearest or NearestHeld(table)).to(profile.items), table)
+        nearest = nearest or NearestHeld(table)
+        return pooled(logits, nearest.to(profile.items), nearest.prior)
     _check_candidates(candidates, table)
     logits = table.vectors[candidates] @ profile.vector
     if not tells_nearest(table):
         return logits
-    return pooled(logits, nearest_of(table, profile.items, candidates), table, candidates)
+    cosines = nearest_of(table, profile.items, candidates)
+    return pooled(logits, cosines, log_popularity(table)[candidates])
 
 
 def _check_candidates(candidates: NDArray[np.int32], table: ItemTable) -> None:
@@ -239,9 +248,9 @@ def score_matrix(
         table: of the items.
     """
     logits: NDArray[np.float32] = vectors @ table.vectors.T
-    return (
-        pooled(logits, nearest_matrix(table, histories), table) if tells_nearest(table) else logits
-    )
+    if not tells_nearest(table):
+        return logits
+    return pooled(logits, nearest_matrix(table, histories), log_popularity(table))
 
 
 def mix_repeats(
