@@ -23,19 +23,20 @@ def profile_vectors(
     encoder: Encoder,
     weights: Mapping[str, Tensor],
     histories: Histories,
-    now: NDArray[np.int64],
     *,
     table: ItemTable,
     scales: tuple[Scale, ...],
     window: int,
 ) -> NDArray[np.float32]:
-    """U of every device at its moment, for :func:`serving_table`.
+    """U of every device as of its last event, for :func:`serving_table`.
+
+    Time that passed since scales all of a device's sums alike, and U follows from their directions; as of
+    a later moment, the shorter scales of those who were long away would be nothing but rounding errors.
 
     Args:
         encoder: architecture.
         weights: name → weights to use in place of the encoder's own.
         histories: m devices.
-        now: int64 [m], seconds since 1970 UTC.
         table: the public item table.
         scales: time scales of the decayed sums.
         window: recent events the encoder reads.
@@ -43,7 +44,7 @@ def profile_vectors(
     Returns:
         float32 [m, k (+ ID dimension) + 1].
     """
-    sums = decayed_sums(histories, table.vectors, now, scales)
+    sums = decayed_sums(histories, table.vectors, np.iinfo(np.int64).min, scales)
     vectors = torch.from_numpy(table.vectors)
     parts = []
     with torch.no_grad():

@@ -89,6 +89,8 @@ class InteractionLog:
         event_types: names that ``histories.types`` counts into.
         users: row u describes user index u: ``user_id`` and attributes where the data has them.
         quality: how the rows read became these events.
+        rare_ids: original ids of users who did too little to learn from, ascending; they get lists.
+        rare: what they did with items of the catalogue.
     """
 
     user_ids: tuple[str, ...]
@@ -97,6 +99,8 @@ class InteractionLog:
     event_types: tuple[str, ...]
     users: pl.DataFrame
     quality: QualityReport
+    rare_ids: tuple[str, ...]
+    rare: Histories
 
     @property
     def n_users(self) -> int:

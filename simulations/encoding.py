@@ -164,6 +164,8 @@ def assemble(
     preset: str,
     rows_per_file: Sequence[tuple[str, int]],
     rules: Sequence[Rule],
+    rare_ids: Sequence[str] = (),
+    rare: Histories | None = None,
 ) -> InteractionLog:
     """The log with its quality report, whose figures are counted from the histories."""
     last_events = histories.offsets[1:][histories.lengths > 0] - 1
@@ -185,4 +187,6 @@ def assemble(
             first_time=int(histories.times.min()),
             last_time=int(histories.times.max()),
         ),
+        rare_ids=tuple(rare_ids),
+        rare=histories.take(np.zeros(0, np.int64)) if rare is None else rare,
     )

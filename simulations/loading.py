@@ -63,7 +63,7 @@ def load_log(config: DataConfig) -> InteractionLog:
     user_table = _read_users(users_path, preset, config) if users_path is not None else None
     tables = _read_interactions(config, files, preset, item_table is not None)
     listed = item_table["item_id"] if item_table is not None else None
-    cleaner, described = _clean(tables, config, preset, listed, str(items_path))
+    cleaner, described, merged = _clean(tables, config, preset, listed, str(items_path))
     events = cleaner.rows
     require_population(config.path, events, cleaner.rules)
     described = described.filter(
@@ -74,13 +74,17 @@ def load_log(config: DataConfig) -> InteractionLog:
     users = build_users(described, user_table)
     _check_group(config, users)
     event_types = sorted(events["event"].unique())
+    weights = event_weights(preset, config)
     histories, moved = encode_events(
-        events,
-        users["user_id"],
-        catalogue["item_id"],
-        event_types,
-        event_weights(preset, config),
+        events, users["user_id"], catalogue["item_id"], event_types, weights
     )
+    rare_events = merged.filter(
+        ~pl.col("user").is_in(events["user"].implode())
+        & pl.col("item").is_in(catalogue["item_id"].implode())
+        & pl.col("event").is_in(event_types)
+    )
+    rare_ids = rare_events["user"].unique().sort()
+    rare, _ = encode_events(rare_events, rare_ids, catalogue["item_id"], event_types, weights)
     return assemble(
         histories,
         catalogue,
@@ -90,6 +94,8 @@ def load_log(config: DataConfig) -> InteractionLog:
         preset=preset.name,
         rows_per_file=[(table.name, table.frame.height) for table in tables],
         rules=(*cleaner.rules, moved),
+        rare_ids=rare_ids.to_list(),
+        rare=rare,
     )
 
 
@@ -99,8 +105,9 @@ def _clean(
     preset: Preset,
     listed: pl.Series | None,
     items_source: str,
-) -> tuple[Cleaner, pl.DataFrame]:
-    """Apply all rules; besides the merged events, the rows before merging, which describe items.
+) -> tuple[Cleaner, pl.DataFrame, pl.DataFrame]:
+    """Apply all rules; besides the events that are left, the rows before merging, which describe items,
+    and the merged events, those of rare users and items among them.
 
     ``listed`` are the ids of the item table, if there is one, and ``items_source`` names it.
     """
@@ -116,8 +123,9 @@ def _clean(
     described = cleaner.rows
     add_sessions(cleaner, config.session_gap_minutes)
     merge_baskets(cleaner)
+    merged = cleaner.rows
     remove_rare(cleaner, config.minimum_user_events, config.minimum_item_events)
-    return cleaner, described
+    return cleaner, described, merged
 
 
 def _read_interactions(

@@ -51,7 +51,6 @@ class EncoderScorer:
             self.encoder,
             self.weights,
             history,
-            now,
             table=self.table,
             scales=self.model.scales,
             window=self.model.window,
@@ -147,7 +146,6 @@ class LocalOnly:
             self.encoder,
             shared,
             history,
-            now,
             table=table,
             scales=model.scales,
             window=model.window,
@@ -169,7 +167,7 @@ class LocalOnly:
             clip_norm=float("inf"),
             seed=0,
         )
-        sums = decayed_sums(history, table.vectors, now, model.scales)
+        sums = decayed_sums(history, table.vectors, np.iinfo(np.int64).min, model.scales)
         vectors = torch.from_numpy(table.vectors)
         initial = {n: p.detach().numpy() for n, p in shared.items()}
         for rows, own in self.trainer.local_weights(initial, examples, flat, local):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..common.console import stage
+from ..common.console import remark, stage
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
 from .dataset import InteractionLog
@@ -34,19 +34,24 @@ def write_recommendations(
 ) -> None:
     """Write ``user_id, rank, item_id, score``: rank from 1, original ids, best first.
 
-    Each user is asked at the end of the log. A user has fewer than ``k`` rows where fewer items are
-    left.
+    Each user is asked at the end of the log, those who did too little to learn from among them. A user
+    has fewer than ``k`` rows where fewer items are left.
 
     Raises:
         RunFolderError: the file can't be written.
     """
     now = int(log.histories.times.max()) + 1
+    groups = [(log.user_ids, log.histories), (log.rare_ids, log.rare)]
+    chunks = [
+        (ids, histories, np.arange(start, min(start + CHUNK, len(ids)), dtype=np.int64))
+        for ids, histories in groups
+        for start in range(0, len(ids), CHUNK)
+    ]
+    item_ids = pl.Series("item_id", log.item_ids, dtype=pl.String)
     parts = []
-    starts = range(0, log.n_users, CHUNK)
-    with stage("Recommending", len(starts)) as progress:
-        for start in starts:
-            users = np.arange(start, min(start + CHUNK, log.n_users), dtype=np.int64)
-            history = log.histories.take(users)
+    with stage("Recommending", len(chunks)) as progress:
+        for ids, histories, users in chunks:
+            history = histories.take(users)
             scores = scorer.scores(history, np.full(len(users), now, dtype=np.int64))
             if not include_seen:
                 scores[history.devices, history.items] = -np.inf
@@ -54,24 +59,24 @@ def write_recommendations(
             values = np.take_along_axis(scores, best, axis=1)
             left = np.isfinite(values)
             row, places = np.nonzero(left)
+            names = pl.Series("user_id", [ids[user] for user in users.tolist()], dtype=pl.String)
             parts.append(
                 pl.DataFrame(
-                    {
-                        "user": users[row],
-                        "rank": (places + 1).astype(np.int32),
-                        "item": best[left],
-                        "score": values[left].astype(np.float64),
-                    }
+                    [
+                        names.gather(row),
+                        pl.Series("rank", places + 1, dtype=pl.Int32),
+                        item_ids.gather(best[left]),
+                        pl.Series("score", values[left], dtype=pl.Float64),
+                    ]
                 )
             )
             progress.advance()
-    rows = pl.concat(parts)
-    lists = rows.select(
-        pl.Series("user_id", log.user_ids, dtype=pl.String).gather(rows["user"]),
-        "rank",
-        pl.Series("item_id", log.item_ids, dtype=pl.String).gather(rows["item"]),
-        "score",
-    )
+    lists = pl.concat(parts)
+    without = len(log.user_ids) + len(log.rare_ids) - lists["user_id"].n_unique()
+    if without:
+        remark(
+            f"{without:,} users have no list: they had every item (--include-seen lists those, too)"
+        )
     content = io.BytesIO()
     lists.write_parquet(content)
     try:

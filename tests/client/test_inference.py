@@ -35,33 +35,27 @@ def encoder_of(kind, town, **changes):
     return config, encoder, weights
 
 
-def vectors_of(kind, town, histories, now, **changes):
+def vectors_of(kind, town, histories, **changes):
     config, encoder, weights = encoder_of(kind, town, **changes)
     return profile_vectors(
         encoder,
         weights,
         histories,
-        np.asarray(now),
         table=town.population.table,
         scales=config.scales,
         window=config.window,
     )
 
 
-def ends(histories):
-    return np.array([int(device.times.max(initial=0)) + 3600 for device in histories])
-
-
 @pytest.mark.parametrize("kind", ["transformer", "gru", "mean"])
 def test_a_device_has_the_same_profile_in_any_company(town, kind):
     histories = town.population.histories
-    now = ends(histories)
-    together = vectors_of(kind, town, histories, now)
+    together = vectors_of(kind, town, histories)
     assert together.shape == (30, town.population.table.dimension + 1)
     assert together.dtype == np.float32
     assert (together[:, -1] == 1).all()
     for device in range(histories.n_devices):
-        alone = vectors_of(kind, town, histories.device(device), now[device : device + 1])
+        alone = vectors_of(kind, town, histories.device(device))
         np.testing.assert_allclose(alone[0], together[device], rtol=1e-4, atol=1e-5)
 
 
@@ -99,7 +93,7 @@ def test_ranking_reads_what_training_read(town, kind):
         last = (alone.times == alone.times[-1]) & (alone.sessions == alone.sessions[-1])
         opening = int(np.argmax(last))
         past = alone.where(np.arange(alone.n_events) < opening)
-        ranked = vectors_of(kind, town, past, alone.times[[opening]])
+        ranked = vectors_of(kind, town, past)
         np.testing.assert_allclose(ranked[0, :-1], trained, rtol=1e-4, atol=1e-5)
         checked += 1
     assert checked > 5
@@ -114,11 +108,11 @@ def test_devices_without_events_have_a_profile_too(town, kind):
     silent = gaps.lengths == 0
     assert silent[0]
     assert silent[-1]
-    found = vectors_of(kind, town, gaps, np.full(gaps.n_devices, 2_000_000_000))
+    found = vectors_of(kind, town, gaps)
     assert np.isfinite(found).all()
-    expected = vectors_of(kind, town, some, np.full(3, 2_000_000_000))
+    expected = vectors_of(kind, town, some)
     np.testing.assert_allclose(found[~silent], expected, rtol=1e-4, atol=1e-5)
-    alone = vectors_of(kind, town, gaps.take(np.flatnonzero(silent)), np.zeros(silent.sum(), int))
+    alone = vectors_of(kind, town, gaps.take(np.flatnonzero(silent)))
     np.testing.assert_allclose(found[silent], alone, rtol=1e-4, atol=1e-5)
     assert np.ptp(alone, axis=0).max() < 1e-5
 
@@ -126,24 +120,21 @@ def test_devices_without_events_have_a_profile_too(town, kind):
 def test_only_the_window_and_the_sums_are_read(town):
     histories = town.population.histories.device(int(np.argmax(town.population.histories.lengths)))
     assert histories.n_events > 6
-    now = ends(histories)
-    whole = vectors_of("transformer", town, histories, now)
+    whole = vectors_of("transformer", town, histories)
     shifted = Histories(**{**vars(histories), "types": np.zeros_like(histories.types)})
-    np.testing.assert_array_equal(vectors_of("transformer", town, shifted, now), whole)
+    np.testing.assert_array_equal(vectors_of("transformer", town, shifted), whole)
     times = histories.times.copy()
     times[0] -= 10**8  # outside the window: the decayed sums alone notice
     older = Histories(**{**vars(histories), "times": times})
-    assert np.abs(vectors_of("transformer", town, older, now) - whole).max() > 0
+    assert np.abs(vectors_of("transformer", town, older) - whole).max() > 0
 
 
 def test_nobody(town):
     nobody = town.population.histories.take(np.zeros(0, dtype=np.int64))
     for ids, width in ((False, 6), (True, 6 + 32)):
-        found = vectors_of("mean", town, nobody, np.zeros(0, dtype=np.int64), item_ids=ids)
+        found = vectors_of("mean", town, nobody, item_ids=ids)
         assert found.shape == (0, width + 1)
-    somebody = vectors_of(
-        "mean", town, town.population.histories, ends(town.population.histories), item_ids=True
-    )
+    somebody = vectors_of("mean", town, town.population.histories, item_ids=True)
     assert somebody.shape == (30, 6 + 32 + 1)
 
 

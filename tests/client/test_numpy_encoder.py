@@ -85,12 +85,10 @@ def profile_of(history, config, encode):
 
 
 def expected(history, config, encoder, weights):
-    now = np.array([int(history.times.max(initial=0))])
     return profile_vectors(
         encoder,
         weights,
         history,
-        now,
         table=TABLE,
         scales=config.scales,
         window=config.window,

@@ -396,3 +396,17 @@ def test_a_group_column_that_says_nothing_of_users_is_refused(tmp_path, column):
         load_log(DataConfig(path=path, group_column=column))
     with pytest.raises(DataError, match="known: country"):
         load_log(DataConfig(group_column=column, synthetic_users=5, synthetic_items=5))
+
+
+def test_users_who_did_too_little_are_kept_beside_with_what_they_did(tmp_path):
+    path = tmp_path / "log.csv"
+    lines = ["a,x,1", "a,y,2", "b,x,3", "b,y,4", "solo,y,5", "other,z,6"]
+    path.write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n")
+    log = load_log(DataConfig(path=str(path)))
+    assert log.user_ids == ("a", "b")
+    assert log.rare_ids == ("solo",)  # of `other` nothing is left: nobody else took z
+    assert [log.item_ids[item] for item in log.rare.items] == ["y"]
+    assert log.rare.times.tolist() == [5]
+    everybody = load_log(DataConfig(path=str(path), minimum_user_events=1))
+    assert everybody.rare_ids == ()
+    assert everybody.user_ids == ("a", "b", "other", "solo")

@@ -21,10 +21,10 @@ class Ascending:
         return np.tile(np.arange(self.n_items, dtype=np.float32), (history.n_devices, 1))
 
 
-def make_log(seen, n_items):
+def did(seen):
     """One device for each list of ``seen`` items, an event a second."""
     items = [item for one in seen for item in one]
-    histories = Histories(
+    return Histories(
         offsets=np.cumsum([0, *map(len, seen)]),
         items=np.array(items, dtype=np.int32),
         times=np.arange(len(items), dtype=np.int64),
@@ -32,11 +32,15 @@ def make_log(seen, n_items):
         weights=np.ones(len(items), dtype=np.float32),
         types=np.zeros(len(items), dtype=np.int16),
     )
+
+
+def make_log(seen, n_items, rare=()):
     return SimpleNamespace(
-        histories=histories,
-        n_users=len(seen),
+        histories=did(seen),
         user_ids=tuple(f"佐藤 {number}" for number in range(len(seen))),
         item_ids=tuple(f'"{number}",' for number in range(n_items)),
+        rare_ids=tuple(f"rare {number}" for number in range(len(rare))),
+        rare=did(rare),
     )
 
 
@@ -60,6 +64,19 @@ def test_best_first_from_rank_1_by_original_ids_without_what_was_seen(tmp_path):
 def test_what_was_seen_stays_in_on_request(tmp_path):
     lists, _ = write(tmp_path, make_log([[4], [0, 4]], 5), k=1, include_seen=True)
     assert lists["item_id"].to_list() == ['"4",', '"4",']
+
+
+def test_users_who_did_too_little_to_learn_from_get_lists_too(tmp_path):
+    lists, scorer = write(tmp_path, make_log([[4], [0]], 5, rare=[[4]]), k=1, include_seen=False)
+    assert lists["user_id"].to_list() == ["佐藤 0", "佐藤 1", "rare 0"]
+    assert lists["item_id"].to_list() == ['"3",', '"4",', '"3",']
+    assert [history.n_devices for history, _ in scorer.asked] == [2, 1]
+
+
+def test_those_who_had_everything_are_told_of(tmp_path, capsys):
+    lists, _ = write(tmp_path, make_log([[0, 1], [0]], 2), k=3, include_seen=False)
+    assert lists["user_id"].to_list() == ["佐藤 1"]
+    assert "1 users have no list" in capsys.readouterr().err
 
 
 def test_a_list_is_as_long_as_there_are_items_left(tmp_path):
