@@ -76,6 +76,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def progress(self) -> Path:
+        """What a run that goes on must know of itself."""
+        return self.path / "progress.json"
+
+    @property
     def report(self) -> Path:
         """The page that explains the run."""
         return self.path / "report.html"

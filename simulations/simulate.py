@@ -38,6 +38,7 @@ from .loading import load_log
 from .models import ID_TABLE, EncoderScorer
 from .population import Population
 from .presets import PRESETS
+from .progress import Progress
 from .recommendations import check_recommendations, write_recommendations
 from .report import write_report
 from .results import run_metrics
@@ -100,6 +101,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     # 3. Make the run folder and its ledger.
     if not options.resume:
         folder.create(config)
+    progress = Progress.open(folder.progress, log)
     remark(f"Run folder: {folder.path}")
     ledger = open_ledger(
         folder,
@@ -116,7 +118,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     )
     with _resumable(folder), ledger:
         # 4. Run the federation: statistics, then private rounds.
-        result, validation = _federate(config, prepared, folder, ledger, layer)
+        result = _federate(config, prepared, folder, ledger, layer, progress)
         # 5. Measure it beside baselines on the same split.
         scorer = _scorer(config, prepared, result.weights, result.statistics)
         models = [] if config.evaluation.split == "none" else _compare(config, prepared, scorer)
@@ -129,7 +131,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
             split=prepared.split,
             encoder=prepared.encoder,
             result=result,
-            validation=validation,
+            validation=progress.validation,
             models=models,
             ledger=ledger,
             local=None if layer is None else event_metrics(layer, config),
@@ -258,9 +260,9 @@ def _federate(
     folder: RunFolder,
     ledger: Ledger,
     layer: EventLayer | None,
-) -> tuple[FederationResult, dict[int, float | None]]:
+    kept: Progress,
+) -> FederationResult:
     rounds = config.training.rounds
-    validation: dict[int, float | None] = {}
     every = max(1, rounds // _CURVE_POINTS)
     held_out = prepared.split.validation.n_users and not prepared.split.refitted
     with stage("Training", rounds) as progress:
@@ -272,7 +274,7 @@ def _federate(
             if record.round % every == 0 and held_out:
                 scorer = _scorer(config, prepared, weights, statistics)
                 quality = mean_ndcg(scorer, prepared.split.validation, k=config.evaluation.k)
-                validation[record.round] = quality
+                kept.add(record.round, quality)
                 note += f", validation NDCG@{config.evaluation.k} {quality or 0:.4f}"
             progress.advance(note, to=record.round)
 
@@ -300,7 +302,7 @@ def _federate(
         ledger.stop(reason=result.stopped or "completed")
     if result.stopped:
         remark(f"Stopped before its last round: {result.stopped}")
-    return result, validation
+    return result
 
 
 def _scorer(

@@ -93,3 +93,26 @@ def test_a_finished_run_can_be_resumed_and_says_the_same(tmp_path):
     assert (tmp_path / "a" / "ledger.jsonl").read_bytes() == ledger
     assert again["privacy"] == first["privacy"]
     assert again["models"] == first["models"]
+    figures = [[point["validation_ndcg"] for point in run["curve"]] for run in (first, again)]
+    assert figures[0] == figures[1]
+    assert None not in figures[0]
+
+
+def test_a_run_goes_on_with_the_data_it_began_with_only(tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [f"u{u},i{(u * n) % 9},{n * 90_000}" for u in range(40) for n in range(1, 12)]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    of_file = config(data={"path": str(log)})
+    simulate(of_file, SimulateOptions(out=tmp_path / "a"))
+    log.write_text("\n".join(["user_id,item_id,timestamp", *reversed(rows)]))
+    simulate(
+        of_file, SimulateOptions(out=tmp_path / "a", resume=True)
+    )  # the same, in another order
+    kept = (tmp_path / "a/metrics.json").read_bytes()
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows[1:], "u0,i8,90000"]))
+    with pytest.raises(RunFolderError, match="other data than the run began with"):
+        simulate(of_file, SimulateOptions(out=tmp_path / "a", resume=True))
+    assert (tmp_path / "a/metrics.json").read_bytes() == kept
+    (tmp_path / "a/progress.json").write_text("[]")
+    with pytest.raises(RunFolderError, match=r"progress\.json"):
+        simulate(of_file, SimulateOptions(out=tmp_path / "a", resume=True))
