@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from ..common.decay import CONTENT_TEMPERATURE
 from ..common.histories import Histories
-from ..common.items import ID_BLOCK, ItemTable
+from ..common.items import COOCCURRENCE_BLOCK, ID_BLOCK, ItemTable
 from .serving import PRIOR_BLOCK, TRAINED_BLOCK
 
 SHARE = 0.2
 """w, of the nearest item in a score. On validation better or level on three unlike logs (a shop's, the
 built-in one, bare ids); a third is better on the first and worse on the second."""
+_SAYS_NOTHING = (ID_BLOCK, TRAINED_BLOCK, PRIOR_BLOCK)
 _LEARNED_AT_ONCE = 16
 _CANDIDATES_AT_ONCE = 256
 
@@ -25,7 +26,11 @@ _CANDIDATES_AT_ONCE = 256
 def tells_nearest(table: ItemTable) -> bool:
     """Whether the nearest item is asked: where something tells which items are alike, and no vector of
     each item's own was trained. An encoder that has those needs no help, and is worse for it."""
-    return TRAINED_BLOCK not in table.blocks and _content(table).shape[1] > 0
+    told = set(table.blocks) - set(_SAYS_NOTHING)
+    if TRAINED_BLOCK in table.blocks or not told:
+        return False
+    # Noise may have left nothing of what is taken together.
+    return told != {COOCCURRENCE_BLOCK} or bool(_content(table).any())
 
 
 def pooled(
@@ -64,11 +69,13 @@ class NearestHeld:
         table: of the items.
 
     Attributes:
+        asked: see :func:`tells_nearest`.
         prior: float32 [n_items], log popularity, kept beside: picked out of a large table it takes as
             long as scoring.
     """
 
     def __init__(self, table: ItemTable) -> None:
+        self.asked = tells_nearest(table)
         self.prior = log_popularity(table)
         self._vectors = _content(table)
         self._lengths = _lengths(self._vectors)
@@ -131,8 +138,7 @@ def nearest_matrix(table: ItemTable, histories: Histories) -> NDArray[np.float32
 
 def _content(table: ItemTable) -> NDArray[np.float32]:
     """Columns that tell which items are alike: content, and what is taken together; side by side."""
-    says_nothing = (ID_BLOCK, TRAINED_BLOCK, PRIOR_BLOCK)
-    told = [block for name, block in table.blocks.items() if name not in says_nothing]
+    told = [block for name, block in table.blocks.items() if name not in _SAYS_NOTHING]
     start, stop = min((b[0] for b in told), default=0), max((b[1] for b in told), default=0)
     return table.vectors[:, start:stop]
 

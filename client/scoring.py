@@ -112,9 +112,9 @@ def score(
         )
     if candidates is None:
         logits = table.vectors @ profile.vector
-        if not tells_nearest(table):
-            return logits
         nearest = nearest or NearestHeld(table)
+        if not nearest.asked:
+            return logits
         return pooled(logits, nearest.to(profile.items), nearest.prior)
     _check_candidates(candidates, table)
     logits = table.vectors[candidates] @ profile.vector

@@ -391,7 +391,14 @@ def load_config(path: Path | None, overrides: dict[str, dict[str, Any]] | None =
         if isinstance(target, dict):
             target.update({key: value for key, value in values.items() if value is not None})
     where = f"{path}: " if path is not None else ""
-    config = validated(RunConfig, content, where=where, documented="docs/configuration.md")
+    documented = "docs/configuration.md"
+    try:
+        config = validated(RunConfig, content, where=where, documented=documented)
+    except ConfigError:
+        if path is not None:
+            validated(RunConfig, read_toml(path), where=where, documented=documented)
+        # The file isn't at fault, so it isn't named.
+        config = validated(RunConfig, content, where="", documented=documented)
     try:
         config.to_toml().encode()
     except UnicodeEncodeError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ..common.config import DataConfig
-from ..common.errors import DataError
+from ..common.errors import ConfigError, DataError
 from .cleaning import (
     ROW,
     TABLE,
@@ -42,10 +42,16 @@ def load_log(config: DataConfig) -> InteractionLog:
     """Read, clean, normalise and encode the interactions that ``config`` names.
 
     Raises:
-        ConfigError: an unknown preset.
+        ConfigError: an unknown preset, or one for a population that is built in.
         DataError: a file can't be used, too little is left of it, or nobody knows the group column.
     """
     if config.path in BUILT_IN:
+        for name, value in (("preset", config.preset != "auto"), ("items", config.items)):
+            if value:
+                raise ConfigError(
+                    f"data.{name} = {getattr(config, name)!r} is of files, and the built-in population "
+                    f"{config.path!r} has none: name a file with --data, or leave it out"
+                )
         make = BUILT_IN[config.path]
         log = make(config.synthetic_users, config.synthetic_items, config.synthetic_seed)
         _check_group(config, log.users)

@@ -101,7 +101,6 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     # 3. Make the run folder and its ledger.
     if not options.resume:
         folder.create(config)
-    progress = Progress.open(folder.progress, log)
     remark(f"Run folder: {folder.path}")
     ledger = open_ledger(
         folder,
@@ -117,6 +116,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
         sampling_probability=prepared.plan.training.sampling_probability,
     )
     with _resumable(folder), ledger:
+        progress = Progress.open(folder.progress, log)
         # 4. Run the federation: statistics, then private rounds.
         result = _federate(config, prepared, folder, ledger, layer, progress)
         # 5. Measure it beside baselines on the same split.

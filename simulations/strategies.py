@@ -19,7 +19,7 @@ from ..client.profile import HABITS
 from ..client.reranking import Aims, choose, distribution, divergence, pool_size
 from ..common.decay import decayed_weights
 from ..common.histories import Histories
-from ..common.items import ItemTable
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from .baselines import Popularity, tuned_baselines
 from .bootstrap import bootstrap_interval
 from .evaluation import Scorer, evaluate
@@ -180,7 +180,11 @@ def compare_strategies(
 def _strategies(
     scorer: EncoderScorer, split: Split, tags: TagShares, k: int, aims: Sequence[Aims]
 ) -> Iterator[tuple[str, bool, Scorer]]:
-    tuned = tuned_baselines(split, scorer.table, k=k, names=(_CONTENT, _NEIGHBOURS))
+    table = scorer.table
+    if columns := table.width_of(COOCCURRENCE_BLOCK):  # what is taken together is no content
+        nothing = np.zeros((table.n_items, columns), dtype=np.float32)
+        table = table.with_values(COOCCURRENCE_BLOCK, nothing)
+    tuned = tuned_baselines(split, table, k=k, names=(_CONTENT, _NEIGHBOURS))
     yield "content", True, tuned[_CONTENT]
     yield "collaborative", False, tuned[_NEIGHBOURS]
     yield "neural", True, replace(scorer, prior=np.zeros_like(scorer.prior))

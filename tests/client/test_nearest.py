@@ -117,6 +117,10 @@ def test_ids_that_stand_in_for_content_and_trained_vectors_ask_no_nearest():
     assert tells_nearest(SERVED)
     assert tells_nearest(ids_alone)
     trained = serving_table(TABLE, prior=PRIOR, ids=np.ones((N_ITEMS, 2), np.float32))
+    # Of what is taken together noise may leave nothing.
+    drowned = ids_alone.with_values(COOCCURRENCE_BLOCK, np.zeros((N_ITEMS, 2), np.float32))
+    assert not tells_nearest(drowned)
+    assert not NearestHeld(drowned).asked
     bare = ItemTable(TABLE.vectors, TABLE.ids, TABLE.tags, {ID_BLOCK: (0, 7)})
     log = history([4, 90])
     for table in (trained, serving_table(bare, prior=PRIOR, ids=None)):

@@ -153,3 +153,14 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_the_event_level_layer_says_what_it_can_not_be_combined_with(tmp_path, text, advice):
     with pytest.raises(ConfigError, match=advice):
         load_config(write(tmp_path, text))
+
+
+def test_a_wrong_option_is_not_laid_to_the_file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 1\n")
+    with pytest.raises(ConfigError) as wrong:
+        load_config(path, {"privacy": {"epsilon": 0.0}})
+    assert str(wrong.value).startswith("privacy.epsilon: ")
+    path.write_text("[privacy]\nepsilon = -1\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: privacy\.epsilon"):
+        load_config(path, {"training": {"rounds": 3}})

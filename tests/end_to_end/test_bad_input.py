@@ -203,7 +203,12 @@ def test_a_run_goes_on_only_as_it_began(fedprofile, small, log):
     refused(resume("--config", other, "--data", data), "data.session_gap_minutes")
 
     log(users=13)  # writes the same file anew
+    refused(resume(), "other data")
+    kept = Path("a/progress.json").read_bytes()
+    Path("a/progress.json").unlink()
     refused(resume(), "ledger.jsonl", "other data", "12 users then, 13 now")
+    assert not Path("a/progress.json").exists()
+    Path("a/progress.json").write_bytes(kept)
     log()
     Path("a/ledger.jsonl").write_bytes(Path("a/ledger.jsonl").read_bytes().replace(b"20", b"30", 1))
     refused(resume(), "ledger.jsonl", "line")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprofile.common.config import ColumnMapping, DataConfig, ItemsConfig
-from fedprofile.common.errors import DataError
+from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.server.item_vectors import build_item_table
 from fedprofile.simulations.loading import load_log
 
@@ -410,3 +410,9 @@ def test_users_who_did_too_little_are_kept_beside_with_what_they_did(tmp_path):
     everybody = load_log(DataConfig(path=str(path), minimum_user_events=1))
     assert everybody.rare_ids == ()
     assert everybody.user_ids == ("a", "b", "other", "solo")
+
+
+@pytest.mark.parametrize("option", [{"preset": "shop"}, {"items": "items.csv"}])
+def test_a_built_in_population_takes_nothing_that_is_of_files(option):
+    with pytest.raises(ConfigError, match=f"data.{next(iter(option))} = .*has none"):
+        load_log(DataConfig(**option))
