@@ -16,8 +16,8 @@ from ..common.items import COOCCURRENCE_BLOCK, ID_BLOCK, ItemTable
 from .serving import PRIOR_BLOCK, TRAINED_BLOCK
 
 SHARE = 0.2
-"""w, of the nearest item in a score. On validation better or level on three unlike logs (a shop's, the
-built-in one, bare ids); a third is better on the first and worse on the second."""
+"""w, of the nearest item in a score. On validation better on a shop's log and on bare ids, and about level
+on the built-in one; a third is better on the first and clearly worse on the last."""
 _SAYS_NOTHING = (ID_BLOCK, TRAINED_BLOCK, PRIOR_BLOCK)
 _LEARNED_AT_ONCE = 16
 _CANDIDATES_AT_ONCE = 256
