@@ -23,6 +23,7 @@ FOLDER = {
     "anchor.json",
     "signing_key.pem",
     "model.safetensors",
+    "progress.json",
     "items.safetensors",
     "checkpoints",
     "report.html",
