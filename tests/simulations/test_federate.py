@@ -22,6 +22,7 @@ def at(*day):
         ({"as_of": "2023-03-01"}, DATES, at(2023, 3, 1)),
         ({"as_of": "2023-03-01"}, {"split": "none"}, at(2023, 3, 1)),
         ({}, DATES, at(2023, 6, 1)),
+        ({}, {"refit": True, **DATES}, at(2023, 9, 1)),  # up to where is trained
         ({}, {}, None),
         ({}, {"split": "none"}, None),
         # Cuts that this split doesn't use fix nothing.

@@ -1,5 +1,7 @@
 """Re-ranked lists of a whole population are those that each device would make."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ from fedprofile.client.reranking import Aims, distribution, divergence, pool_siz
 from fedprofile.client.scoring import Ranking
 from fedprofile.common.decay import Scale
 from fedprofile.common.histories import Histories
-from fedprofile.common.items import ItemTable
+from fedprofile.common.items import COOCCURRENCE_BLOCK, ItemTable
+from fedprofile.simulations import strategies
 from fedprofile.simulations.splits import Targets
 from fedprofile.simulations.strategies import Reranked, TagShares, _miscalibration
 
@@ -109,3 +112,20 @@ def test_miscalibration_is_told_of_those_whose_tags_are_known():
     lists = np.array([[0, 1], [0, -1]], np.int32)
     off = _miscalibration(np.array([4, 7]), lists, targets, TagShares.of(table))
     assert off.tolist() == pytest.approx([divergence(np.array([0, 1.0]), np.array([0.5, 0.5]))])
+
+
+def test_content_is_content_alone(monkeypatch):
+    _, public, _ = town(0)
+    told = public.with_block(COOCCURRENCE_BLOCK, np.ones((public.n_items, 3), np.float32))
+    asked = []
+
+    def tuned(split, table, **_):
+        asked.append(table)
+        return {"content-cosine": None, "item-knn": None}
+
+    monkeypatch.setattr(strategies, "tuned_baselines", tuned)
+    for table in (public, told):
+        next(strategies._strategies(SimpleNamespace(table=table), None, None, 5, ()))
+    assert asked[0] is public
+    np.testing.assert_array_equal(asked[1].vectors[:, :5], public.vectors)
+    assert not asked[1].vectors[:, 5:].any()
