@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.decay import CONTENT_TEMPERATURE, Scale, decayed_sums, decayed_weights, event_factors
+from ..common.decay import (
+    CONTENT_TEMPERATURE,
+    Scale,
+    decay,
+    decayed_sums,
+    event_ages,
+    event_factors,
+)
 from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
@@ -51,11 +58,14 @@ class Profile:
         vector: float32 [k], profile vector U in the space of the item vectors.
         tags: interest tag → decayed weight.
         items: int32 [seen], items of all events, ascending.
-        frequencies: float32 [seen], decayed weight of the events of each of ``items``.
+        frequencies: float32 [seen], decayed number of the events of each of ``items``: how often, not
+            how much at a time, tells what is taken again.
         window: the most recent events, oldest first.
         window_size: events that ``window`` holds at most.
         before_window: time of the newest event too old for ``window``; None while there is none.
         n_events: events so far.
+        began_at: time of the oldest event; None before the first.
+        n_began: events of that moment, none of which could repeat another.
         updated_at: time of the newest event; None before the first.
         declared: basic data the owner stated, such as language or age band.
     """
@@ -71,13 +81,16 @@ class Profile:
     window_size: int
     before_window: int | None = None
     n_events: int = 0
+    began_at: int | None = None
+    n_began: int = 0
     updated_at: int | None = None
     declared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def repeat_rate(self) -> float:
         """ρ, the share of events that repeat an earlier item; see :func:`repeat_rate`."""
-        return float(repeat_rate(np.array(self.n_events), np.array(len(self.items))))
+        counts = (self.n_events, len(self.items), self.n_began)
+        return float(repeat_rate(*map(np.array, counts)))
 
     def to_dict(self, table: ItemTable) -> dict[str, Any]:
         """The whole profile as JSON-ready values with original item ids, for its owner's eyes."""
@@ -149,14 +162,22 @@ def content_vector(profile: Profile) -> NDArray[np.float32]:
     return vector.astype(np.float32)
 
 
-def repeat_rate(n_events: NDArray[np.int64], n_items: NDArray[np.int64]) -> NDArray[np.float64]:
+def repeat_rate(
+    n_events: NDArray[np.int64], n_items: NDArray[np.int64], n_began: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """ρ, the share of events that repeat an earlier item, under a uniform Beta(1, 1) prior.
+
+    Events of the first moment have none to repeat, and tell nothing of it: a first basket of ten things
+    isn't ten times that somebody took another one.
 
     Args:
         n_events: events of each user.
         n_items: different items among them; every other event is a repeat.
+        n_began: events of each user's first moment.
     """
-    rate: NDArray[np.float64] = (n_events - n_items + 1) / (n_events + 2)
+    could = n_events - n_began
+    repeats = np.minimum(n_events - n_items, could)
+    rate: NDArray[np.float64] = (repeats + 1) / (could + 2)
     return rate
 
 
@@ -214,19 +235,21 @@ def update(
     seconds = event.time - newest
     steps = int(seconds > 0) or len({e.time for e in profile.window if e.time > event.time})
     held, added = event_factors((*profile.scales, profile.habits), seconds, steps)
-    held_habits, gain = float(held[-1]), event.weight * float(added[-1])
+    held_habits, once = float(held[-1]), float(added[-1])
 
     sums = profile.sums * held[:-1, None]
     sums += event.weight * added[:-1, None] * table.vectors[event.item]
     tags = {tag: weight * held_habits for tag, weight in profile.tags.items()}
     for tag in table.tags[event.item]:
-        tags[tag] = tags.get(tag, 0.0) + gain
+        tags[tag] = tags.get(tag, 0.0) + event.weight * once
     items, frequencies = profile.items, profile.frequencies * np.float32(held_habits)
     place = int(np.searchsorted(items, event.item))
     if place == len(items) or items[place] != event.item:
         items = np.insert(items, place, event.item)
         frequencies = np.insert(frequencies, place, 0.0)
-    frequencies[place] += gain
+    frequencies[place] += once
+    began_at = event.time if profile.began_at is None else min(profile.began_at, event.time)
+    n_began = profile.n_began if profile.began_at == began_at else 0
     position = bisect_right(profile.window, event.time, key=lambda e: e.time)
     events = (*profile.window[:position], event, *profile.window[position:])
     dropped = events[: max(0, len(events) - profile.window_size)]
@@ -243,6 +266,8 @@ def update(
         window=events[len(dropped) :],
         before_window=max(older, default=None),
         n_events=profile.n_events + 1,
+        began_at=began_at,
+        n_began=n_began + (event.time == began_at),
         updated_at=max(newest, event.time),
     )
     after = replace(after, vector=encode(after))
@@ -281,7 +306,8 @@ def build(
     for item, weight in zip(history.items.tolist(), history.weights.tolist(), strict=True):
         _check(item, weight, table)
     now = int(history.times[-1])
-    aged = decayed_weights(history, now, [habits])[0]
+    [faded] = decay([habits], *event_ages(history, now))
+    aged = faded * history.weights
     tags: dict[str, float] = {}
     for item, weight in zip(history.items.tolist(), aged.tolist(), strict=True):
         for tag in table.tags[item]:
@@ -294,12 +320,14 @@ def build(
         sums=decayed_sums(history, table.vectors, now, scales)[0],
         tags=tags,
         items=items,
-        frequencies=np.bincount(place, weights=aged).astype(np.float32),
+        frequencies=np.bincount(place, weights=faded).astype(np.float32),
         window=tuple(Event(*values) for values in zip(*recent, strict=True)),
         before_window=(
             int(history.times[-window_size - 1]) if history.n_events > window_size else None
         ),
         n_events=history.n_events,
+        began_at=int(history.times[0]),
+        n_began=int((history.times == history.times[0]).sum()),
         updated_at=now,
     )
     return replace(profile, vector=encode(profile))

@@ -19,7 +19,7 @@ from .interactions import Interaction
 from .model_bundle import ModelBundle
 from .nearest import NearestHeld
 from .profile import Event, Profile, build, empty_profile, update
-from .profile_state import profile_from_bytes, profile_to_bytes
+from .profile_state import LAYOUT, profile_from_bytes, profile_to_bytes
 from .records import (
     Recorded,
     append,
@@ -56,7 +56,7 @@ class ProfileKeeper:
         self._store = store
         self._weights = weights
         self._session_gap = session_gap
-        basis = json.dumps([bundle.name, sorted(weights.items())])
+        basis = json.dumps([LAYOUT, bundle.name, sorted(weights.items())])
         self._basis = hashlib.sha256(basis.encode()).hexdigest()
         self._cached: Profile | None = None
         self._scores: NDArray[np.float32] | None = None

@@ -10,6 +10,8 @@ from safetensors.numpy import load, save
 
 from .profile import Event, Profile
 
+LAYOUT = 2
+"""Of the bytes: those of another layout are left, and the profile is built anew."""
 _TAIL = "tail"  # what isn't an array, as JSON
 
 
@@ -19,6 +21,8 @@ def profile_to_bytes(profile: Profile) -> bytes:
         "tags": profile.tags,
         "before_window": profile.before_window,
         "n_events": profile.n_events,
+        "began_at": profile.began_at,
+        "n_began": profile.n_began,
         "updated_at": profile.updated_at,
     }
     window = profile.window

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.decay import SECONDS_PER_DAY, Scale, decay, decayed_weights
+from ..common.decay import SECONDS_PER_DAY, Scale, decay, event_ages
 from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
@@ -213,12 +213,12 @@ def _choices(
         else:
             scores[np.isin(items, profile.items)] = _LEFT_OUT
         return items, scores
-    frequencies = np.zeros(table.n_items, dtype=np.float32)
-    frequencies[profile.items] = profile.frequencies * _around(table)[profile.items]
+    again = np.zeros(table.n_items, dtype=np.float32)
+    again[profile.items] = profile.frequencies * _around(table)[profile.items]
     if items is not None:
-        frequencies = frequencies[items]
+        again = again[items]
     rates = np.array([profile.repeat_rate])
-    return items, _mixture(scores[None], frequencies[None], rates)[0]
+    return items, _mixture(scores[None], again[None], rates)[0]
 
 
 def _ranking(
@@ -273,13 +273,16 @@ def mix_repeats(
         float32 [m, n_items], probabilities: each row adds up to 1.
     """
     devices = histories.devices
-    frequencies = np.zeros(logits.shape, dtype=np.float32)
+    again = np.zeros(logits.shape, dtype=np.float32)
     # Time 0 lies before every event: ages count from each user's newest one.
-    np.add.at(frequencies, (devices, histories.items), decayed_weights(histories, 0, [habits])[0])
-    frequencies *= _around(table)
+    [faded] = decay([habits], *event_ages(histories, 0))
+    np.add.at(again, (devices, histories.items), faded.astype(np.float32))
+    again *= _around(table)
     pairs = np.unique(devices * logits.shape[1] + histories.items)
     n_items = np.bincount(pairs // logits.shape[1], minlength=histories.n_devices)
-    return _mixture(logits, frequencies, repeat_rate(histories.lengths, n_items))
+    first = histories.times[histories.offsets[:-1][devices]]
+    n_began = np.bincount(devices, histories.times == first, minlength=histories.n_devices)
+    return _mixture(logits, again, repeat_rate(histories.lengths, n_items, n_began))
 
 
 def _around(table: ItemTable) -> NDArray[np.float32]:
@@ -293,15 +296,15 @@ def _around(table: ItemTable) -> NDArray[np.float32]:
 
 
 def _mixture(
-    logits: NDArray[np.float32], frequencies: NDArray[np.float32], rates: NDArray[np.float64]
+    logits: NDArray[np.float32], again: NDArray[np.float32], rates: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """p [m, n] of logits [m, n], weights of what is repeated [m, n] and repeat rates [m]."""
     if not logits.shape[1]:
         return logits
-    total = frequencies.sum(axis=1, keepdims=True)
+    total = again.sum(axis=1, keepdims=True)
     # Nothing to repeat among the candidates: the softmax alone.
     rate = np.where(total > 0, rates[:, None], 0.0).astype(np.float32)
-    held = frequencies > 0
+    held = again > 0
     top = logits.max(axis=1, keepdims=True)
     mixed: NDArray[np.float32] = np.exp(_FLATTENED * (logits - top))
     repeats = np.where(held, mixed, 0).sum(axis=1, keepdims=True)
@@ -312,7 +315,7 @@ def _mixture(
     mixed *= np.where(held & limited, most / np.where(limited, repeats, 1), 1)
     mixed /= mixed.sum(axis=1, keepdims=True)
     mixed *= 1 - rate
-    mixed += frequencies * (rate / np.where(total > 0, total, 1))
+    mixed += again * (rate / np.where(total > 0, total, 1))
     return mixed
 
 

@@ -55,6 +55,7 @@ def assert_same(first, second, same_window=True):
     assert first.tags == pytest.approx(second.tags, rel=1e-4)
     assert first.n_events == second.n_events
     assert first.updated_at == second.updated_at
+    assert (first.began_at, first.n_began) == (second.began_at, second.n_began)
     assert first.before_window == second.before_window
     assert first.repeat_rate == second.repeat_rate
     if same_window:
@@ -145,8 +146,21 @@ def test_an_update_leaves_the_old_profile_alone():
 def test_repeats_raise_the_repeat_rate():
     explorer = replay([Event(item, item) for item in range(10)])
     regular = replay([Event(3, time) for time in range(10)])
-    assert explorer.repeat_rate == pytest.approx(1 / 12)
-    assert regular.repeat_rate == pytest.approx(10 / 12)
+    assert explorer.repeat_rate == pytest.approx(1 / 11)
+    assert regular.repeat_rate == pytest.approx(10 / 11)
+
+
+def test_the_first_moment_tells_nothing_of_repeats():
+    basket = [Event(item, 0) for item in range(10)]
+    assert replay(basket).repeat_rate == 1 / 2
+    assert replay([*basket, Event(3, DAY)]).repeat_rate == 2 / 3
+    assert replay([*basket, Event(11, DAY)]).repeat_rate == 1 / 3
+    twice = [Event(3, 0), Event(3, 0), Event(3, 0)]
+    assert replay(twice).repeat_rate == 1 / 2
+    assert replay([*twice, Event(4, DAY)]).repeat_rate == 2 / 3
+    earlier = replay([*basket, Event(3, -DAY)])  # then the basket repeats it
+    assert (earlier.began_at, earlier.n_began) == (-DAY, 1)
+    assert earlier.repeat_rate == 2 / 12
 
 
 def test_the_encoder_sees_the_new_sums_and_window():

@@ -78,7 +78,7 @@ def test_the_mixture_follows_its_formula(strength):
     profile = replace(profile, vector=np.float32(strength) * profile.vector)
     ranking = top_k(profile, TABLE, N_ITEMS, include_seen=True)
     weights = np.exp(0.8 * (TABLE.vectors.astype(float) @ profile.vector.astype(float)))
-    rho = (profile.n_events - len(profile.items) + 1) / (profile.n_events + 2)
+    rho = profile.repeat_rate
     held = np.isin(np.arange(N_ITEMS), profile.items)
     odds = weights[held].sum() / weights[~held].sum()
     weights[held] *= min(1, 2 * rho / (1 - rho) / odds)
@@ -102,6 +102,19 @@ def test_who_never_repeats_is_shown_new_items_first():
         profile = build(history, table=table, scales=SCALES, window_size=50)
         first = top_k(profile, table, 5, include_seen=True).items
         assert np.isin(first, profile.items).tolist() == [held] * 5
+
+
+def test_how_often_and_not_how_much_at_a_time_tells_what_is_taken_again():
+    items, days = np.array([1, 1, 1, 2], np.int32), np.arange(4) * DAY
+    weights, offsets = np.array([0.5, 0.5, 0.5, 9], np.float32), np.array([0, 4])
+    order = (days, np.arange(4, dtype=np.int32), weights, np.zeros(4, np.int16))
+    history = Histories(offsets, items, *order)
+    [mixed] = mix_repeats(np.zeros((1, N_ITEMS), np.float32), history, TABLE)
+    assert mixed[1] > 1.8 * mixed[2]
+    profile = build(history, table=TABLE, scales=SCALES, window_size=50)
+    ages = np.array([3, 2, 1, 0])
+    expected = np.bincount([0, 0, 0, 1], 2 ** (-ages / 180))
+    np.testing.assert_allclose(profile.frequencies, expected, rtol=1e-6)
 
 
 def test_candidates_that_are_all_held_share_all():

@@ -150,6 +150,15 @@ def test_personal_frequency_puts_own_items_first(table):
     assert np.argsort(-scores, kind="stable")[:4].tolist() == [7, 2, 5, 6]
 
 
+def test_personal_frequency_counts_times_and_breaks_ties_by_popularity(table):
+    train = log([(1, 5)], [(1, 5)], [(1, 6)])
+    frequency = PersonalFrequency.fit(train, table)
+    history = log([(1, 2), (2, 2), (3, 7), (4, 6), (5, 5)])
+    bulk = replace(history, weights=np.array([1, 1, 99, 1, 1], np.float32))
+    [scores] = frequency.scores(bulk, np.array([10 * DAY]))
+    assert np.argsort(-scores, kind="stable")[:4].tolist() == [2, 5, 6, 7]
+
+
 def test_tune_takes_the_best_on_validation(table):
     histories = log(*[[(1, i % 5), (1, 5), (11, 6)] for i in range(30)], *[[(1, 0)]] * 9)
     split = global_time_split(histories, 10 * DAY, 20 * DAY)
