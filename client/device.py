@@ -47,6 +47,7 @@ from .reranking import Aims, pool_size, rerank
 from .scoring import Ranking, above_threshold, top_k, why
 from .store import Store, store_files, stores_aside
 from .store_key import find_key
+from .store_lock import StoreLock
 from .withdrawal import withdraw_answers
 
 _DAY, _SOON = 86_400, 60  # seconds between two looks at retention, and before a second attempt
@@ -66,6 +67,7 @@ class Device:
         self.folder = folder
         self._clock = clock
         self._lock = threading.RLock()
+        self._files = StoreLock(folder.path)
         self._store: Store | None = None
         self._keeper: ProfileKeeper | None = None
         self._model: str | None = None  # name of the bundle that was loaded, or failed to
@@ -311,6 +313,8 @@ class Device:
         if not self._lock.acquire(timeout=_WAIT):
             raise StoreError(f"{self.folder.store}: busy for {_WAIT:g} s; do it again")
         try:
+            if self._store is not None and self._store.replaced():
+                self.close()  # another process found it damaged, or started anew
             if self._store is None:
                 self._store = self._open()
             store = self._store
@@ -330,19 +334,21 @@ class Device:
             self._lock.release()
 
     def _open(self) -> Store:
-        place = find_key(self.folder)
-        key = place.load()
-        if key is None and self.folder.store.exists():
-            raise DeviceError(
-                f"{self.folder.path}: the key of the store is missing; put it back, or start anew "
-                "with fedprofile device forget --all"
-            )
-        key = place.create() if key is None else key
-        try:
-            store = Store.open(self.folder.store, key)
-        except StoreFull:  # even reading takes a page of shared memory
-            self.folder.ballast.unlink(missing_ok=True)
-            store = Store.open(self.folder.store, key)
+        place, path = find_key(self.folder), self.folder.store
+        # Whoever starts anew changes key and file together.
+        with self._files.shared() if path.exists() else self._files.alone():
+            key = place.load()
+            if key is None and path.exists():
+                raise DeviceError(
+                    f"{self.folder.path}: the key of the store is missing; put it back, or start anew "
+                    "with fedprofile device forget --all"
+                )
+            key = place.create() if key is None else key
+            try:
+                store = Store.open(path, key, lock=self._files)
+            except StoreFull:  # even reading takes a page of shared memory
+                self.folder.ballast.unlink(missing_ok=True)
+                store = Store.open(path, key, lock=self._files)
         self._model, self._tidied = None, -math.inf
         return store
 
@@ -412,10 +418,11 @@ class Device:
                 erased = records.count_events(store)[0]
             self.close()
             path = self.folder.store
-            for file in (*store_files(path), *stores_aside(path)):
-                file.unlink()
-            sync_folder(path.parent)
-            find_key(self.folder).destroy()
+            with self._files.alone():
+                for file in (*store_files(path), *stores_aside(path)):
+                    file.unlink()
+                sync_folder(path.parent)
+                find_key(self.folder).destroy()
             withdraw_answers(self.folder)
             with self._opened():
                 return EraseProfileResponse(erased, 0)

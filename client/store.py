@@ -19,6 +19,7 @@ import sqlcipher3
 
 from ..common.errors import StoreDamaged, StoreError, StoreFull
 from ..common.files import sync_folder
+from .store_lock import StoreLock
 from .store_log import LogFrames, read_log
 
 _SETUP = (
@@ -67,38 +68,54 @@ class Store:
         path: the file.
     """
 
-    def __init__(self, path: Path, connection: sqlcipher3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlcipher3.Connection, lock: StoreLock) -> None:
         self.path = path
         self._connection = connection
+        self._lock = lock
+        self._file = _identity(path)
         self._version: int | None = None
 
     @classmethod
-    def open(cls, path: Path, key: bytes) -> Store:
+    def open(cls, path: Path, key: bytes, *, lock: StoreLock | None = None) -> Store:
         """The store in ``path``, checked and brought to the current schema; a new one where none is.
+
+        Args:
+            path: the file.
+            key: 32 bytes.
+            lock: of the folder, where the caller holds it; unset: one of its own.
 
         Raises:
             StoreDamaged: it doesn't hold, or ``key`` isn't its key, and is set aside; or its log
                 doesn't, and is.
             StoreError: it is in use, can't be read, or a newer program wrote it.
         """
+        lock = lock or StoreLock(path.parent)
         if not path.exists():
-            for stray in store_files(path):  # the log of a store that somebody took away
-                stray.rename(cls._aside(stray))
-            # Made whole under another name: whatever stands under this one was complete once.
-            made = path.with_name(f".{path.name}.new")
-            for old in store_files(made):
-                old.unlink()
-            _create_file(made)
-            cls._open(made, key, new=True).close()
-            made.rename(path)
-            sync_folder(path.parent)
-        return cls._open(path, key, new=False)
+            with lock.alone():
+                if not path.exists():  # nobody made it meanwhile
+                    cls._make(path, key, lock)
+        with lock.shared():
+            return cls._open(path, key, lock, new=False)
 
     @classmethod
-    def _open(cls, path: Path, key: bytes, *, new: bool) -> Store:
+    def _make(cls, path: Path, key: bytes, lock: StoreLock) -> None:
+        for stray in store_files(path):  # the log of a store that somebody took away
+            stray.rename(cls._aside(stray))
+        # Made whole under another name: whatever stands under this one was complete once.
+        made = path.with_name(f".{path.name}.new")
+        for old in store_files(made):
+            old.unlink()
+        _create_file(made)
+        cls._open(made, key, lock, new=True).close()
+        made.rename(path)
+        sync_folder(path.parent)
+
+    @classmethod
+    def _open(cls, path: Path, key: bytes, lock: StoreLock, *, new: bool) -> Store:
         log = path.with_name(f"{path.name}-wal")
         written = read_log(log)
-        store = cls(path, sqlcipher3.connect(path, isolation_level=None, check_same_thread=False))
+        connection = sqlcipher3.connect(path, isolation_level=None, check_same_thread=False)
+        store = cls(path, connection, lock)
         try:
             with store._guarded():
                 store._connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"")
@@ -143,18 +160,27 @@ class Store:
         Raises:
             StoreFull: the disk is full; nothing was changed.
             StoreDamaged: a page doesn't hold; the store is set aside and closed.
-            StoreError: another process holds the store for longer than five seconds, or it can't be
-                written.
+            StoreError: another process holds the store for longer than five seconds or has put another in
+                its place, or it can't be written.
         """
-        self.query("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.query("COMMIT")
-        except BaseException:
-            # A full disk may have rolled back already, and a store set aside is closed.
-            with contextlib.suppress(sqlcipher3.Error):
-                self._connection.execute("ROLLBACK")
-            raise
+        with self._lock.shared():
+            if self.replaced():
+                raise StoreError(
+                    f"{self.path}: another process put a new store in its place; do it again"
+                )
+            self.query("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.query("COMMIT")
+            except BaseException:
+                # A full disk may have rolled back already, and a store set aside is closed.
+                with contextlib.suppress(sqlcipher3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def replaced(self) -> bool:
+        """Whether the file is no longer the one that was opened: set aside, destroyed or made anew."""
+        return _identity(self.path) != self._file
 
     def changed(self) -> bool:
         """Whether another connection committed something since this was asked last."""
@@ -252,9 +278,14 @@ class Store:
     def _set_aside(self, why: str) -> StoreDamaged:
         self.close()
         aside = self._aside(self.path)
-        for file in store_files(self.path):
-            file.rename(aside.with_name(file.name.replace(self.path.name, aside.name, 1)))
-        sync_folder(self.path.parent)
+        with self._lock.alone():
+            if self.replaced():  # it isn't this one's to set aside
+                raise StoreError(
+                    f"{self.path}: was damaged, and another process has seen to it; do it again"
+                )
+            for file in store_files(self.path):
+                file.rename(aside.with_name(file.name.replace(self.path.name, aside.name, 1)))
+            sync_folder(self.path.parent)
         return StoreDamaged(
             f"{self.path}: the store is damaged or its key is another ({why}). It is set aside as "
             f"{aside.name}; a new, empty one is made when the device is used next, with consent off"
@@ -270,6 +301,15 @@ def store_files(path: Path) -> list[Path]:
 def stores_aside(path: Path) -> list[Path]:
     """Damaged stores that were set aside from ``path``, with their logs."""
     return sorted(path.parent.glob(f"{path.name}*.damaged-*"))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """By which a file is told from another of the same name; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _create_file(path: Path) -> None:
