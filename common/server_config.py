@@ -47,6 +47,13 @@ class FederationConfig(Section):
     event_types: tuple[str, ...] = Field(
         ("view", "like", "cart", "purchase"), min_length=1, description="that devices record"
     )
+    lifetime_epsilon: float = Field(
+        8.0,
+        ge=0,
+        description="lifetime ε that all owners allow (policy.lifetime_epsilon of a device): releases get "
+        "enough noise that a device can answer all that it may be asked; 0: not looked at",
+    )
+    lifetime_delta: float = Field(1e-6, gt=0, lt=1, description="δ of that")
     quorum: int = Field(1, ge=1, description="devices that must be online for a round to begin")
     round_timeout_seconds: float = Field(
         600.0, gt=0, description="a round waits no longer for replies; later ones are refused"

@@ -38,11 +38,12 @@ from ..common.stopping import stopped_by_signals
 from .admission import admit
 from .app import Federation
 from .attendance import Attendance
-from .budget import BudgetPlan, plan_budget
+from .budget import BudgetPlan
 from .crashes import check_crashes
 from .enrolment import Enrolment
 from .folder import ServerFolder
 from .journal import keep_journal, note
+from .lifetimes import plan_federation
 from .link import Link, LinkGrid, LinkLost, ReplySize
 from .metrics import Metrics
 from .releases import Releases
@@ -98,10 +99,8 @@ class Service:
         table = ItemTable.load(self._folder.items)
         encoder = self._encoder(table)
         earlier = spent_before(self._folder.path, self._folder.ledger, config.federation)
-        plan = plan_budget(
-            config.privacy,
-            config.training,
-            population_size=config.federation.population_size,
+        plan = plan_federation(
+            config,
             sizes=Sizes.of(encoder, config.statistics, table),
             earlier=sum((other.events() for other in earlier), Counter()),
         )

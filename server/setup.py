@@ -14,10 +14,10 @@ from ..common.items import ItemTable
 from ..common.server_bundle import ServerFacts, write_bundle
 from ..common.server_config import ServerConfig
 from ..common.signing import SigningKey
-from .budget import plan_budget
 from .catalogue import read_catalogue
 from .folder import ServerFolder
 from .item_vectors import build_item_table, with_room
+from .lifetimes import plan_federation
 from .pki import create_authority, ensure_certificate
 from .releases import model_file
 from .spent_before import spent_before
@@ -41,10 +41,8 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
     table = with_room(table, config.statistics, config.privacy, population_size=population)
     encoder = _untrained(config, table)
     earlier = spent_before(path, path / "ledger.jsonl", config.federation)
-    plan_budget(
-        config.privacy,
-        config.training,
-        population_size=population,
+    plan_federation(
+        config,
         sizes=Sizes.of(encoder, config.statistics, table),
         earlier=sum((other.events() for other in earlier), Counter()),
     )

@@ -7,15 +7,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from ..client.answers import RecommendRequest
 from ..client.device import Device
+from ..client.device_config import PolicyConfig
 from ..common import accounting
 from ..common.console import remark
 from ..common.ledger_entries import Commit, Reserve, events_of
+from ..common.server_config import FederationConfig
 from .loopback import Loopback, entries_of, resident_mb, wait_for
 
 _DEVICES, _ROUNDS, _TOP = 5, 3, 3
+# Budgets as they are where nobody sets any: noise that follows from them, and what owners allow.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "training": {"rounds": _ROUNDS},
+    "privacy": {"noise_multiplier": None},
+    "federation": {"lifetime_epsilon": FederationConfig().lifetime_epsilon},
+}
+_POLICY = PolicyConfig(power=False, idle=False, niceness=0)
 _PATIENCE = 300.0
 _TARGET = 6.0  # seconds of a round beyond training, on a machine that is there for it
 
@@ -27,7 +37,7 @@ def demonstrate(folder: Path) -> None:
         FedprofileError: it fails.
     """
     remark(f"{_DEVICES} devices and a server in {folder}")
-    with Loopback(folder, _DEVICES, {"training": {"rounds": _ROUNDS}}) as loopback:
+    with Loopback(folder, _DEVICES, _SETTINGS, _POLICY) as loopback:
         ledger = loopback.server.ledger
         loopback.start_server()
         for number in range(_DEVICES):

@@ -39,7 +39,7 @@ from ..server.setup import create_server
 _COMMAND = "from fedprofile.common.cli import main; main()"
 _POLL = 0.005
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "federation": {"round_timeout_seconds": 60.0, "release_every": 0},
+    "federation": {"round_timeout_seconds": 60.0, "release_every": 0, "lifetime_epsilon": 30.0},
     "items": {"dimension": 16},
     "model": {"encoder": "mean", "width": 8, "window": 8},
     "training": {"rounds": 3, "negatives": 16, "sampling_probability": 1.0},
