@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,6 +36,7 @@ from .service_lock import service_lock
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ProfileService"].full_name
 _THREADS, _AT_ONCE = 4, 32
+_EXPORTS = 2  # at once: one that nobody reads holds its thread, and the others go on
 _PIECE = 64 << 10  # characters of an exported piece
 _OTHERS = 0o077  # permission bits of everybody but the owner
 _CODES: tuple[tuple[type[FedprofileError], grpc.StatusCode], ...] = (
@@ -82,6 +84,7 @@ class ProfileServer:
             StoreError: the store can't be opened.
         """
         socket = self._folder.socket
+        self._folder.run.mkdir(mode=0o700, exist_ok=True)  # a cleaner may have taken it away
         _check_private(socket.parent)
         self._lock.enter_context(service_lock(self._folder))
         try:
@@ -122,6 +125,7 @@ class _Service(rpc.ProfileServiceServicer):
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._exports = threading.BoundedSemaphore(_EXPORTS)
 
     def RecordEvents(self, request: Any, context: Any) -> Any:
         def answer() -> Any:
@@ -151,12 +155,18 @@ class _Service(rpc.ProfileServiceServicer):
         return _answered(context, answer)
 
     def ExportProfile(self, request: Any, context: Any) -> Iterator[Any]:
+        if not self._exports.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "other exports are under way; read them first"
+            )
         try:
             for piece in self._device.export():
                 for start in range(0, len(piece), _PIECE):
                     yield pb.ExportProfileResponse(json=piece[start : start + _PIECE])
         except FedprofileError as error:
             _refuse(context, error)
+        finally:
+            self._exports.release()
 
     def EraseProfile(self, request: Any, context: Any) -> Any:
         def answer() -> Any:

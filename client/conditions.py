@@ -72,6 +72,7 @@ def _metered() -> bool | None:
             text=True,
             timeout=5,
             check=True,
+            env={**os.environ, "LC_ALL": "C"},  # it translates its answers
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None

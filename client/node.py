@@ -324,13 +324,18 @@ class Node:
         Raises:
             Unreachable: it waits on.
         """
-        for path, reply in self._outbox.waiting():
+        with undisturbed(self._folder):
+            waiting = self._outbox.waiting()
+        for path, reply in waiting:
             if self._fit is not None and path.stem == self._fit.name:
                 continue  # not committed yet
-            if holds_update(reply) and not self._agrees():
-                # Agreed when it was made, and no longer: it stays.
-                self._outbox.withdraw(path)
-                continue
+            if holds_update(reply):
+                if not self._agrees():
+                    # Agreed when it was made, and no longer: it stays.
+                    self._outbox.withdraw(path)
+                    continue
+                if self._holds_back():
+                    continue
             if not path.exists():  # erased since it was read
                 continue
             try:
@@ -341,7 +346,13 @@ class Node:
                 _log.warning("%s; it is kept and offered again", error)
                 Diary.read(self._diary).broken_off().write(self._diary)
                 continue
-            self._outbox.sent(path)
+            with undisturbed(self._folder):
+                self._outbox.sent(path)
+
+    def _holds_back(self) -> bool:
+        """Whether an update that waits has to wait on: the owner paused, or every byte costs now."""
+        unmetered = self._folder.config.policy.unmetered
+        return self._owner.paused() or bool(unmetered and self._conditions().metered)
 
     def _keep(self, message: Message) -> Message:
         """Keep a released model.

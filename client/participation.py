@@ -7,31 +7,57 @@ import logging
 import threading
 from collections.abc import Iterator
 
+from ..common.errors import FedprofileError
 from ..common.flower_switches import quieten_flower
 from .device import Device
 from .device_folder import DeviceFolder
 from .owner import DeviceOwner
 
 _LAST_WORDS = 15.0  # seconds for a call to the server to end
+_LOOK = 5.0  # seconds between looks for a server that the device is enrolled at
+_MENDED = 60.0  # seconds for somebody to mend what is in the way
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def taking_part(folder: DeviceFolder, device: Device) -> Iterator[None]:
-    """Answer the server's rounds within this context; do nothing where there is no server."""
-    if not (folder.server_facts.exists() and folder.node_key.exists()):
-        yield
-        return
-    quieten_flower(folder.run / "flower")
-    from .node import Node  # Flower, which a device without a server doesn't need
+    """Answer the server's rounds within this context, as soon as there is a server.
 
+    Whatever is wrong with taking part, recording and ranking go on without it.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("fedprofile").setLevel(logging.INFO)
     stop = threading.Event()
-    node = Node(folder, DeviceOwner(device))
-    thread = threading.Thread(target=node.run, args=(stop,), name="node", daemon=True)
+    thread = threading.Thread(
+        target=_take_part, args=(folder, device, stop), name="node", daemon=True
+    )
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join(_LAST_WORDS)
+
+
+def _take_part(folder: DeviceFolder, device: Device, stop: threading.Event) -> None:
+    told = False
+    while not (folder.server_facts.exists() and folder.node_key.exists()):
+        if not told:
+            _log.info("takes part in no training until fedprofile device enroll %s", folder.path)
+            told = True
+        if stop.wait(_LOOK):
+            return
+    quieten_flower(folder.run / "flower")
+    try:
+        from .node import Node  # Flower, which a device without a server doesn't need
+    except ImportError as error:
+        _log.error("training needs pip install 'fedprofile[train]' (%s is missing)", error.name)
+        return
+    while not stop.is_set():
+        try:
+            node = Node(folder, DeviceOwner(device))
+        except (FedprofileError, OSError) as error:  # a key that others may read, a damaged bundle
+            _log.error("takes part in no training: %s", error)
+            stop.wait(_MENDED)
+        else:
+            node.run(stop)

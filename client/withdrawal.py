@@ -69,7 +69,7 @@ def withdraw_answers(folder: DeviceFolder) -> None:
         with undisturbed(folder):
             for file in folder.outbox.iterdir():
                 if file != folder.diary:
-                    file.unlink()
+                    file.unlink(missing_ok=True)
             sync_folder(folder.outbox)
         folder.fit_log.unlink(missing_ok=True)
     except OSError as error:

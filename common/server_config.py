@@ -78,6 +78,13 @@ class FederationConfig(Section):
             )
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable():
+            raise ValueError("must be printable characters on one line")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> FederationConfig:
         if self.quorum > self.population_size:

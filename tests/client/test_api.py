@@ -186,6 +186,20 @@ def test_a_deadline_ends_a_call_and_what_comes_too_late_is_not_done(stub, monkey
         api._answered(Gone(), lambda: pytest.fail("done for nobody"))
 
 
+def test_exports_that_nobody_reads_hold_up_no_other_call(served, stub):
+    served[1].record(some(3_000))  # more than a stream takes before somebody reads it
+    exports = [stub.ExportProfile(edge_v1_pb2.ExportProfileRequest()) for _ in range(2)]
+    for export in exports:
+        next(export)
+    other = stub.ExportProfile(edge_v1_pb2.ExportProfileRequest())
+    code, _ = code_of(lambda: list(other))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    for _ in range(6):
+        assert stub.GetStatus(edge_v1_pb2.GetStatusRequest(), timeout=10).events >= 3_000
+    for export in exports:
+        export.cancel()
+
+
 def test_health_is_told_and_nobody_else_can_reach_the_socket(served):
     device, _ = served
     socket = device.folder.socket

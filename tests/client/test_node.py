@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fedprofile.client.model_bundle import current_name
 from fedprofile.client.model_delivery import join_server, keep_release
 from fedprofile.client.node import Node
 from fedprofile.client.outbox import Outbox
+from fedprofile.client.withdrawal import withdraw_answers
 from fedprofile.common.errors import (
     BudgetError,
     DataError,
@@ -420,6 +422,47 @@ def test_an_update_stays_when_the_owner_no_longer_agrees(node, device, bundle, k
     fleet.fails = None
     assert work(node, fleet) == []
     assert Outbox(device.outbox).waiting() == []
+
+
+@pytest.mark.parametrize("held_back", ["paused", "metered"])
+def test_an_update_waits_while_the_owner_would_not_have_it_sent(
+    node, device, bundle, key, held_back
+):
+    message, _ = task_of(bundle, sign=key.sign)
+    fleet = FakeFleet(message)
+    fleet.fails = Unreachable("gone")
+    with pytest.raises(Unreachable):
+        work(node, fleet)
+    fleet.fails = None
+    if held_back == "paused":
+        node._owner.rests = True
+    else:
+        node._conditions = lambda: Conditions(metered=True)
+    later, _ = task_of(bundle, release=2, sign=key.sign)
+    fleet.messages.append(later)
+    assert reasons(work(node, fleet)) == [held_back]  # that word goes out, the update doesn't
+    assert len(Outbox(device.outbox).waiting()) == 1
+    node._owner.rests, node._conditions = False, Conditions
+    assert reasons(work(node, fleet))[1:] == ["update"]
+
+
+def test_erasing_meets_a_reply_that_is_being_sent(node, device, bundle, key, monkeypatch):
+    message, _ = task_of(bundle, sign=key.sign)
+    fleet = FakeFleet(message)
+    fleet.fails = Unreachable("gone")
+    with pytest.raises(Unreachable):
+        work(node, fleet)
+    listed = Path.iterdir
+
+    def sent_meanwhile(path):
+        files = list(listed(path))
+        for file in files:
+            if file.suffix == ".reply":
+                file.unlink()
+        return iter(files)
+
+    monkeypatch.setattr(Path, "iterdir", sent_meanwhile)
+    withdraw_answers(device)
 
 
 def test_rounds_a_day_and_releases_are_counted(device, bundle, key, node):

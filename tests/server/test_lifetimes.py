@@ -109,9 +109,7 @@ def test_noise_that_was_given_stays_and_statistics_make_room():
 
 def test_rounds_of_too_little_noise_are_refused_with_the_figure():
     config = configured(500, 3, privacy={"noise_multiplier": 1.5})
-    with pytest.raises(
-        BudgetError, match=r"asked in 6 rounds ε = .*lifetime_epsilon = 8"
-    ) as error:
+    with pytest.raises(BudgetError, match=r"asked in 6 rounds ε = .*lifetime_epsilon = 8") as error:
         planned(config)
     assert 8 < error.value.epsilon_reached < 20
 
