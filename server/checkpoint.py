@@ -130,13 +130,13 @@ class Checkpoint:
         checkpoint = cls.load(paths[-1])
         if checkpoint.config_digest != config_digest:
             raise RunFolderError(
-                f"{paths[-1]}: belongs to another configuration; resume with the configuration in "
-                "config.toml beside it, or choose another --out"
+                f"{paths[-1]}: belongs to another configuration; go on with the one it was begun with, "
+                "or begin in another folder"
             )
         if checkpoint.items != items:
             raise RunFolderError(
-                f"{paths[-1]}: the items of the data have changed since; resume with the data as it "
-                "was, or choose another --out"
+                f"{paths[-1]}: the items have changed since; go on with those it was begun with, or begin "
+                "in another folder"
             )
         return checkpoint
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..common.errors import ServerError
+from ..common.errors import LedgerError, ServerError
 from ..common.files import sync_folder, write_atomically
 from ..common.server_config import ServerConfig, load_server_config
 
@@ -151,6 +151,22 @@ class ServerFolder:
     def anchor(self) -> Path:
         """The head of the ledger."""
         return self.path / "anchor.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a ledger, so that something may have been released.
+
+        Raises:
+            LedgerError: it is gone, for its anchor is there.
+        """
+        if self.ledger.exists():
+            return True
+        if self.anchor.exists():
+            raise LedgerError(
+                f"{self.ledger}: is gone, but {self.anchor} tells of it; put it back, for what was "
+                "spent stays spent"
+            )
+        return False
 
     @property
     def checkpoints(self) -> Path:

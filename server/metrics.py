@@ -6,12 +6,11 @@ what was spent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from ..common.ledger_entries import Commit, Entry, Reserve
-from .strategy import RoundRecord
 
 
 class Metrics:
@@ -22,6 +21,8 @@ class Metrics:
     """
 
     def __init__(self, port: int) -> None:
+        self._followed = 0  # entries
+        self._rounds: dict[int, int | None] = {}  # of releases that aren't committed yet
         registry = CollectorRegistry()
         self._round = Gauge("fedprofile_round", "Last round that is done", registry=registry)
         self._online = Gauge("fedprofile_online", "Devices online", registry=registry)
@@ -43,28 +44,29 @@ class Metrics:
         """Note how many devices are online."""
         self._online.set(devices)
 
-    def spent(self, epsilon: float) -> None:
-        """Note what was spent by now."""
+    def follow(self, entries: Sequence[Entry], *, epsilon: float) -> None:
+        """Note what the ledger tells since this was asked last: of statistics and rounds alike.
+
+        Args:
+            entries: all of them.
+            epsilon: what they cost.
+        """
         self._epsilon.set(epsilon)
+        for entry in entries[self._followed :]:
+            if isinstance(entry, Reserve):
+                self._rounds[entry.sequence] = entry.round
+            elif isinstance(entry, Commit):
+                if (number := self._rounds.pop(entry.release)) is not None:
+                    self._round.set(number)
+                self._count(entry)
+        self._followed = len(entries)
 
-    def resume(self, entries: Iterable[Entry]) -> None:
-        """Note the rounds that a ledger tells of."""
-        rounds: dict[int, int] = {}
-        for entry in entries:
-            if isinstance(entry, Reserve) and entry.round:
-                rounds[entry.sequence] = entry.round
-            elif isinstance(entry, Commit) and entry.release in rounds:
-                self._round.set(rounds[entry.release])
-                self._count(entry.cohort_size, entry.replies_counted, entry.rejected)
+    def took(self, seconds: float) -> None:
+        """Note how long a round took."""
+        self._seconds.set(seconds)
 
-    def after(self, record: RoundRecord) -> None:
-        """Note a round."""
-        self._round.set(record.round)
-        self._seconds.set(record.seconds)
-        self._count(record.sampled, record.trained, record.rejected)
-
-    def _count(self, sampled: int, counted: int, rejected: Mapping[str, int]) -> None:
-        self._sampled.inc(sampled)
-        self._counted.inc(counted)
-        for reason, devices in rejected.items():
+    def _count(self, commit: Commit) -> None:
+        self._sampled.inc(commit.cohort_size)
+        self._counted.inc(commit.replies_counted)
+        for reason, devices in commit.rejected.items():
             self._rejected.labels(reason).inc(devices)

@@ -226,7 +226,7 @@ def _settle(folder: ServerFolder, *, rounds: int | None, epsilon: float | None) 
     wanted = validated(ServerConfig, content, where="", documented="docs/server-configuration.md")
     if wanted == folder.config:
         return
-    if folder.ledger.exists():
+    if folder.begun:
         raise ServerError(
             f"{folder.path}: the federation has begun with {folder.config.training.rounds} rounds and "
             f"ε = {folder.config.privacy.epsilon:g}; leave --rounds and --epsilon out"

@@ -105,8 +105,7 @@ class Service:
             earlier=sum((other.events() for other in earlier), Counter()),
         )
         with self._open_ledger(plan, earlier) as ledger:
-            self._metrics.resume(ledger.entries)
-            self._metrics.spent(ledger.epsilon_spent())
+            self._metrics.follow(ledger.entries, epsilon=ledger.epsilon_spent())
             if ledger.stopped is None:
                 check_crashes(self._folder, ledger.entries)
             self._serve(plan, table, encoder, ledger)
@@ -171,8 +170,8 @@ class Service:
             record: RoundRecord, weights: dict[str, Tensor], statistics: ItemStatistics
         ) -> None:
             epsilon = ledger.epsilon_spent()
-            self._metrics.spent(epsilon)
-            self._metrics.after(record)
+            self._metrics.follow(ledger.entries, epsilon=epsilon)
+            self._metrics.took(record.seconds)
             note("round", **vars(record), epsilon=epsilon if config.privacy.enabled else None)
             self._publish(record.round, weights, statistics, table, ledger)
             attendance.after(record)
@@ -181,9 +180,8 @@ class Service:
                 self._deliver(grid)
 
         def before_round() -> None:
-            self._metrics.spent(
-                ledger.epsilon_spent()
-            )  # statistics are over, or a crash was paid for
+            # Statistics are over, or a crash was paid for.
+            self._metrics.follow(ledger.entries, epsilon=ledger.epsilon_spent())
             self._ready(link)
 
         federation = Federation(

@@ -93,7 +93,7 @@ def read_standing(folder: ServerFolder) -> Standing:
     online = _online(folder)
     key = SigningKey.load(folder.signing_key)
     latest = Releases(folder, key).latest()
-    chain = _anchored(folder) if folder.ledger.exists() else None
+    chain = _anchored(folder) if folder.begun else None
     entries = chain.entries if chain else []
     rounds = {entry.sequence: entry.round or 0 for entry in entries if isinstance(entry, Reserve)}
     commits = [entry for entry in entries if isinstance(entry, Commit)]
@@ -117,7 +117,7 @@ def read_standing(folder: ServerFolder) -> Standing:
         # The newest may be under way.
         lost=len(rounds) - len(commits) - (online is not None and isinstance(last, Reserve)),
         epsilon=spent if private else None,
-        target=config.privacy.epsilon if private else None,
+        target=(opening.target_epsilon if opening else config.privacy.epsilon) if private else None,
         delta=opening.delta if opening else config.delta,
         enrolled=len(active),
         revoked=len(devices) - len(active),

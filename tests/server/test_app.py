@@ -392,7 +392,7 @@ def test_a_late_reply_to_a_crashed_attempt_does_not_count_in_its_repetition(
 
 def test_another_catalogue_is_refused(build_town, tmp_path):
     build_town().run(tmp_path)
-    with pytest.raises(RunFolderError, match="items of the data have changed"):
+    with pytest.raises(RunFolderError, match="items have changed"):
         build_town(n_items=31).run(tmp_path)
 
 

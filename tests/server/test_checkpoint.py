@@ -85,7 +85,7 @@ def test_another_configuration_or_catalogue_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="belongs to another configuration"):
         latest(tmp_path / "a")
     checkpoint(1, items="other").save(tmp_path / "b")
-    with pytest.raises(RunFolderError, match="items of the data have changed"):
+    with pytest.raises(RunFolderError, match="items have changed"):
         latest(tmp_path / "b")
 
 

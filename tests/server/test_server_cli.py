@@ -163,6 +163,39 @@ def test_a_budget_that_was_begun_is_not_changed(fedprofile, server):
     assert "has begun with 2 rounds" in found.err
 
 
+@pytest.mark.usefixtures("begun")
+def test_a_ledger_that_is_gone_refunds_nothing(fedprofile, server):
+    kept, settings = server.ledger.read_bytes(), server.config_file.read_bytes()
+    server.ledger.unlink()
+    for command in (("status",), ("run", "--rounds", 99, "--epsilon", 3)):
+        found = fedprofile("server", command[0], server.path, *command[1:])
+        assert found.code == 2
+        assert "is gone, but" in found.err
+        assert server.config_file.read_bytes() == settings
+    server.ledger.write_bytes(kept)
+    assert fedprofile("server", "status", server.path).code == 0
+
+
+@pytest.mark.usefixtures("begun")
+def test_the_budget_is_the_one_the_ledger_was_opened_for(fedprofile, server):
+    before = json.loads(fedprofile("server", "status", server.path, "--json").out)
+    text = server.config_file.read_text(encoding="utf-8")
+    server.config_file.write_text(
+        text.replace(f"epsilon = {before['target']}\n", "epsilon = 80.0\n"), encoding="utf-8"
+    )
+    assert ServerFolder.open(server.path).config.privacy.epsilon == 80
+    after = json.loads(fedprofile("server", "status", server.path, "--json").out)
+    assert (after["target"], after["left"]) == (before["target"], before["left"])
+
+
+@pytest.mark.parametrize("name", ["a\nb", " ", "店\x1b[2J"])
+def test_a_name_is_one_line_of_text(fedprofile, tmp_path, name):
+    found = fedprofile("server", "init", tmp_path / "new", "--name", name)
+    assert found.code == 2
+    assert "federation.name: must be printable characters on one line" in found.err
+    assert not (tmp_path / "new").exists()
+
+
 def test_without_a_server_every_command_says_so(fedprofile, tmp_path):
     for command in (("status",), ("run",), ("revoke", "--name", "a")):
         found = fedprofile("server", command[0], tmp_path, *command[1:])
