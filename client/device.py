@@ -68,6 +68,7 @@ class Device:
         self._clock = clock
         self._lock = threading.RLock()
         self._files = StoreLock(folder.path)
+        self._values = records.Values()
         self._store: Store | None = None
         self._keeper: ProfileKeeper | None = None
         self._model: str | None = None  # name of the bundle that was loaded, or failed to
@@ -105,12 +106,16 @@ class Device:
         ]
         with self._opened() as store:
             keeper, profile = self._keeper, None
-            with store.transaction():
-                if keeper is None:
-                    added = records.append(store, checked)
-                    records.drop_profile(store)
-                else:
-                    added, profile = keeper.record(checked)
+            try:
+                with store.transaction():
+                    if keeper is None:
+                        added = records.append(store, checked, self._values)
+                        records.drop_profile(store)
+                    else:
+                        added, profile = keeper.record(checked, self._values)
+            except BaseException:
+                self._values.clear()
+                raise
             if keeper is None:
                 learned = 0
             else:
@@ -350,6 +355,7 @@ class Device:
                 self.folder.ballast.unlink(missing_ok=True)
                 store = Store.open(path, key, lock=self._files)
         self._model, self._tidied = None, -math.inf
+        self._values = records.Values()
         return store
 
     def _load_model(self, store: Store) -> None:
@@ -367,6 +373,7 @@ class Device:
                 )
 
     def _eraser(self, store: Store) -> Eraser:
+        self._values.clear()  # some may be erased
         return Eraser(
             store,
             self._keeper,

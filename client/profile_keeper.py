@@ -22,6 +22,7 @@ from .profile import Event, Profile, build, empty_profile, update
 from .profile_state import LAYOUT, profile_from_bytes, profile_to_bytes
 from .records import (
     Recorded,
+    Values,
     append,
     declared,
     in_order_of_time,
@@ -58,6 +59,7 @@ class ProfileKeeper:
         self._session_gap = session_gap
         basis = json.dumps([LAYOUT, bundle.name, sorted(weights.items())])
         self._basis = hashlib.sha256(basis.encode()).hexdigest()
+        self._version: int | None = None  # of the store, when it was looked at last
         self._cached: Profile | None = None
         self._scores: NDArray[np.float32] | None = None
         self._nearest = NearestHeld(bundle.served)
@@ -72,7 +74,9 @@ class ProfileKeeper:
 
     def follow(self) -> None:
         """Let go of a profile that another process has made old."""
-        if self._store.changed():
+        version = self._store.version()
+        if version != self._version:
+            self._version = version
             self.keep(None)
 
     def keep(self, profile: Profile | None) -> None:
@@ -89,14 +93,16 @@ class ProfileKeeper:
             self._scores = score(self.profile(), self.bundle.served, nearest=self._nearest)
         return self._scores
 
-    def record(self, interactions: Sequence[Interaction]) -> tuple[list[Recorded], Profile]:
-        """Store what isn't stored yet and learn from it, within a transaction.
+    def record(
+        self, interactions: Sequence[Interaction], values: Values
+    ) -> tuple[list[Recorded], Profile]:
+        """Store what isn't stored yet and learn from it, within a transaction; ``values`` as in `append`.
 
         The result holds once the transaction is committed: hand its profile to :meth:`keep` then.
         """
         self.follow()  # others may have committed while this transaction waited for them to end
         before = self._cached or self._saved()
-        added = append(self._store, interactions)
+        added = append(self._store, interactions, values)
         events = [event for one in added if (event := self.learned(one)) is not None]
         times = [before.updated_at or 0, *(event.time for event in events)]
         if not events:

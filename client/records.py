@@ -6,6 +6,7 @@ Every function that writes must be called within ``store.transaction()``.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from .store import Store
 
 _SMALLEST_STRENGTH = 1e-3
 _PAGE = 1_000  # events read at a time
+_OF_TYPE = "FROM events WHERE event = ? AND value IS NOT NULL"
 _COLUMNS = "seq, id, item, event, time, value, strength, session"
 
 
@@ -46,9 +48,54 @@ class Setting:
     since: int | None
 
 
-def append(store: Store, interactions: Iterable[Interaction]) -> list[Recorded]:
-    """Store those whose ids aren't stored yet; returns them, in the order given."""
+class Values:
+    """The values of each event type in order: no need to look for a median among all of them each time.
+
+    They are read from the store the second time they are asked for. Commits of other processes are noticed;
+    whoever deletes events, or has a transaction fail, clears them.
+    """
+
+    def __init__(self) -> None:
+        self._version: int | None = None  # of the store
+        self._asked: set[str] = set()
+        self._ordered: dict[str, list[float]] = {}
+
+    def follow(self, store: Store) -> None:
+        """Let go of what another process has made old; called within a transaction."""
+        version = store.version()
+        if version != self._version:
+            self._version = version
+            self.clear()
+
+    def clear(self) -> None:
+        """Know nothing."""
+        self._ordered.clear()
+
+    def median(self, store: Store, event: str, added: float) -> float:
+        """Median of log1p(value) over the stored values of a type, ``added`` the last of them."""
+        if event not in self._asked:
+            self._asked.add(event)
+            return _median(store, event)
+        if event in self._ordered:
+            insort(self._ordered[event], added)
+        else:
+            rows = store.query(f"SELECT value {_OF_TYPE} ORDER BY value", (event,))
+            self._ordered[event] = [value for (value,) in rows]
+        values = self._ordered[event]
+        middle = values[(len(values) - 1) // 2 : len(values) // 2 + 1]
+        return sum(map(math.log1p, middle)) / len(middle)
+
+
+def append(store: Store, interactions: Iterable[Interaction], values: Values) -> list[Recorded]:
+    """Store those whose ids aren't stored yet; returns them, in the order given.
+
+    Args:
+        store: to be written to.
+        interactions: what was done.
+        values: of this store, kept from call to call or new; to be cleared if the transaction fails.
+    """
     added = []
+    values.follow(store)
     for one in interactions:
         row = (one.id, one.item, one.event, one.time, one.value, 1.0, one.session)
         columns = _COLUMNS.removeprefix("seq, ")
@@ -59,7 +106,8 @@ def append(store: Store, interactions: Iterable[Interaction]) -> list[Recorded]:
         seq = int(store.query("SELECT last_insert_rowid()")[0][0])
         strength = 1.0
         if one.value is not None:
-            strength = max(math.log1p(one.value) / _median(store, one.event), _SMALLEST_STRENGTH)
+            median = values.median(store, one.event, one.value)
+            strength = max(math.log1p(one.value) / median, _SMALLEST_STRENGTH)
             store.execute("UPDATE events SET strength = ? WHERE seq = ?", (strength, seq))
         added.append(Recorded(seq, one, strength))
     return added
@@ -67,10 +115,9 @@ def append(store: Store, interactions: Iterable[Interaction]) -> list[Recorded]:
 
 def _median(store: Store, event: str) -> float:
     """Median of log1p(value) over the stored values of a type, at least one."""
-    of_type = "FROM events WHERE event = ? AND value IS NOT NULL"
-    count = int(store.query(f"SELECT count(*) {of_type}", (event,))[0][0])
+    count = int(store.query(f"SELECT count(*) {_OF_TYPE}", (event,))[0][0])
     middle = store.query(
-        f"SELECT value {of_type} ORDER BY value LIMIT ? OFFSET ?",
+        f"SELECT value {_OF_TYPE} ORDER BY value LIMIT ? OFFSET ?",
         (event, 2 - count % 2, (count - 1) // 2),
     )
     return sum(math.log1p(value) for (value,) in middle) / len(middle)

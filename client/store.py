@@ -73,7 +73,6 @@ class Store:
         self._connection = connection
         self._lock = lock
         self._file = _identity(path)
-        self._version: int | None = None
 
     @classmethod
     def open(cls, path: Path, key: bytes, *, lock: StoreLock | None = None) -> Store:
@@ -182,10 +181,9 @@ class Store:
         """Whether the file is no longer the one that was opened: set aside, destroyed or made anew."""
         return _identity(self.path) != self._file
 
-    def changed(self) -> bool:
-        """Whether another connection committed something since this was asked last."""
-        before, self._version = self._version, int(self.query("PRAGMA data_version")[0][0])
-        return before != self._version
+    def version(self) -> int:
+        """A number that is another one once another connection has committed something."""
+        return int(self.query("PRAGMA data_version")[0][0])
 
     def scrub(self) -> None:
         """Make deleted rows unreadable, in the file and in its log.

@@ -144,6 +144,55 @@ def test_a_batch_is_recorded_whole_or_not_at_all(make_device):
     assert device.status().events == 0
 
 
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(["one", "other", "both at once", "erase", "fail"]),
+        st.lists(st.sampled_from([0.5, 1.0, 2.0, 5.0, 100.0]), min_size=1, max_size=4),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(_steps)
+def test_the_median_is_that_of_what_is_stored_whoever_stored_it(make_device, steps):
+    """It is kept from call to call, and others record, erase and fail meanwhile."""
+    device = make_device(f"d{time.monotonic_ns()}")
+    stored, expected = [], []  # (item, value) and the strengths of what is left
+    with Device(device.folder, clock=lambda: NOW) as other:
+        for number, (step, values) in enumerate(steps):
+            if step == "erase":
+                device.erase(EraseProfileRequest(item="商品1"))
+                left = [k for k, (item, _) in enumerate(stored) if item != 1]
+                stored, expected = [stored[k] for k in left], [expected[k] for k in left]
+                continue
+            events = [
+                one(f"{number}-{k}", k % 2, NOW - 9, value=value) for k, value in enumerate(values)
+            ]
+            if step == "fail":
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("fedprofile.client.profile_keeper.save_profile", fails)
+                    with pytest.raises(DataError):
+                        device.record(events)
+                continue
+            recorder = other if step == "other" else device
+            recorder.record(events)
+            for k, value in enumerate(values):
+                stored.append((k % 2, value))
+                middle = float(np.median(np.log1p([value for _, value in stored])))
+                expected.append(np.log1p(value) / middle)
+        with device._opened() as store:
+            found = [row[0] for row in store.query("SELECT strength FROM events ORDER BY seq")]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def fails(*_):
+    raise DataError("it fails")
+
+
 def test_values_count_relative_to_the_owners_own_median(make_device):
     device = make_device()
     for number, value in enumerate([3.0, 3.0, 3.0, 15.0, None]):

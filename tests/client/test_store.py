@@ -78,12 +78,12 @@ def test_a_transaction_is_whole_or_nothing(path):
 
 def test_changes_by_others_are_noticed(path):
     one, other = Store.open(path, KEY), Store.open(path, KEY)
-    one.changed()
+    before = one.version()
     insert(one, "a")
-    assert not one.changed()  # its own
+    assert one.version() == before  # its own
     insert(other, "b")
-    assert one.changed()
-    assert not one.changed()
+    assert one.version() != before
+    assert one.version() == one.version()
     one.close()
     other.close()
 
