@@ -22,8 +22,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fedprofile.client.device import Device
 from fedprofile.common import accounting
@@ -32,7 +33,6 @@ from fedprofile.common.ledger_entries import Commit, Entry, Reserve, events_of
 from fedprofile.simulations.loopback import Loopback, entries_of, wait_for
 
 _PATIENCE = 120.0
-_EVENTS = 12  # that each device has from the start
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Faults:
         self._loopback = loopback
         self._ledger = loopback.server.ledger
         self._device = loopback.device(0)
+        self._profile = self._known()
 
     def entries(self) -> list[Entry]:
         """Of the server's ledger."""
@@ -126,7 +127,7 @@ class Faults:
             "goes on": goes_on,
             "ε": self.spent() >= before,
             "once": len(charges) == len(set(charges)),
-            "profile": self._events() == _EVENTS,
+            "profile": self._known() == self._profile,
             "chain": self._whole(),
         }
 
@@ -153,9 +154,12 @@ class Faults:
             time.sleep(0.1)
         return False
 
-    def _events(self) -> int:
+    def _known(self) -> dict[str, Any]:
+        """What the device knows of its owner, but for what follows from the model of the day."""
         with Device(self._device) as device:
-            return device.status().events
+            known, status = asdict(device.profile()), device.status()
+        del known["vector"], known["model"]
+        return {**known, "consent": status.consent, "set aside": status.set_aside}
 
     def _whole(self) -> bool:
         return bool(entries_of(self._ledger) and entries_of(self._device.ledger))
@@ -170,6 +174,7 @@ def main() -> None:
     options = parser.parse_args()
     kills = plan(options.cycles, options.seed)
     settings = {
+        "federation": {"lifetime_epsilon": 0.0},
         "privacy": {"epsilon": 1e6, "noise_multiplier": 8.0, "statistics_share": 0.0},
         "training": {"rounds": 10 * options.cycles + 10},
     }
