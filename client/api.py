@@ -133,17 +133,17 @@ class _Service(rpc.ProfileServiceServicer):
             events = [from_message(Interaction, event) for event in request.events]
             return to_message(self._device.record(events), pb.RecordEventsResponse())
 
-        return _answered(context, answer)
+        return self._answered(context, answer)
 
     def Recommend(self, request: Any, context: Any) -> Any:
         def answer() -> Any:
             found = self._device.recommend(from_message(RecommendRequest, request))
             return to_message(found, pb.RecommendResponse())
 
-        return _answered(context, answer)
+        return self._answered(context, answer)
 
     def GetProfile(self, request: Any, context: Any) -> Any:
-        return _answered(
+        return self._answered(
             context, lambda: to_message(self._device.profile(), pb.GetProfileResponse())
         )
 
@@ -152,7 +152,7 @@ class _Service(rpc.ProfileServiceServicer):
             self._device.declare(request.name, request.value)
             return pb.DeclareDataResponse()
 
-        return _answered(context, answer)
+        return self._answered(context, answer)
 
     def ExportProfile(self, request: Any, context: Any) -> Iterator[Any]:
         if not self._exports.acquire(blocking=False):
@@ -173,38 +173,38 @@ class _Service(rpc.ProfileServiceServicer):
             what = from_message(EraseProfileRequest, request)
             return to_message(self._device.erase(what), pb.EraseProfileResponse())
 
-        return _answered(context, answer)
+        return self._answered(context, answer)
 
     def SetConsent(self, request: Any, context: Any) -> Any:
         def answer() -> Any:
             self._device.set_consent(request.on)
             return pb.SetConsentResponse()
 
-        return _answered(context, answer)
+        return self._answered(context, answer)
 
     def SetPaused(self, request: Any, context: Any) -> Any:
         def answer() -> Any:
             self._device.set_paused(request.on)
             return pb.SetPausedResponse()
 
-        return _answered(context, answer)
+        return self._answered(context, answer)
 
     def GetStatus(self, request: Any, context: Any) -> Any:
         def answer() -> Any:
             status = replace(self._device.status(), service=True)
             return to_message(status, pb.GetStatusResponse())
 
-        return _answered(context, answer)
+        return self._answered(context, answer)
 
-
-def _answered(context: Any, answer: Callable[[], Any]) -> Any:
-    if not context.is_active():
-        # Whoever asked has gone, or waited too long: do nothing they don't know of.
-        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
-    try:
-        return answer()
-    except FedprofileError as error:
-        return _refuse(context, error)
+    def _answered(self, context: Any, answer: Callable[[], Any]) -> Any:
+        try:
+            with self._device.turn():
+                # Whoever asked has gone, or waited too long: do nothing they don't know of.
+                if context.is_active():
+                    return answer()
+        except FedprofileError as error:
+            return _refuse(context, error)
+        return context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
 
 
 def _refuse(context: Any, error: FedprofileError) -> Any:

@@ -313,10 +313,27 @@ class Device:
             return keeper.history(), keeper.bundle
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[Store]:
-        """The store, open, in step with the folder, and for this thread alone."""
+    def turn(self) -> Iterator[None]:
+        """Wait for the calls of other threads to end; those within don't wait any more.
+
+        Raises:
+            StoreError: it takes too long.
+        """
         if not self._lock.acquire(timeout=_WAIT):
             raise StoreError(f"{self.folder.store}: busy for {_WAIT:g} s; do it again")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Store]:
+        """The store, open, in step with the folder, and for this thread alone."""
+        with self.turn(), self._in_step() as store:
+            yield store
+
+    @contextlib.contextmanager
+    def _in_step(self) -> Iterator[Store]:
         try:
             if self._store is not None and self._store.replaced():
                 self.close()  # another process found it damaged, or started anew
@@ -335,8 +352,6 @@ class Device:
             # Opened anew by the next call, whatever it was; one that is damaged is set aside by now.
             self.close()
             raise
-        finally:
-            self._lock.release()
 
     def _open(self) -> Store:
         place, path = find_key(self.folder), self.folder.store

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedprofile.client import api, edge_v1_pb2, edge_v1_pb2_grpc, edge_v1_stubs
+from fedprofile.client import edge_v1_pb2, edge_v1_pb2_grpc, edge_v1_stubs
 from fedprofile.client.answers import (
     Candidates,
     EraseProfileRequest,
@@ -175,15 +175,16 @@ def test_a_deadline_ends_a_call_and_what_comes_too_late_is_not_done(stub, monkey
     assert time.monotonic() - started < 30  # of the minute it would take
     go_on.set()
 
-    class Gone:
-        def is_active(self):
-            return False
 
-        def abort(self, code, detail):
-            raise InterruptedError(code)
-
-    with pytest.raises(InterruptedError):
-        api._answered(Gone(), lambda: pytest.fail("done for nobody"))
+def test_what_waited_past_its_deadline_is_not_done(served, stub):
+    device, _ = served
+    event = edge_v1_pb2.Interaction(id="late", item="商品1", time=NOW, event="view")
+    request = edge_v1_pb2.RecordEventsRequest(events=[event])
+    with device.turn():
+        code, _ = code_of(lambda: stub.RecordEvents(request, timeout=0.3))
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in range(3):  # it had its turn by then
+        assert stub.GetStatus(edge_v1_pb2.GetStatusRequest(), timeout=10).events == 0
 
 
 def test_exports_that_nobody_reads_hold_up_no_other_call(served, stub):
