@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..common.errors import LedgerError
+from ..common.errors import BadEntry, LedgerError
 from ..common.signing import read_public_key
+from .findings import Finding
 from .ledgers import Evidence, find_evidence
 
 if TYPE_CHECKING:
@@ -102,7 +104,11 @@ def compose(
     ledgers = [find_evidence(path) for path in paths]
     for evidence in ledgers:
         _whole(evidence, as_json=as_json)
-    found = run([evidence.ledger for evidence in ledgers])
+    try:
+        found = run([evidence.ledger for evidence in ledgers])
+    except BadEntry as error:
+        finding = Finding("earlier", "fails", f"line {error.line}: {error.why}", error.line)
+        _reject(error.path, [finding], as_json=as_json)
     if as_json:
         _tell(found.to_dict())
         return
@@ -177,7 +183,6 @@ def _whole(evidence: Evidence, *, as_json: bool) -> Chain:
     from .chain_checks import check_whole
     from .cohort_test import check_cohorts
     from .privacy_checks import check_sampler, cohorts_of
-    from .verify import Verification
 
     chain, findings = check_whole(evidence)
     believed = False
@@ -186,17 +191,24 @@ def _whole(evidence: Evidence, *, as_json: bool) -> Chain:
         test = None if cohorts is None else check_cohorts(**vars(cohorts))
         sampler, believed = check_sampler(chain, cohorts, test)
         findings.append(sampler)
-    found = Verification(evidence.ledger, tuple(findings))
-    if chain is not None and found.holds:
-        if not believed:
-            raise LedgerError(
-                f"{evidence.ledger}: {sampler.what}, and what the sampler saves isn't known"
-            )
-        return chain
+    if chain is None or any(finding.outcome == "fails" for finding in findings):
+        _reject(evidence.ledger, findings, as_json=as_json)
+    if not believed:
+        raise LedgerError(
+            f"{evidence.ledger}: {sampler.what}, and what the sampler saves isn't known"
+        )
+    return chain
+
+
+def _reject(ledger: Path, findings: Sequence[Finding], *, as_json: bool) -> NoReturn:
+    """Tell the findings on a ledger that doesn't hold, and end the command."""
+    from .verify import Verification
+
+    found = Verification(ledger, tuple(findings))
     if as_json:
         _tell(found.to_dict())
     else:
-        typer.echo(f"{evidence.ledger}:")
+        typer.echo(f"{ledger}:")
         _show(found)
     raise typer.Exit(_FAILED)
 

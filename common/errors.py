@@ -100,12 +100,14 @@ class BadEntry(LedgerError):
     """A line of a ledger doesn't hold: its format, its place in the chain, or its pairing.
 
     Attributes:
+        path: the file.
         line: its number in the file, from 1.
         why: what is wrong, without file and line.
     """
 
     def __init__(self, path: Path, line: int, why: str) -> None:
         super().__init__(f"{path}: line {line}: {why}")
+        self.path = path
         self.line = line
         self.why = why
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedprofile.common import cli
+from fedprofile.common.ledger_entries import read_chain
 from fedprofile.common.signing import SigningKey
 
 
@@ -124,6 +125,18 @@ def test_what_verify_rejects_has_no_future_and_no_sum(audit, tmp_path, forge, co
     writer.write(path)
     found = audit(command, path)
     assert (found.code, "releases that claim amplification" in found.err) == (2, True)
+
+
+def test_a_ledger_that_belies_another_one_at_hand_is_a_finding(audit, path, forge):
+    chain = read_chain(path)
+    lie = [{"ledger": chain.identity, "head": chain.head, "releases": []}]
+    other = forge.honest(rounds=1, nonce="b" * 32, earlier=lie).write(path.with_name("b.jsonl"))
+    found = audit("compose", path, other)
+    assert (found.code, found.err) == (1, "")
+    assert found.out.startswith(f"{other}:")
+    assert "Does not hold: earlier." in found.out
+    [finding] = json.loads(audit("compose", path, other, "--json").out)["findings"]
+    assert (finding["check"], finding["line"]) == ("earlier", 1)
 
 
 def test_a_forecast_heeds_an_anchor_that_lies_elsewhere(audit, path):

@@ -3,8 +3,8 @@ import pytest
 from fedprofile.audit.compose import compose
 from fedprofile.common.accounting import epsilon
 from fedprofile.common.earlier import find_earlier
-from fedprofile.common.errors import LedgerError
-from fedprofile.common.ledger_entries import events_of, read_ledger
+from fedprofile.common.errors import BadEntry, LedgerError
+from fedprofile.common.ledger_entries import events_of, read_chain, read_ledger
 
 
 def plain(earlier):
@@ -71,6 +71,53 @@ def test_a_ledger_that_another_names_as_earlier_counts_once(forge, tmp_path):
     alone = compose([b])
     assert (alone.joint, alone.others) == (together.joint, 1)
     assert alone.total < alone.joint
+
+
+def hearsay(forge, of, count, **changes):
+    """What a ledger may say of another one."""
+    counted = {"mechanism": forge.mechanism(**changes).describe(), "count": count}
+    return [{**of, "releases": [counted]}]
+
+
+def test_a_ledger_at_hand_counts_by_its_own_lines(forge, tmp_path):
+    a = forge.honest(rounds=10, nonce="a" * 32).write(tmp_path / "a.jsonl")
+    chain = read_chain(a)
+    of_a = {"ledger": chain.identity, "head": chain.head}
+    older = {**of_a, "head": chain.entries[5].previous}
+    for lie in (
+        hearsay(forge, of_a, 51, noise_multiplier=1_000.0),
+        hearsay(forge, of_a, 10),
+        hearsay(forge, older, 10),
+        hearsay(forge, {**of_a, "head": "1" * 64}, 10),
+        [{**of_a, "head": "1" * 64, "releases": []}],
+    ):
+        b = forge.honest(rounds=5, nonce="b" * 32, earlier=lie).write(tmp_path / "b.jsonl")
+        for paths in ([a, b], [b, a]):
+            with pytest.raises(BadEntry, match="use neither") as refused:
+                compose(paths)
+            assert (refused.value.path, refused.value.line) == (b, 1)
+
+
+def test_two_histories_of_a_ledger_are_not_composed(forge, tmp_path):
+    a, b = (forge.honest(rounds=2, seed=seed).write(tmp_path / str(seed)) for seed in (0, 1))
+    with pytest.raises(BadEntry, match="use neither"):
+        find_earlier([a, b], population="shop", population_size=1_000)
+
+
+def test_of_a_ledger_that_nobody_has_the_most_counts_that_anybody_tells(forge, tmp_path):
+    gone = {"ledger": "1" * 64, "head": "2" * 64}
+    much, little = forge.mechanism().event(), forge.mechanism(noise_multiplier=1_000.0).event()
+    paths = [
+        forge.honest(rounds=1, nonce=name * 32, earlier=told).write(tmp_path / name)
+        for name, told in (
+            ("a", hearsay(forge, gone, 50)),
+            ("b", hearsay(forge, gone, 51, noise_multiplier=1_000.0)),
+        )
+    ]
+    for order in (paths, paths[::-1]):
+        found = find_earlier(order, population="shop", population_size=1_000)
+        [told] = [earlier for earlier in found if earlier.ledger == "1" * 64]
+        assert told.events() == {much: 50, little: 51}
 
 
 def test_what_can_not_be_composed(forge, tmp_path):
