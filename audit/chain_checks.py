@@ -9,7 +9,8 @@ from pathlib import Path
 from ..common.anchor import Anchor
 from ..common.errors import BadEntry, LedgerError
 from ..common.ledger_entries import Chain, follow, read_chain, signed_by
-from .findings import Finding
+from .devices import USER
+from .findings import Finding, judge
 from .ledgers import Evidence
 from .release_checks import check_arithmetic, check_pairing
 
@@ -32,6 +33,8 @@ def check_whole(
     if chain is not None:
         findings += [check_key(chain, public_key), check_anchor(chain, evidence.anchor)]
         findings += [check_pairing(chain), check_arithmetic(chain)]
+        if evidence.folder is not None:
+            findings.append(check_unit(chain))
     return chain, findings
 
 
@@ -87,6 +90,16 @@ def check_key(chain: Chain, public_key: str | None) -> Finding:
     if own != public_key:
         return Finding("public key", "fails", f"signed by {own}, not by {public_key}", 1)
     return Finding("public key", "holds", f"signed by the pinned key {own[:16]}…")
+
+
+def check_unit(chain: Chain) -> Finding:
+    """Whether the ledger of a run or server is about users: only a device's own counts its events."""
+    unit = chain.opening.unit
+    return judge(
+        "unit",
+        [] if unit == USER else [(1, f"a ledger of {unit}s, where one of {USER}s is to be")],
+        otherwise=f"ε is of all that one {USER} did",
+    )
 
 
 def check_anchor(chain: Chain, path: Path | None) -> Finding:

@@ -68,8 +68,8 @@ def compose(paths: Sequence[Path]) -> Composition:
     """Compose ``paths``, ledgers or run folders.
 
     Raises:
-        LedgerError: one can't be read or doesn't hold together, they are of different populations
-            or neighbours, or one is given twice.
+        LedgerError: one can't be read or doesn't hold together, they are of different
+            populations, one is of another unit than the user, or one is given twice.
     """
     files = [path / "ledger.jsonl" if path.is_dir() else path for path in paths]
     chains = [read_chain(file) for file in files]
@@ -81,12 +81,9 @@ def compose(paths: Sequence[Path]) -> Composition:
                 f"{file}: is {identities[chain.identity]} again; name each ledger once"
             )
         identities[chain.identity] = file
-    for file, chain in zip(files, chains, strict=True):
-        if chain.opening.adjacency != first.adjacency:
-            raise LedgerError(f"{file}: has other neighbours than {files[0]}; they don't add up")
     found = find_earlier(files, population=first.population, population_size=first.population_size)
     delta = min(chain.opening.delta for chain in chains)
-    of = partial(epsilon, delta=delta, adjacency=first.adjacency)
+    of = partial(epsilon, delta=delta)
     own = {earlier.ledger: earlier.events() for earlier in found}
     every: Counter[DpEvent] = Counter()
     for events in own.values():

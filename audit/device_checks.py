@@ -146,6 +146,9 @@ def examine(server: Chain, path: Path) -> Device:
 
 
 def _foreign(server: Chain, device: Chain) -> Iterator[tuple[int | None, str]]:
+    if server.opening.unit != USER:
+        unit = server.opening.unit
+        yield None, f"is held against a ledger of {unit}s; name the server's, which is of {USER}s"
     ours, theirs = server.opening.population, device.opening.population
     if ours != theirs:
         yield 1, f"is of population '{theirs}', not '{ours}'"

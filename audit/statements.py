@@ -23,6 +23,7 @@ ASKED = {
     "anchor": "Is the end of the ledger still there?",
     "pairing": "Does each round follow from the one before?",
     "arithmetic": "Do its numbers agree with each other?",
+    "unit": "Is ε about all that a user did?",
     "sampler": "Do cohort sizes look like the secret coins that ε rests on?",
     "epsilon": "What did it cost, recomputed from the ledger alone?",
     "PRV": "Does a second accountant agree?",

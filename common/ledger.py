@@ -25,6 +25,7 @@ from .anchor import Anchor, is_behind
 from .errors import BudgetError, ConfigError, LedgerError
 from .files import sync_folder
 from .ledger_entries import (
+    NEIGHBOURS,
     Chain,
     Earlier,
     Entry,
@@ -133,7 +134,7 @@ class Ledger:
                 kind="open",
                 version=2,
                 unit=unit,
-                adjacency="add-or-remove-one" if unit == "user" else "replace-one",
+                adjacency=NEIGHBOURS[unit],
                 population=population,
                 population_size=population_size,
                 delta=delta,

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 Unit = Literal["user", "event"]
 """Whose contribution is hidden: all of a user's, or one event's in the history of one user."""
 
+NEIGHBOURS: Mapping[Unit, Adjacency] = {"user": "add-or-remove-one", "event": "replace-one"}
+"""What a ledger of each unit compares; of other pairs ε would be of nothing that anybody was promised."""
+
 FIRST = "0" * 64
 """What the first entry names as the one before."""
 
@@ -123,6 +126,13 @@ class Open(_Entry):
     public_key: Hash
     nonce: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     earlier: tuple[Earlier, ...]
+
+    def __post_init__(self) -> None:
+        if self.adjacency != NEIGHBOURS[self.unit]:
+            raise ValueError(
+                f"neighbours by {self.adjacency} in a ledger of unit '{self.unit}', for which they are by "
+                f"{NEIGHBOURS[self.unit]}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

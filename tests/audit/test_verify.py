@@ -335,6 +335,33 @@ def test_a_cohort_larger_than_the_population_is_no_sample_of_it(path, forge):
     assert {"arithmetic", "sampler"} <= set(failed(run(writer.write(path))))
 
 
+@quick
+@pytest.mark.parametrize(
+    ("unit", "adjacency"), [("user", "replace-one"), ("event", "add-or-remove-one")]
+)
+def test_neighbours_of_another_unit_are_no_ledger(path, unit, adjacency, forge):
+    """Told by the other neighbours, ε of an event-level ledger is about half of what it is."""
+    forge.events().write(path)
+
+    def other(entries):
+        entries[0].update(unit=unit, adjacency=adjacency)
+        return entries
+
+    forge.relink(path, other, sign_with=forge.key)
+    assert f"neighbours by {adjacency}" in failed(run(path))["chain"].what
+
+
+@quick
+def test_where_a_ledger_of_users_is_to_be_one_of_events_fails(path, tmp_path, forge):
+    forge.events(population="shop").write(path)
+    assert run(path).holds
+    found = failed(verify(Evidence(path, tmp_path, None)))
+    assert (found["unit"].line, "a ledger of events" in found["unit"].what) == (1, True)
+    theirs = device(forge).write(tmp_path / "d.jsonl")
+    found = failed(run(path, device_ledgers=[theirs]))
+    assert "against a ledger of events" in found["device d.jsonl"].what
+
+
 @pytest.mark.usefixtures("inline_accountants")
 def test_a_budget_that_was_exceeded(path, forge):
     found = run(forge.honest(rounds=3, target_epsilon=0.1).write(path))
