@@ -20,7 +20,9 @@ from .cohort_test import CohortTest
 
 PLD, PRV, RDP, UNAMPLIFIED = ACCOUNTANTS = ("pld", "prv", "rdp", "unamplified")
 BROKEN = "it broke down"
-_PATIENCE = 300.0  # seconds
+PATIENCE = 300.0  # seconds
+MOST = 1_000.0
+"""ε by Rényi DP above which no other accountant is asked: it would need memory without bound."""
 _FRUGAL = {
     # No linear algebra here, for which numpy would set memory aside for every core.
     "OMP_NUM_THREADS": "1",
@@ -111,7 +113,7 @@ class Accountants:
         )
         why = BROKEN
         try:
-            told, _ = self._worker.communicate(question, timeout=_PATIENCE)
+            told, _ = self._worker.communicate(question, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             why = "it takes too long"
             self._worker.kill()

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..common.errors import BadEntry, LedgerError
+from ..common.formatting import number
 from ..common.signing import read_public_key
 from .findings import Finding
 from .ledgers import Evidence, find_evidence
@@ -115,10 +116,10 @@ def compose(
     table = Table("ledger", "ε", box=None)
     table.columns[1].justify = "right"
     for path, figure in found.each:
-        table.add_row(_plain(str(path)), f"{figure:.4f}")
+        table.add_row(_plain(str(path)), number(figure))
     table.add_section()
-    table.add_row("added up", f"{found.total:.4f}")
-    table.add_row("together", f"{found.joint:.4f}", style="bold")
+    table.add_row("added up", number(found.total))
+    table.add_row("together", number(found.joint), style="bold")
     out = Console(highlight=False)
     out.print(table)
     out.print(
@@ -159,9 +160,9 @@ def forecast(
     table = Table(f"more {found.rounds}", "ε", box=None)
     for column in table.columns:
         column.justify = "right"
-    table.add_row("0", f"{found.spent:.4f}")
-    for number, figure in found.after:
-        table.add_row(f"{number:,}", f"{figure:.4f}")
+    table.add_row("0", number(found.spent))
+    for more, figure in found.after:
+        table.add_row(f"{more:,}", number(figure))
     out = Console(highlight=False)
     out.print(table)
     mechanism = found.mechanism
@@ -169,8 +170,8 @@ def forecast(
     setting += f"{mechanism.sampler} cohorts, δ = {found.delta:.3g}"
     left = "no target is set"
     if found.target is not None:
-        more = "or more " if found.beyond else ""
-        left = f"{found.rounds_left:,} {more}{found.rounds} are left of ε = {found.target:g}"
+        beyond = "or more " if found.beyond else ""
+        left = f"{found.rounds_left:,} {beyond}{found.rounds} are left of ε = {found.target:g}"
     out.print(f"{left}, at {setting}", markup=False, soft_wrap=True)
 
 

@@ -6,14 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.accounting import epsilon
 from ..common.earlier import find_earlier
 from ..common.errors import LedgerError
-from ..common.ledger_entries import read_chain
+from ..common.ledger_entries import NEIGHBOURS, read_chain
+from .bounded import Bounded, epsilon_within
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -69,7 +68,8 @@ def compose(paths: Sequence[Path]) -> Composition:
 
     Raises:
         LedgerError: one can't be read or doesn't hold together, they are of different
-            populations, one is of another unit than the user, or one is given twice.
+            populations, one is of another unit than the user or given twice, or what they cost
+            can't be worked out.
     """
     files = [path / "ledger.jsonl" if path.is_dir() else path for path in paths]
     chains = [read_chain(file) for file in files]
@@ -83,18 +83,21 @@ def compose(paths: Sequence[Path]) -> Composition:
         identities[chain.identity] = file
     found = find_earlier(files, population=first.population, population_size=first.population_size)
     delta = min(chain.opening.delta for chain in chains)
-    of = partial(epsilon, delta=delta)
     own = {earlier.ledger: earlier.events() for earlier in found}
     every: Counter[DpEvent] = Counter()
     for events in own.values():
         every += events
-    joint = of(every)
+    with Bounded(epsilon_within) as ask:
+        joint, *each = (
+            ask(events, delta=delta, adjacency=NEIGHBOURS["user"])
+            for events in (every, *(own[identity] for identity in identities))
+        )
     targets = [(f, c.opening.target_epsilon) for f, c in zip(files, chains, strict=True)]
     return Composition(
         population=first.population,
         population_size=first.population_size,
         delta=delta,
-        each=tuple((identities[i], of(own[i])) for i in identities),
+        each=tuple(zip(files, each, strict=True)),
         exceeded=tuple((file, t) for file, t in targets if t is not None and t < joint),
         joint=joint,
         others=len(own.keys() - identities.keys()),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ..common.errors import ConfigError, LedgerError
-from ..common.ledger_entries import Chain, Open, Reserve, events_of
+from ..common.errors import FedprofileError, LedgerError
+from ..common.ledger_entries import Chain, Open, Reserve
+from ..common.mechanism import Mechanism
+from .accountants import MOST
+from .bounded import Bounded, epsilon_within
 from .chain_checks import check_chain
 from .devices import USER
 from .findings import Finding, judge
+from .privacy_checks import releases_of
 
 COMPLETE = "devices, complete"
-_MOST = 1_000.0
-"""ε above which none is worked out: it would take memory without bound."""
+Lifetime = tuple[float | None, bool]
+"""What a device spent, None where that can't be told, and whether its owner allowed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +55,13 @@ class Device:
 def examine_all(server: Chain, folder: Path) -> list[Device]:
     """Every ledger in ``folder``, held against the server's; one that can't be read fails."""
     devices = []
-    for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
-        try:
-            devices.append(examine(server, path))
-        except LedgerError as error:
-            finding = Finding(f"device {path.name}", "fails", str(error))
-            devices.append(Device(path=path, finding=finding))
+    with Bounded(lifetime) as ask:
+        for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
+            try:
+                devices.append(examine(server, path, ask))
+            except LedgerError as error:
+                finding = Finding(f"device {path.name}", "fails", str(error))
+                devices.append(Device(path=path, finding=finding))
     return devices
 
 
@@ -102,10 +108,17 @@ def most_spent(devices: Sequence[Device]) -> float | None:
     return max(known) if len(known) == len(devices) else None
 
 
-def examine(server: Chain, path: Path) -> Device:
+def examine(
+    server: Chain, path: Path, ask: Callable[[Mapping[Mechanism, int], Open], Lifetime]
+) -> Device:
     """Whether each release in a device's ledger is one that ``server`` reserved, as it was promised.
 
     Where it has none of the server's, that is no agreement: the check isn't run.
+
+    Args:
+        server: the server's ledger.
+        path: of the device's.
+        ask: :func:`lifetime`, :class:`~.bounded.Bounded`.
 
     Raises:
         LedgerError: the device's ledger can't be read, or is none.
@@ -116,7 +129,11 @@ def examine(server: Chain, path: Path) -> Device:
         bad = next(finding for finding in findings if finding.outcome == "fails")
         finding = Finding(name, "fails", f"its own ledger: {bad.what}", bad.line)
         return Device(path=path, finding=finding)
-    opening, spent = device.opening, _spent(device)
+    opening = device.opening
+    try:
+        spent, allowed = ask(releases_of(device), opening)
+    except FedprofileError:  # numbers that nobody would choose
+        spent, allowed = None, opening.target_epsilon is None
     runs = {entry.run for entry in server.entries if isinstance(entry, Reserve)}
     releases = [entry for entry in device.entries if isinstance(entry, Reserve)]
     here = [entry for entry in releases if entry.run in runs]
@@ -127,7 +144,7 @@ def examine(server: Chain, path: Path) -> Device:
         [
             *_foreign(server, device),
             *_broken(server, device, here),
-            *_overspent(device, spent),
+            *_overspent(opening, spent, allowed=allowed),
         ],
         otherwise=f"{_releases(len(here), others, opening.unit)}; its {opening.unit}-level ε is "
         + _told(spent),
@@ -163,39 +180,38 @@ def _releases(here: int, others: int, unit: str) -> str:
 def _told(epsilon: float | None) -> str:
     if epsilon is None:
         return "unknown"
-    return f"{epsilon:.4g}" if math.isfinite(epsilon) else f"above {_MOST:,.0f}"
+    return f"{epsilon:.4g}" if math.isfinite(epsilon) else f"infinite, or above {MOST:,.0f}"
 
 
-def _spent(device: Chain) -> float | None:
-    """ε over the device's lifetime."""
+def lifetime(releases: Mapping[Mechanism, int], opening: Open) -> Lifetime:
+    """What a device's ``releases`` cost it; infinite above :data:`~.accountants.MOST`.
+
+    Raises:
+        ConfigError: there is next to no noise.
+    """
     from ..common import accounting  # slow to load
 
-    events, delta = events_of(device.entries), device.opening.delta
-    adjacency = device.opening.adjacency
-    if not events:
-        return 0.0
-    try:
-        if not accounting.fits(events, delta=delta, target_epsilon=_MOST, adjacency=adjacency):
-            return math.inf
-        return accounting.epsilon(events, delta=delta, coarse=True, adjacency=adjacency)
-    except ConfigError:  # next to no noise
-        return None
-
-
-def _overspent(device: Chain, spent: float | None) -> Iterator[tuple[int | None, str]]:
-    from ..common import accounting
-
-    target = device.opening.target_epsilon
-    if target is None:
-        return
-    fits = spent is not None and accounting.fits(
-        events_of(device.entries),
-        delta=device.opening.delta,
-        target_epsilon=target,
-        adjacency=device.opening.adjacency,
+    events: Counter[Any] = Counter()
+    for mechanism, count in releases.items():
+        events[mechanism.event()] += count
+    delta, adjacency, target = opening.delta, opening.adjacency, opening.target_epsilon
+    spent = epsilon_within(events, delta=delta, adjacency=adjacency, coarse=True)
+    # The coarse grid's is above, and may be by more than is left.
+    allowed = target is None or (
+        math.isfinite(spent)
+        and accounting.fits(events, delta=delta, target_epsilon=target, adjacency=adjacency)
     )
-    if not fits:
-        yield None, f"its ε is {_told(spent)}, and its owner allowed {target:g} over its lifetime"
+    return spent, allowed
+
+
+def _overspent(
+    opening: Open, spent: float | None, *, allowed: bool
+) -> Iterator[tuple[int | None, str]]:
+    if not allowed:
+        yield (
+            None,
+            f"its ε is {_told(spent)}, and its owner allowed {opening.target_epsilon:g} over its lifetime",
+        )
 
 
 def _broken(

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..common.accounting import epsilon
 from ..common.errors import ConfigError, LedgerError
 from ..common.ledger_entries import Chain, Reserve, Unit, events_of
 from ..common.mechanism import Mechanism
+from .bounded import Bounded, epsilon_within
 
 _HORIZON = 1_000_000  # rounds; beyond it a forecast says nothing
 _TABLE = (1, 10, 100, 1_000)
@@ -49,10 +49,13 @@ class Forecast:
         return "rounds" if self.unit == "user" else "local steps"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready content."""
+        """JSON-ready content; infinite figures are None."""
         content = asdict(self)
         content["mechanism"] = self.mechanism.describe()
-        content["after"] = [{"rounds": r, "epsilon": e} for r, e in self.after]
+        content["spent"] = self.spent if math.isfinite(self.spent) else None
+        content["after"] = [
+            {"rounds": r, "epsilon": e if math.isfinite(e) else None} for r, e in self.after
+        ]
         return content
 
 
@@ -74,7 +77,7 @@ def forecast(
         spent: ε so far, where it is known; None to compute it.
 
     Raises:
-        LedgerError: it has no private round yet.
+        LedgerError: it has no private round yet, or what it cost can't be worked out.
         ConfigError: ``target`` or a number of rounds is out of range.
     """
     if target is not None and not 0 < target < math.inf:
@@ -87,9 +90,20 @@ def forecast(
     mechanism = reserved[-1].mechanism
     if not all(e.mechanism.private for e in chain.entries if isinstance(e, Reserve)):
         raise LedgerError(f"{ledger}: a release has no noise: ε is infinite, nothing is left")
+    target = target if target is not None else chain.opening.target_epsilon
+    with Bounded(_work_out) as ask:
+        return ask(chain, mechanism, target, rounds, spent)
+
+
+def _work_out(
+    chain: Chain,
+    mechanism: Mechanism,
+    target: float | None,
+    rounds: Sequence[int],
+    spent: float | None,
+) -> Forecast:
     opening, events = chain.opening, events_of(chain.entries)
-    of = partial(epsilon, delta=opening.delta, adjacency=opening.adjacency)
-    target = target if target is not None else opening.target_epsilon
+    of = partial(epsilon_within, delta=opening.delta, adjacency=opening.adjacency)
 
     def after(number: int, coarse: bool = False) -> float:
         more = Counter({mechanism.event(): number})

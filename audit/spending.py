@@ -10,8 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 from ..common.accounting import epsilon, epsilon_along, epsilon_without_amplification
+from ..common.errors import FedprofileError
 from ..common.ledger_entries import Chain, Commit, Reserve
-from ..common.mechanism import Mechanism
+from ..common.mechanism import Adjacency, Mechanism
+from .bounded import Bounded
 from .privacy_checks import Cost
 
 _POINTS = 80
@@ -105,7 +107,7 @@ def spent_along(chain: Chain, groups: Sequence[Group], cost: Cost) -> dict[int, 
     """Number of releases → ε of as many, credited as ``cost`` is; the last is its figure.
 
     0 stands for what earlier ledgers had spent. Ends of groups are among the numbers where they aren't
-    too many. Nothing is told where ε is unknown or infinite.
+    too many. Nothing is told where ε is unknown or infinite, or the curve can't be worked out.
     """
     total = cost.credited
     releases = [e.mechanism for e in chain.entries if isinstance(e, Reserve)]
@@ -117,15 +119,24 @@ def spent_along(chain: Chain, groups: Sequence[Group], cost: Cost) -> dict[int, 
         for counted in earlier.releases:
             before[counted.mechanism] += counted.count
     stretches = [before, *(Counter(releases[low:high]) for low, high in pairwise([0, *ends]))]
-    adjacency = chain.opening.adjacency
-    if total != cost.pld:
-        figures = _unamplified(stretches, delta=cost.delta)
-    elif adjacency == "replace-one":
-        figures = _replacing(stretches, delta=cost.delta, total=total)
-    else:
-        events = [_events(stretch) for stretch in stretches]
-        figures = epsilon_along(events, delta=cost.delta, total=total)
+    try:
+        with Bounded(_figures) as ask:
+            figures = ask(stretches, chain.opening.adjacency, cost)
+    except FedprofileError:  # numbers that nobody would choose
+        return {}
     return dict(zip([0, *ends], figures, strict=True))
+
+
+def _figures(
+    stretches: Sequence[Mapping[Mechanism, int]], adjacency: Adjacency, cost: Cost
+) -> list[float]:
+    total = cost.credited
+    assert total is not None
+    if total != cost.pld:
+        return _unamplified(stretches, delta=cost.delta)
+    if adjacency == "replace-one":
+        return _replacing(stretches, delta=cost.delta, total=total)
+    return epsilon_along([_events(s) for s in stretches], delta=cost.delta, total=total)
 
 
 def _places(releases: int, groups: Sequence[Group]) -> list[int]:

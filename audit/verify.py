@@ -9,8 +9,9 @@ from typing import Any
 
 from ..common.ledger_entries import Chain
 from .accountants import Accountants
+from .bounded import Bounded
 from .chain_checks import check_whole
-from .device_checks import Device, check_devices, examine, examine_all
+from .device_checks import Device, check_devices, examine, examine_all, lifetime
 from .findings import Finding
 from .ledgers import Evidence
 from .privacy_checks import (
@@ -115,7 +116,8 @@ def verify(
                 Finding("devices", "not run", "no device's ledger: nobody but the server speaks")
             ]
         findings += found
-    named = [examine(chain, path) for path in device_ledgers]
+    with Bounded(lifetime) as ask:
+        named = [examine(chain, path, ask) for path in device_ledgers]
     findings += [device.finding for device in named]
     return Verification(
         ledger=evidence.ledger,

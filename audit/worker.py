@@ -25,11 +25,10 @@ if __name__ == "__main__":
 from ..common import accounting
 from ..common.errors import ConfigError
 from ..common.mechanism import Mechanism
-from .accountants import ACCOUNTANTS, BROKEN, PLD, PRV, RDP, UNAMPLIFIED, Answer
+from .accountants import ACCOUNTANTS, BROKEN, MOST, PLD, PRV, RDP, UNAMPLIFIED, Answer
 from .cohort_test import check_cohorts
 
 _TURNS = (RDP, UNAMPLIFIED, PRV, PLD)
-_MOST = 1_000.0  # ε by RDP; PLD and PRV would need memory without bound to say the same
 
 
 def main() -> None:
@@ -56,8 +55,8 @@ def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple
         return
     rdp = _answer(lambda: accounting.epsilon_rdp(events, delta=delta))
     private = all(mechanism.private for mechanism in releases)
-    if private and (rdp.epsilon is None or rdp.epsilon > _MOST):
-        unbounded = Answer(None, f"ε is above {_MOST:,.0f}")
+    if private and (rdp.epsilon is None or rdp.epsilon > MOST):
+        unbounded = Answer(None, f"ε is above {MOST:,.0f}")
         pld = prv = lambda: unbounded
     else:
         pld = partial(_answer, lambda: accounting.epsilon(events, delta=delta, adjacency=adjacency))

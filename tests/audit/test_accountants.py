@@ -25,7 +25,7 @@ def test_an_accountant_that_never_answers_takes_no_other_along(
     worker.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{told}'\n{afterwards}\n")
     worker.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(worker))
-    monkeypatch.setattr(accountants, "_PATIENCE", 1.0)
+    monkeypatch.setattr(accountants, "PATIENCE", 1.0)
     with Accountants() as asked:
         found = asked.ask(RELEASES, delta=1e-5, adjacency="add-or-remove-one", cohorts=None)
     assert found.epsilon.keys() == set(ACCOUNTANTS)

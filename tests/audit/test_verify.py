@@ -329,6 +329,19 @@ def test_numbers_beyond_all_reason_are_no_entries(path, key, entry, forge):
 
 
 @quick
+@pytest.mark.parametrize("noise", [1e300, 10**400, 1.1e9])
+def test_noise_beyond_all_reason_is_no_entry(path, noise, forge):
+    forge.honest(rounds=3).write(path)
+
+    def louder(entries):
+        entries[3]["mechanism"]["noise_multiplier"] = noise
+        return entries
+
+    forge.relink(path, louder, sign_with=forge.key)
+    assert failed(run(path))["chain"].line == 4
+
+
+@quick
 def test_a_cohort_larger_than_the_population_is_no_sample_of_it(path, forge):
     writer = forge.honest(rounds=3)
     writer.values[4].update(cohort_size=2**53 - 1)
