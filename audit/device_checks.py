@@ -18,8 +18,11 @@ from .chain_checks import check_chain
 from .devices import USER
 from .findings import Finding, judge
 from .privacy_checks import releases_of
+from .release_checks import Fault, contradictions
 
 COMPLETE = "devices, complete"
+_MOST_DELTA = 1e-6
+"""δ that every device may count at, however large the server's population: a device's own default."""
 Lifetime = tuple[float | None, bool]
 """What a device spent, None where that can't be told, and whether its owner allowed it."""
 
@@ -143,6 +146,8 @@ def examine(
         name,
         [
             *_foreign(server, device),
+            *_terms(server, device),
+            *contradictions(device),
             *_broken(server, device, here),
             *_overspent(opening, spent, allowed=allowed),
         ],
@@ -162,13 +167,30 @@ def examine(
     )
 
 
-def _foreign(server: Chain, device: Chain) -> Iterator[tuple[int | None, str]]:
+def _foreign(server: Chain, device: Chain) -> Iterator[Fault]:
     if server.opening.unit != USER:
         unit = server.opening.unit
         yield None, f"is held against a ledger of {unit}s; name the server's, which is of {USER}s"
     ours, theirs = server.opening.population, device.opening.population
     if ours != theirs:
         yield 1, f"is of population '{theirs}', not '{ours}'"
+
+
+def _terms(server: Chain, device: Chain) -> Iterator[Fault]:
+    """What makes the ε of a user-level ledger less than it is, whatever run its releases are of."""
+    opening = device.opening
+    if opening.unit != USER:
+        return
+    if opening.population_size != 1:
+        yield 1, f"is for {opening.population_size:,} users, and a device is one"
+    most = max(server.opening.delta, _MOST_DELTA)
+    if opening.delta > most:
+        yield 1, f"its ε is at δ = {opening.delta:.3g}, above {most:.3g}"
+    before = [(1, r.mechanism) for other in opening.earlier for r in other.releases]
+    own = [(e.sequence + 1, e.mechanism) for e in device.entries if isinstance(e, Reserve)]
+    for line, mechanism in (*before, *own):
+        if mechanism.sampler != "self-selected":
+            yield line, "claims amplification by coins that a device can't check"
 
 
 def _releases(here: int, others: int, unit: str) -> str:
@@ -204,9 +226,7 @@ def lifetime(releases: Mapping[Mechanism, int], opening: Open) -> Lifetime:
     return spent, allowed
 
 
-def _overspent(
-    opening: Open, spent: float | None, *, allowed: bool
-) -> Iterator[tuple[int | None, str]]:
+def _overspent(opening: Open, spent: float | None, *, allowed: bool) -> Iterator[Fault]:
     if not allowed:
         yield (
             None,
@@ -214,9 +234,7 @@ def _overspent(
         )
 
 
-def _broken(
-    server: Chain, device: Chain, releases: list[Reserve]
-) -> Iterator[tuple[int | None, str]]:
+def _broken(server: Chain, device: Chain, releases: list[Reserve]) -> Iterator[Fault]:
     unit = device.opening.unit
     made: dict[tuple[str | None, str, int | None, str | None], list[Reserve]] = {}
     for entry in server.entries:
@@ -243,9 +261,7 @@ def _broken(
             if answered[entry.run, entry.answers] > 1:
                 yield line, f"{what} answers release {entry.answers} for the second time"
         promised = entry.mechanism
-        if promised.sampler != "self-selected":
-            yield line, f"{what} claims amplification by coins that a device can't check"
-        elif not any(c.mechanism.noise_multiplier >= promised.noise_multiplier for c in candidates):
+        if not any(c.mechanism.noise_multiplier >= promised.noise_multiplier for c in candidates):
             noise = max(c.mechanism.noise_multiplier for c in candidates)
             yield line, f"{what} had noise {noise:g}, promised was {promised.noise_multiplier:g}"
         elif not any(c.mechanism.clip_norm <= promised.clip_norm for c in candidates):

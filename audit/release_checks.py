@@ -59,12 +59,13 @@ def check_arithmetic(chain: Chain) -> Finding:
     """Whether every number is one that the others allow."""
     return judge(
         "arithmetic",
-        _contradictions(chain),
+        contradictions(chain),
         otherwise="population, cohorts, replies and divisors of all releases agree",
     )
 
 
-def _contradictions(chain: Chain) -> Iterator[Fault]:
+def contradictions(chain: Chain) -> Iterator[Fault]:
+    """Numbers that others of the ledger don't allow, each with its line."""
     population = chain.opening.population_size
     for other in chain.opening.earlier:
         for releases in other.releases:

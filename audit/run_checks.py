@@ -19,10 +19,10 @@ from ..common.weights import hash_of_weights
 from .checkpoints import COOCCURRENCE, Checkpoint
 from .findings import Finding, judge
 from .privacy_checks import Cost
+from .release_checks import Fault
 
 SAME = 1e-6
 """Relative, between two computations of one ε."""
-Fault = tuple[int | None, str]
 
 
 def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:

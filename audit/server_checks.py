@@ -20,7 +20,8 @@ from .checkpoints import Checkpoint
 from .findings import Finding, judge
 from .ledgers import SERVER
 from .privacy_checks import Cost
-from .run_checks import SAME, Fault, check_checkpoint
+from .release_checks import Fault
+from .run_checks import SAME, check_checkpoint
 
 
 def check_server(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:

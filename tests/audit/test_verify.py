@@ -580,6 +580,53 @@ def test_a_device_that_believes_in_coins(path, tmp_path, forge):
 
 
 @quick
+@pytest.mark.parametrize(
+    ("entry", "change", "what"),
+    [
+        (0, {"population_size": 1_000}, "is for 1,000 users"),
+        (0, {"delta": 0.5}, "at δ = 0.5, above 1e-05"),
+        (3, {"divisor": 77.0}, "divisor 77"),
+        (4, {"replies_counted": 99}, "99 replies"),
+        (
+            3,
+            {"sampler": "poisson", "sampling_probability": 0.001},
+            "coins that a device can't check",
+        ),
+        (3, {"population_size": 55}, "for 55 users"),
+    ],
+)
+def test_a_device_is_one_user_that_counts_in_full_in_every_run(
+    path, tmp_path, entry, change, what, forge
+):
+    forge.honest().write(path)
+    writer = device(forge, seen(1), seen(1, run="another"))
+    values = writer.values[entry]
+    (values["mechanism"] if "mechanism" in values and "divisor" not in change else values).update(
+        change
+    )
+    found = failed(run(path, device_ledgers=[writer.write(tmp_path / "d.jsonl")]))
+    assert what in found["device d.jsonl"].what
+    assert found["device d.jsonl"].line == entry + 1
+
+
+@quick
+def test_what_a_device_says_of_earlier_ledgers_counts_in_full_too(path, tmp_path, forge):
+    forge.honest().write(path)
+    rare = forge.mechanism(population_size=1, sampling_probability=0.001).describe()
+    told = [{"ledger": "1" * 64, "head": "2" * 64, "releases": [{"mechanism": rare, "count": 9}]}]
+    theirs = device(forge, seen(1), earlier=told).write(tmp_path / "d.jsonl")
+    found = failed(run(path, device_ledgers=[theirs]))
+    assert "coins that a device can't check" in found["device d.jsonl"].what
+
+
+@quick
+def test_a_device_may_keep_its_own_delta_where_the_servers_is_tiny(path, tmp_path, forge):
+    forge.honest(delta=1e-9).write(path)
+    theirs = device(forge, seen(1), delta=1e-6).write(tmp_path / "d.jsonl")
+    assert run(path, device_ledgers=[theirs]).holds
+
+
+@quick
 def test_all_ledgers_of_a_folder(path, tmp_path, forge):
     forge.honest().write(path)
     folder = tmp_path / "devices"
