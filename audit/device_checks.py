@@ -21,6 +21,7 @@ from .privacy_checks import releases_of
 from .release_checks import Fault, contradictions
 
 COMPLETE = "devices, complete"
+DISTINCT = "devices, distinct"
 _MOST_DELTA = 1e-6
 """δ that every device may count at, however large the server's population: a device's own default."""
 Lifetime = tuple[float | None, bool]
@@ -35,6 +36,7 @@ class Device:
         path: the file.
         finding: on it alone.
         opening: its first entry; None where it isn't whole.
+        identity: SHA-256 of its first line; None where it isn't whole.
         epsilon: what it spent over its lifetime; inf beyond 1,000, None where that can't be told.
         here: releases of the server's runs.
         others: releases of other runs.
@@ -44,6 +46,7 @@ class Device:
     path: Path
     finding: Finding
     opening: Open | None = None
+    identity: str | None = None
     epsilon: float | None = None
     here: int = 0
     others: int = 0
@@ -96,6 +99,22 @@ def check_devices(
     for unit in sorted({device.unit or USER for device in held}, reverse=True):
         findings.append(_of_unit(unit, [device for device in held if device.unit == unit]))
     return findings
+
+
+def check_distinct(devices: Sequence[Device]) -> list[Finding]:
+    """Fails where two ledgers are one, or of one key: a copy speaks for nobody else. Else nothing."""
+    known: dict[str, Path] = {}
+    for device in devices:
+        if device.opening is None or device.identity is None:
+            continue
+        for name in (device.identity, device.opening.public_key):
+            other = known.setdefault(name, device.path)
+            if not other.samefile(device.path):
+                what = (
+                    f"{device.path} is of the same device as {other}: a copy is no second witness"
+                )
+                return [Finding(DISTINCT, "fails", what)]
+    return []
 
 
 def _of_unit(unit: str, devices: Sequence[Device]) -> Finding:
@@ -160,6 +179,7 @@ def examine(
         path=path,
         finding=finding,
         opening=opening,
+        identity=device.identity,
         epsilon=spent,
         here=len(here),
         others=others,

@@ -14,7 +14,7 @@ from typing import Literal
 
 from ..common.formatting import count, epsilon, factor, number, scientific
 from ..common.strength import STRONG_EPSILON, WEAK_EPSILON
-from .device_checks import COMPLETE
+from .device_checks import COMPLETE, DISTINCT
 from .devices import USER
 from .measurements import Canaries, Measurement, Probes
 from .privacy_checks import UNCLAIMED
@@ -198,7 +198,7 @@ def _deployment(verification: Verification) -> Iterator[Hazard]:
     )
     # One that took part in none of the server's releases has nothing to say about them.
     telling = [d for d in verification.devices if d.finding.outcome == "fails" or d.here]
-    missing = [f.what for f in verification.findings if f.check == COMPLETE]
+    missing = [f.what for f in verification.findings if f.check in (COMPLETE, DISTINCT)]
     if telling or missing:
         failed = sum(device.finding.outcome == "fails" for device in telling)
         yield Hazard(

@@ -11,7 +11,7 @@ from ..common.ledger_entries import Chain
 from .accountants import Accountants
 from .bounded import Bounded
 from .chain_checks import check_whole
-from .device_checks import Device, check_devices, examine, examine_all, lifetime
+from .device_checks import Device, check_devices, check_distinct, examine, examine_all, lifetime
 from .findings import Finding
 from .ledgers import Evidence
 from .privacy_checks import (
@@ -119,6 +119,7 @@ def verify(
     with Bounded(lifetime) as ask:
         named = [examine(chain, path, ask) for path in device_ledgers]
     findings += [device.finding for device in named]
+    findings += check_distinct([*devices, *named])
     return Verification(
         ledger=evidence.ledger,
         findings=tuple(findings),

@@ -620,6 +620,26 @@ def test_what_a_device_says_of_earlier_ledgers_counts_in_full_too(path, tmp_path
 
 
 @quick
+def test_a_copy_of_a_devices_ledger_is_no_second_device(path, tmp_path, forge):
+    forge.honest().write(path)
+    folder = tmp_path / "devices"
+    folder.mkdir()
+    writer = device(forge, seen(1))
+    writer.write(folder / "a.jsonl")
+    device(forge, seen(2)).write(folder / "b.jsonl")
+    evidence = Evidence(path, None, None, folder, kept=2)
+    assert verify(evidence, device_ledgers=[folder / "a.jsonl"]).holds  # the same file, named twice
+    (folder / "b.jsonl").write_bytes((folder / "a.jsonl").read_bytes())
+    found = failed(verify(evidence))
+    assert f"{folder / 'b.jsonl'} is of the same device as" in found["devices, distinct"].what
+    writer.values[0]["nonce"] = "1" * 32  # begun anew with its key
+    copy = writer.write(tmp_path / "elsewhere.jsonl")
+    assert set(failed(run(path, device_ledgers=[folder / "a.jsonl", copy]))) == {
+        "devices, distinct"
+    }
+
+
+@quick
 def test_a_device_may_keep_its_own_delta_where_the_servers_is_tiny(path, tmp_path, forge):
     forge.honest(delta=1e-9).write(path)
     theirs = device(forge, seen(1), delta=1e-6).write(tmp_path / "d.jsonl")
