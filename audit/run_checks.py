@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -18,11 +16,9 @@ from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.weights import hash_of_weights
 from .checkpoints import COOCCURRENCE, Checkpoint
 from .findings import Finding, judge
+from .metrics_checks import check_metrics
 from .privacy_checks import Cost
 from .release_checks import Fault
-
-SAME = 1e-6
-"""Relative, between two computations of one ε."""
 
 
 def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:
@@ -30,7 +26,7 @@ def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:
     checkpoints = folder / "checkpoints"
     return [
         guarded("configuration", lambda: _check_config(folder / "config.toml", chain)),
-        guarded("metrics", lambda: _check_metrics(folder / "metrics.json", chain, cost)),
+        guarded("metrics", lambda: check_metrics(folder / "metrics.json", chain, cost)),
         guarded("checkpoint", lambda: check_checkpoint(checkpoints, chain)),
         guarded("model", lambda: _check_model(folder / "model.safetensors", checkpoints, chain)),
         guarded("items", lambda: _check_items(folder / "items.safetensors", chain)),
@@ -57,48 +53,6 @@ def _check_config(path: Path, chain: Chain) -> Finding:
             "configuration", "fails", f"{path.name} isn't what the ledger was opened for", 1
         )
     return Finding("configuration", "holds", "is the one the ledger was opened for")
-
-
-def _check_metrics(path: Path, chain: Chain, cost: Cost) -> Finding:
-    if not path.is_file():
-        return Finding("metrics", "not run", "metrics.json is missing: the run isn't finished")
-    try:
-        metrics = json.loads(path.read_bytes())
-        faults = list(_metrics_faults(metrics, chain, cost))
-    except (ValueError, KeyError, TypeError) as error:
-        return Finding("metrics", "fails", f"{path.name} isn't the metrics of a run ({error!r})")
-    return judge("metrics", faults, otherwise=f"{path.name} tells the ledger's ε and releases")
-
-
-def _metrics_faults(metrics: dict[str, Any], chain: Chain, cost: Cost) -> Iterator[Fault]:
-    told, opening = metrics["privacy"], chain.opening
-    declared = cost.to_dict()["epsilon_pld"]
-    if not _same(told["epsilon"], declared):
-        yield None, f"metrics.json tells ε = {told['epsilon']}, the ledger comes to {declared}"
-    if (told["delta"], told["population_size"]) != (opening.delta, opening.population_size):
-        yield None, "metrics.json tells another δ or population size than the ledger"
-    if (told["unit"], told["target_epsilon"]) != (opening.unit, opening.target_epsilon):
-        yield None, "metrics.json tells another unit or target than the ledger"
-    made = [e for e in chain.entries if isinstance(e, Reserve)]
-    if [_release_told(r) for r in told["releases"]] != [
-        (e.task, e.round, e.mechanism.noise_multiplier) for e in made
-    ]:
-        yield None, "metrics.json tells other releases or other noise than the ledger"
-    rounds = max((r.round or 0 for r in _committed(chain).values()), default=0)
-    if metrics["run"]["rounds_done"] != rounds:
-        done = metrics["run"]["rounds_done"]
-        yield None, f"metrics.json tells {done} rounds, the ledger has {rounds} committed"
-
-
-def _release_told(release: dict[str, Any]) -> tuple[Any, Any, Any]:
-    return release["task"], release["round"], release["noise_multiplier"]
-
-
-def _same(told: float | None, declared: float | None) -> bool:
-    """Whether two figures are one; a number that is none is neither."""
-    if told is None or declared is None:
-        return told is declared
-    return abs(told - declared) <= SAME * max(1.0, declared)
 
 
 def check_checkpoint(folder: Path, chain: Chain) -> Finding:

@@ -19,9 +19,10 @@ from ..common.weights import hash_of_weights
 from .checkpoints import Checkpoint
 from .findings import Finding, judge
 from .ledgers import SERVER
+from .metrics_checks import SAME
 from .privacy_checks import Cost
 from .release_checks import Fault
-from .run_checks import SAME, check_checkpoint
+from .run_checks import check_checkpoint
 
 
 def check_server(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:

@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 from fedprofile.audit.privacy_checks import Cost
 from fedprofile.audit.run_checks import check_run
+from fedprofile.common.accounting import epsilon, epsilon_after_each
 from fedprofile.common.items import ItemTable
-from fedprofile.common.ledger_entries import Reserve
+from fedprofile.common.ledger_entries import Commit, Reserve
 from fedprofile.common.weights import hash_of_weights
 
 NOTHING = Cost(1e-5, None, None, None, None, None, None)
@@ -229,35 +230,93 @@ def test_a_table_that_is_none_ends_in_a_finding(tmp_path, made, change):
     assert found(tmp_path, chain)["items"].outcome == "fails"
 
 
+def metrics_of(chain, cost):
+    """As an honest run writes them."""
+    commits = {e.release: e for e in chain.entries if isinstance(e, Commit)}
+    made = [e for e in chain.entries if isinstance(e, Reserve)]
+    spent = epsilon_after_each([e.mechanism.event() for e in made], delta=1e-5)
+    releases = [
+        {
+            "task": e.task,
+            "round": e.round,
+            "noise_multiplier": e.mechanism.noise_multiplier,
+            "clip_norm": e.mechanism.clip_norm,
+            "sampling_probability": e.mechanism.sampling_probability,
+            "epsilon_after": figure,
+            "cohort": commits[e.sequence].cohort_size,
+            "replies": commits[e.sequence].replies_counted,
+            "rejected": {},
+        }
+        for e, figure in zip(made, spent, strict=True)
+    ]
+    rounds = [r for r in releases if r["round"] is not None]
+    return {
+        "privacy": {
+            "enabled": True,
+            "epsilon": cost.pld,
+            "epsilon_rdp": cost.rdp,
+            "epsilon_prv": None,
+            "delta": 1e-5,
+            "population_size": 1_000,
+            "unit": "user",
+            "adjacency": "add-or-remove-one",
+            "target_epsilon": 8.0,
+            "randomness": "csprng",
+            "sampler": "poisson",
+            "releases": releases,
+        },
+        "run": {"rounds_done": 3},
+        "curve": [
+            {"round": r["round"], "sampled": 50, "epsilon": r["epsilon_after"]} for r in rounds
+        ],
+    }
+
+
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("place", "value", "what"),
     [
-        ({}, None),
-        ({"epsilon": float("nan")}, "tells ε = nan"),
-        ({"epsilon": None}, "tells ε = None"),
-        ({"epsilon": 0.4}, "tells ε = 0.4"),
-        ({"unit": "event"}, "another unit or target"),
-        ({"target_epsilon": 1.0}, "another unit or target"),
-        ({"releases": []}, "other releases"),
+        ((), None, None),
+        (("privacy", "epsilon"), float("nan"), "tells ε = nan"),
+        (("privacy", "epsilon"), None, "tells ε = None"),
+        (("privacy", "epsilon"), 0.4, "tells ε = 0.4"),
+        (("privacy", "epsilon_rdp"), 0.4, "tells epsilon_rdp = 0.4"),
+        (("privacy", "epsilon_prv"), 0.4, None),  # the audit has none to hold it against
+        (("privacy", "delta"), 1e-9, "another delta"),
+        (("privacy", "unit"), "event", "another unit"),
+        (("privacy", "adjacency"), "replace-one", "another adjacency"),
+        (("privacy", "target_epsilon"), 1.0, "another target_epsilon"),
+        (("privacy", "randomness"), "seeded", "another randomness"),
+        (("privacy", "sampler"), "fixed-size", "another sampler"),
+        (("privacy", "enabled"), False, "whether there was noise"),
+        (("privacy", "releases"), [], "tells 0 releases"),
+        (
+            ("privacy", "releases", 3, "task"),
+            "other",
+            "line 8 (entry 7): metrics.json tells another task",
+        ),
+        (("privacy", "releases", 3, "round"), 7, "another round"),
+        (("privacy", "releases", 3, "noise_multiplier"), 9.0, "another noise_multiplier"),
+        (("privacy", "releases", 3, "clip_norm"), 1e-9, "another clip_norm"),
+        (("privacy", "releases", 3, "sampling_probability"), 1e-4, "another sampling_probability"),
+        (("privacy", "releases", 3, "cohort"), 1, "another cohort"),
+        (("privacy", "releases", 3, "replies"), 1, "another replies"),
+        (("privacy", "releases", 3, "rejected"), {"late": 1}, "another rejected"),
+        (("privacy", "releases", 1, "epsilon_after"), 1e-4, "tells ε = 0.0001 after the release"),
+        (("run", "rounds_done"), 2, "tells 2 rounds"),
+        (("curve", 1, "epsilon"), 1e-4, "in its curve, round 2"),
+        (("curve", 1, "sampled"), 1, "in its curve, round 2"),
     ],
 )
-def test_metrics_that_tell_another_story_show(tmp_path, made, change, what):
+def test_metrics_that_tell_another_story_show(tmp_path, made, place, value, what):
     chain = made()
-    cost = replace(NOTHING, pld=0.5)
-    releases = [
-        {"task": e.task, "round": e.round, "noise_multiplier": e.mechanism.noise_multiplier}
-        for e in chain.entries
-        if isinstance(e, Reserve)
-    ]
-    told = {
-        "epsilon": 0.5,
-        "delta": 1e-5,
-        "population_size": 1_000,
-        "unit": "user",
-        "target_epsilon": 8.0,
-        "releases": releases,
-    }
-    metrics = {"privacy": {**told, **change}, "run": {"rounds_done": 3}}
+    events = [e.mechanism.event() for e in chain.entries if isinstance(e, Reserve)]
+    cost = replace(NOTHING, pld=epsilon(events, delta=1e-5), rdp=9.0)
+    metrics = metrics_of(chain, cost)
+    within = metrics
+    for key in place[:-1]:
+        within = within[key]
+    if place:
+        within[place[-1]] = value
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     finding = next(f for f in check_run(tmp_path, chain, cost) if f.check == "metrics")
     assert finding.outcome == ("holds" if what is None else "fails"), finding
