@@ -17,6 +17,11 @@ from .findings import Finding, Outcome
 PRV_ABOVE_PLD = 0.02
 """How far Opacus's upper bound may lie above dp_accounting's: its own error is 0.01."""
 
+_FEW = 3
+"""Releases without a cohort that are laid to crashes however few have one, so that an honest run passes.
+
+So few may be drawn otherwise, unseen; but whoever did that could as well write down a size.
+"""
 UNCLAIMED = "no release of this ledger claims amplification"
 UNENDED = "no release that claims amplification has ended yet"
 
@@ -119,11 +124,13 @@ def _judged(
         what += f"the spread (false alarm {FALSE_ALARM:.1%})"
         if not test.passed:
             return "fails", f"not Poisson, so nothing is amplified: {what}", False
-    if untested > tested:
+    if untested > max(tested, _FEW):
         what = f"{untested:,} releases that claim amplification have no cohort, {tested:,} have one"
         return "not run", f"nothing is amplified: {what}", False
     if test is not None:
-        more = f"; {untested:,} without a cohort can't be tested" if untested else ""
+        more = ""
+        if untested:
+            more = f"; {untested:,} without a cohort can't be tested, and are credited as those"
         return "holds", f"Poisson: {what}{more}", True
     if any(_amplified(release) for release in chain.pending.values()):
         return "not run", f"nothing is amplified: {UNENDED}", False
@@ -131,10 +138,9 @@ def _judged(
 
 
 def is_untold(chain: Chain, cohorts: Cohorts | None) -> bool:
-    """Whether nothing claims amplification but the newest release, which may be going on."""
-    newest = chain.entries[-1]
-    opened = isinstance(newest, Reserve) and _amplified(newest)
-    return opened and cohorts is None and not _untested(chain)
+    """Whether no release that claims amplification has ended, for one is going on or a few crashed."""
+    opened = any(_amplified(release) for release in chain.pending.values())
+    return opened and cohorts is None and _untested(chain) <= _FEW
 
 
 def _untested(chain: Chain) -> int:
@@ -201,7 +207,7 @@ def check_budget(cost: Cost, *, unit: str, untold: bool) -> Finding:
     Args:
         cost: what was spent.
         unit: whose content ε is of.
-        untold: whether the first release that claims amplification is still under way.
+        untold: whether no release that claims amplification has ended yet; see :func:`is_untold`.
     """
     if cost.target is None:
         return Finding("budget", "not run", "the ledger has no target: nothing was enforced")

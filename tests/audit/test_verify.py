@@ -166,7 +166,7 @@ def test_fixed_size_cohorts_declared_as_poisson_are_not_credited(path, rounds, f
 
 
 @quick
-@pytest.mark.parametrize(("committed", "left"), [(0, 150), (0, 2), (1, 3), (2, 5), (10, 12)])
+@pytest.mark.parametrize(("committed", "left"), [(0, 150), (0, 5), (1, 5), (2, 5), (10, 12)])
 def test_releases_without_a_cohort_are_not_credited(path, committed, left, forge):
     writer = forge.honest(rounds=committed)
     for _ in range(left):
@@ -187,7 +187,7 @@ def test_fixed_size_cohorts_are_caught_beside_releases_without_one(path, forge):
 
 
 @quick
-@pytest.mark.parametrize(("committed", "left"), [(1, 1), (1, 2), (2, 3), (10, 11), (30, 1)])
+@pytest.mark.parametrize(("committed", "left"), [(1, 1), (1, 2), (1, 4), (2, 4), (10, 11), (30, 1)])
 def test_releases_that_crashes_left_are_credited_as_the_others(path, committed, left, forge):
     writer = forge.honest(rounds=committed)
     for _ in range(left):
@@ -195,12 +195,21 @@ def test_releases_that_crashes_left_are_credited_as_the_others(path, committed, 
     found = run(writer.write(path))
     assert found.holds
     assert found.cost.credited == found.cost.pld
+    if left > 1:
+        assert f"{left - 1} without a cohort can't be tested, and are credited" in str(
+            found.findings
+        )
 
 
 @quick
-def test_of_a_first_round_that_has_not_ended_nothing_is_amplified_and_nothing_is_wrong(path, forge):
+@pytest.mark.parametrize("left", [1, 2, 4])
+def test_of_a_first_round_that_has_not_ended_nothing_is_amplified_and_nothing_is_wrong(
+    path, left, forge
+):
+    """It may be going on, and may have crashed."""
     writer = forge.honest(rounds=0)
-    writer.reserve(forge.mechanism(noise_multiplier=0.6), round=1, model_before=model(0))
+    for _ in range(left):
+        writer.reserve(forge.mechanism(noise_multiplier=0.6), round=1, model_before=model(0))
     found = run(writer.write(path))
     assert found.holds
     assert found.cost.credited == found.cost.unamplified > found.cost.target > found.cost.pld
