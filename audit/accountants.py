@@ -18,7 +18,8 @@ from typing import Self
 from ..common.mechanism import Adjacency, Mechanism
 from .cohort_test import CohortTest
 
-PLD, PRV, RDP, UNAMPLIFIED = ACCOUNTANTS = ("pld", "prv", "rdp", "unamplified")
+PLD, PRV, RDP, UNAMPLIFIED, FINER = ACCOUNTANTS = ("pld", "prv", "rdp", "unamplified", "finer")
+"""The last is PLD once more, where its grid's rounding may be why it is above RDP."""
 BROKEN = "it broke down"
 PATIENCE = 300.0  # seconds
 MOST = 1_000.0

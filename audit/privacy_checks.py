@@ -10,7 +10,7 @@ from typing import Any
 
 from ..common.ledger_entries import Chain, Commit, Reserve
 from ..common.mechanism import Mechanism
-from .accountants import PLD, PRV, RDP, UNAMPLIFIED, Answer, Cohorts
+from .accountants import FINER, PLD, PRV, RDP, UNAMPLIFIED, Answer, Cohorts
 from .cohort_test import FALSE_ALARM, CohortTest
 from .findings import Finding, Outcome
 
@@ -174,7 +174,10 @@ def cost_of(chain: Chain, answers: Mapping[str, Answer], *, believed: bool) -> C
 
 
 def check_accountants(answers: Mapping[str, Answer]) -> list[Finding]:
-    """Whether three accountants agree: PLD ≤ PRV ≤ PLD + 0.02, and PLD ≤ RDP."""
+    """Whether three accountants agree: PLD ≤ PRV ≤ PLD + 0.02, and PLD ≤ RDP.
+
+    Over many rounds of little the grid of PLD, which rounds up, has a say; a finer one decides then.
+    """
     pld, prv, rdp = (answers[name] for name in (PLD, PRV, RDP))
     if pld.epsilon is None:
         return [Finding("epsilon", "fails", f"can't be recomputed: {pld.why}")]
@@ -185,6 +188,8 @@ def check_accountants(answers: Mapping[str, Answer]) -> list[Finding]:
     findings = [Finding("epsilon", "holds", f"PLD {pld.epsilon:.6g}, recomputed from the ledger")]
     if prv.epsilon is None:
         findings.append(Finding("PRV", "not run", prv.why))
+    elif math.isinf(prv.epsilon):
+        findings.append(Finding("PRV", "not run", "Opacus finds no finite ε here"))
     elif pld.epsilon == 0:
         findings.append(Finding("PRV", "not run", "nothing is spent"))
     else:
@@ -195,8 +200,12 @@ def check_accountants(answers: Mapping[str, Answer]) -> list[Finding]:
     if rdp.epsilon is None:
         findings.append(Finding("RDP", "not run", rdp.why))
     else:
-        held = pld.epsilon <= rdp.epsilon
+        finer = answers.get(FINER, Answer(None)).epsilon
+        least = pld.epsilon if finer is None else finer
+        held = least <= rdp.epsilon
         compared = f"{rdp.epsilon:.6g}, {'not ' if not held else ''}above PLD"
+        if finer is not None:
+            compared += f", which is {finer:.6g} on a finer grid"
         findings.append(Finding("RDP", "holds" if held else "fails", compared))
     return findings
 

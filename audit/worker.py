@@ -25,10 +25,10 @@ if __name__ == "__main__":
 from ..common import accounting
 from ..common.errors import ConfigError
 from ..common.mechanism import Mechanism
-from .accountants import ACCOUNTANTS, BROKEN, MOST, PLD, PRV, RDP, UNAMPLIFIED, Answer
+from .accountants import ACCOUNTANTS, BROKEN, FINER, MOST, PLD, PRV, RDP, UNAMPLIFIED, Answer
 from .cohort_test import check_cohorts
 
-_TURNS = (RDP, UNAMPLIFIED, PRV, PLD)
+_TURNS = (RDP, UNAMPLIFIED, PRV, PLD, FINER)
 
 
 def main() -> None:
@@ -54,6 +54,7 @@ def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple
         yield from ((name, Answer(0.0)) for name in names)
         return
     rdp = _answer(lambda: accounting.epsilon_rdp(events, delta=delta))
+    pld: Callable[[], Answer]
     private = all(mechanism.private for mechanism in releases)
     if private and (rdp.epsilon is None or rdp.epsilon > MOST):
         unbounded = Answer(None, f"ε is above {MOST:,.0f}")
@@ -61,6 +62,13 @@ def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple
     else:
         pld = partial(_answer, lambda: accounting.epsilon(events, delta=delta, adjacency=adjacency))
         prv = partial(_answer, lambda: accounting.epsilon_prv(events, delta=delta))
+
+    def finer() -> Answer:
+        above = (pld().epsilon or 0.0) - (rdp.epsilon or 0.0)
+        if rdp.epsilon is None or not 0 < above <= accounting.rounding(events):
+            return Answer(None, "nothing is to be told by it")
+        return _answer(lambda: accounting.epsilon_finer(events, delta=delta))
+
     ask: dict[str, Callable[[], Answer]] = {
         RDP: lambda: rdp,
         UNAMPLIFIED: partial(
@@ -68,10 +76,11 @@ def answers(question: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple
         ),
         PLD: pld,
         PRV: prv,
+        FINER: finer,
     }
     if adjacency == "replace-one":
         unknown = Answer(None, "it knows users who are added or removed only")
-        ask.update(dict.fromkeys((RDP, UNAMPLIFIED, PRV), lambda: unknown))
+        ask.update(dict.fromkeys((RDP, UNAMPLIFIED, PRV, FINER), lambda: unknown))
     # One after another: at the same time they would hold twice the memory and win a tenth of a second.
     # PRV before PLD, which leaves more behind than it finds.
     for name in sorted(names, key=_TURNS.index):

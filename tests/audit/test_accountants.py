@@ -5,12 +5,39 @@ import sys
 import pytest
 
 from fedprofile.audit import accountants
-from fedprofile.audit.accountants import ACCOUNTANTS, RDP, Accountants
+from fedprofile.audit.accountants import ACCOUNTANTS, FINER, PLD, PRV, RDP, Accountants, Answer
+from fedprofile.audit.privacy_checks import check_accountants
+from fedprofile.audit.worker import answers
 from fedprofile.common.mechanism import Mechanism
 
 RELEASES = {
     Mechanism(clip_norm=1.0, noise_multiplier=2.0, sampling_probability=1.0, population_size=100): 1
 }
+
+
+def question(**described):
+    values = {"clip_norm": 1.0, "sampler": "poisson", **described}
+    count = values.pop("count", 1)
+    return {"releases": [[values, count]], "delta": 1e5**-1.1, "adjacency": "add-or-remove-one"}
+
+
+def test_the_grid_of_small_losses_is_no_disagreement():
+    asked = question(
+        noise_multiplier=57.217, sampling_probability=0.004, population_size=100_000, count=2_000
+    )
+    found = dict(answers(asked, (RDP, PLD, FINER)))
+    assert found[FINER].epsilon < found[RDP].epsilon < found[PLD].epsilon
+    told = check_accountants({PRV: Answer(None), **found})[-1]
+    assert (told.check, told.outcome, "on a finer grid" in told.what) == ("RDP", "holds", True)
+    told = check_accountants({PRV: Answer(None), **found, FINER: Answer(found[PLD].epsilon)})[-1]
+    assert told.outcome == "fails"
+    usual = question(noise_multiplier=2.0, sampling_probability=0.1, population_size=100)
+    assert dict(answers(usual, (FINER,)))[FINER].epsilon is None
+
+
+def test_an_infinite_figure_of_opacus_is_none():
+    told = check_accountants({PLD: Answer(750.0), PRV: Answer(float("inf")), RDP: Answer(760.0)})
+    assert [(f.check, f.outcome) for f in told[1:]] == [("PRV", "not run"), ("RDP", "holds")]
 
 
 @pytest.mark.parametrize(
