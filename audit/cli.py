@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..common.errors import BadEntry, LedgerError
-from ..common.formatting import number
+from ..common.formatting import number, printable
 from ..common.signing import read_public_key
 from .findings import Finding
 from .ledgers import Evidence, find_evidence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .verify import Verification
 
 _FAILED = 1
+_LONGEST = 2_000  # characters of a finding
 _STYLES = {"holds": "green", "fails": "bold red", "not run": "yellow"}
 _JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
 _ANCHOR = typer.Option(metavar="FILE", help="where the head was published")
@@ -123,15 +125,17 @@ def compose(
     out = Console(highlight=False)
     out.print(table)
     out.print(
-        f"Population '{found.population}', {found.population_size:,} users, δ = {found.delta:.3g}"
-        + (f"; {found.others} more ledgers count that these name" if found.others else ""),
-        markup=False,
+        _plain(
+            f"Population '{found.population}', {found.population_size:,} users, δ = {found.delta:.3g}"
+            + (f"; {found.others} more ledgers count that these name" if found.others else "")
+        ),
         soft_wrap=True,
     )
     for path, target in found.exceeded:
         out.print(
-            f"Together they are above the target of {path}, ε = {target:g}: it didn't count the others",
-            markup=False,
+            _plain(
+                f"Together they are above the target of {path}, ε = {target:g}: it didn't count the others"
+            ),
             soft_wrap=True,
         )
 
@@ -209,7 +213,7 @@ def _reject(ledger: Path, findings: Sequence[Finding], *, as_json: bool) -> NoRe
     if as_json:
         _tell(found.to_dict())
     else:
-        typer.echo(f"{ledger}:")
+        typer.echo(f"{printable(str(ledger), _LONGEST)}:")
         _show(found)
     raise typer.Exit(_FAILED)
 
@@ -218,18 +222,19 @@ def _show(found: Verification) -> None:
     table = Table("check", "outcome", box=None)
     table.add_column("found", overflow="fold")
     for finding in found.findings:
-        outcome = f"[{_STYLES[finding.outcome]}]{finding.outcome}[/]"
-        table.add_row(finding.check, outcome, _plain(finding.what))
+        outcome = Text(finding.outcome, style=_STYLES[finding.outcome])
+        table.add_row(_plain(finding.check), outcome, _plain(finding.what))
     out = Console(highlight=False)
     out.print(table)
     failed = [finding.check for finding in found.findings if finding.outcome == "fails"]
     verdict = "The ledger holds." if found.holds else f"Does not hold: {', '.join(failed)}."
-    out.print(verdict, markup=False, style="bold")
+    out.print(_plain(verdict), style="bold")
 
 
 def _tell(content: dict[str, Any]) -> None:
     typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+def _plain(text: str) -> Text:
+    """Text of strangers: a ledger must not have a say in how the terminal looks."""
+    return Text(printable(text, _LONGEST))

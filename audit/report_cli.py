@@ -10,12 +10,14 @@ from typing import Annotated
 
 import typer
 
+from ..common.formatting import printable
 from ..common.signing import read_public_key
 from .ledgers import find_evidence
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 _FAILED = 1
+_LONGEST = 2_000  # characters of a fault
 _HELP = """Tell an audit on one HTML page that opens offline, and as JSON: what a lawyer can quote, every
 check, what is left, and what nobody checked.
 
@@ -80,9 +82,10 @@ def command(
         sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
     else:
         holds = document["verdict"]["holds"]
-        typer.secho(document["verdict"]["sentence"], bold=True, fg=None if holds else "red")
+        sentence = printable(document["verdict"]["sentence"], _LONGEST)
+        typer.secho(sentence, bold=True, fg=None if holds else "red")
         for fault in document["verdict"]["faults"]:
-            typer.echo(f"{fault['title']}: {fault['text']}")
+            typer.echo(printable(f"{fault['title']}: {fault['text']}", _LONGEST))
         typer.echo(f"Report: {paths['page']}")
     if not document["verdict"]["holds"]:
         raise typer.Exit(_FAILED)

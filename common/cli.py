@@ -12,6 +12,7 @@ import sys
 import click
 
 from .errors import FedprofileError
+from .formatting import printable
 from .lazy_group import LazyGroup
 
 # name → (module and what it calls its Typer app, one line of help)
@@ -71,6 +72,7 @@ _EXTRAS = {
     ),
 }
 _INTERRUPTED = 130
+_LONGEST = 10_000  # characters of a message
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -159,5 +161,6 @@ def main() -> None:
 
 
 def _refuse(message: str, code: int) -> int:
-    click.echo(f"error: {message}", err=True)
+    # It may quote a file of strangers, who must not have a say in how the terminal looks.
+    click.echo(f"error: {printable(message, _LONGEST)}", err=True)
     return code

@@ -139,6 +139,35 @@ def test_a_ledger_that_belies_another_one_at_hand_is_a_finding(audit, path, forg
     assert (finding["check"], finding["line"]) == ("earlier", 1)
 
 
+CLEARED = "\x1b[2J\x1b]0;holds\x07\u202e\x9b1m[red]"
+
+
+def test_a_ledger_has_no_say_in_how_the_terminal_looks(audit, tmp_path, forge):
+    """Neither in a finding, nor in a figure, nor in the message of an error."""
+    gap = forge.honest(rounds=2, population=CLEARED)
+    for values in gap.values:
+        if values.get("task") == "training":
+            values.update(task=CLEARED, round=values["round"] + 4)
+    broken = gap.write(tmp_path / "broken.jsonl")
+    whole = forge.honest(rounds=2, population=CLEARED).write(tmp_path / "whole.jsonl")
+    other = forge.honest(rounds=2, nonce="1" * 32).write(tmp_path / "other.jsonl")
+    devices = tmp_path / "[bold]\x1b[2J.jsonl"
+    devices.write_bytes(other.read_bytes())
+    for arguments, code in (
+        (("verify", broken), 1),
+        (("verify", whole, "--device-ledger", devices), 1),
+        (("report", broken, "--out", tmp_path / "page"), 1),
+        (("forecast", broken), 1),
+        (("compose", whole), 0),
+        (("compose", other, whole), 2),
+    ):
+        found = audit(*arguments)
+        assert found.code == code, found
+        shown = found.out + found.err
+        assert "\ufffd" in shown
+        assert not set("\x1b\x07\u202e\x9b") & set(shown), arguments
+
+
 def test_a_forecast_heeds_an_anchor_that_lies_elsewhere(audit, path):
     anchor = path.parent / "anchor.json"
     assert audit("forecast", path, "--anchor", anchor).code == 0
