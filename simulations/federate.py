@@ -44,6 +44,7 @@ def run_federation(
     """Run to the last round the budget allows; the arguments are those of :class:`Federation`.
 
     Args:
+        name: of the run; devices are told it with part of the ledger's nonce.
         grid: makes the grid of the local engine, called as :class:`InProcessGrid` is.
         budget_of: device → its own ledger, where it keeps one.
         events: the event-level layer of the devices, if any.
@@ -52,7 +53,8 @@ def run_federation(
         FedprofileError: what the federation raises.
     """
     federation = Federation(
-        run=name,
+        # Folders of one name may share devices' ledgers, which tell runs apart by this.
+        run=f"{name}-{ledger.opening.nonce[:8]}",
         config=config,
         plan=plan,
         encoder=encoder,

@@ -110,10 +110,11 @@ def test_a_run_that_is_cut_off_charges_its_devices_again_for_what_they_answer_ag
 
 
 def test_lifetimes_go_on_over_runs_that_share_a_folder(fedprofile, small, log, tmp_path):
+    """Runs of one name are two runs: neither's releases are missing from the other's ledger."""
     data = log()
-    for name in ("first", "second"):
+    for name in ("first/run", "second/run"):
         config = small(DEVICES + 'device_folder = "kept"\npopulation = "town"\n')
         run(fedprofile, "--config", config, "--data", data, "--out", name)
-    found = reconciled(tmp_path / "second", tmp_path / "kept")
+    found = reconciled(tmp_path / "second" / "run", tmp_path / "kept")
     assert "12 releases are the server's" in found
     assert "12 are of other runs" in found
