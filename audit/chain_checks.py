@@ -31,7 +31,10 @@ def check_whole(
     """
     chain, findings = check_chain(evidence.ledger)
     if chain is not None:
-        findings += [check_key(chain, public_key), check_anchor(chain, evidence.anchor)]
+        findings += [
+            check_key(chain, public_key),
+            check_anchor(chain, evidence.anchor, trusting=evidence.trusting),
+        ]
         findings += [check_pairing(chain), check_arithmetic(chain)]
         if evidence.folder is not None:
             findings.append(check_unit(chain))
@@ -102,12 +105,22 @@ def check_unit(chain: Chain) -> Finding:
     )
 
 
-def check_anchor(chain: Chain, path: Path | None) -> Finding:
-    """Whether the ledger is at least as long as its head was published to be."""
+def check_anchor(chain: Chain, path: Path | None, *, trusting: str | None = None) -> Finding:
+    """Whether the ledger is at least as long as its head was published to be.
+
+    Args:
+        chain: the ledger.
+        path: of the anchor; None: nobody says.
+        trusting: what named the place, where the officer didn't: the configuration's digest leaves places
+            out, so that who has no key can name another one there.
+    """
     if path is None:
         return Finding(
             "anchor", "not run", "none named: a tail that was cut off wouldn't show; use --anchor"
         )
+    place = f"; {trusting}, as whoever has the folder may have it: use --anchor" if trusting else ""
+    if not path.exists():
+        return Finding("anchor", "fails", f"{path}: the anchor is missing{place}")
     try:
         anchor = Anchor.read(path)
     except LedgerError as error:
@@ -134,7 +147,9 @@ def check_anchor(chain: Chain, path: Path | None) -> Finding:
         return Finding("anchor", "fails", f"line {line} isn't the one that was published", line)
     later = len(entries) - 1 - anchor.sequence
     behind = f"; {later} entries are later" if later else ""
-    return Finding("anchor", "holds", f"{anchor.sequence + 1:,} entries were published{behind}")
+    return Finding(
+        "anchor", "holds", f"{anchor.sequence + 1:,} entries were published{behind}{place}"
+    )
 
 
 def _signs_of_a_ledger(path: Path) -> bool:

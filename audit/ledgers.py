@@ -8,6 +8,8 @@ from pathlib import Path
 from ..common.errors import LedgerError
 
 LEDGER = "ledger.jsonl"
+_ANCHOR = "anchor.json"
+_BESIDE = "it lies beside the ledger"
 DEVICE = "device.toml"
 """What only the folder of a device holds, which publishes no head and keeps no run."""
 SERVER = "server.toml"
@@ -25,6 +27,7 @@ class Evidence:
         devices: folder of devices' ledgers; None where nobody says.
         kept: how many user-level ledgers the configuration says are in there.
         server: the folder of a server, None where none was named.
+        trusting: what named the anchor's place, where the officer didn't; whoever has it can change it.
     """
 
     ledger: Path
@@ -33,6 +36,7 @@ class Evidence:
     devices: Path | None = None
     kept: int = 0
     server: Path | None = None
+    trusting: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -64,7 +68,8 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
                 f"{path}: a server that has released nothing yet; its ledger begins with the first "
                 f"fedprofile server run {path}"
             )
-        return Evidence(ledger, None, anchor or path / "anchor.json", server=path)
+        trusting = None if anchor else _BESIDE
+        return Evidence(ledger, None, anchor or path / _ANCHOR, server=path, trusting=trusting)
     if not ledger.is_file():
         raise LedgerError(
             f"{path}: holds no {LEDGER}; name a ledger, or the folder of a run or server"
@@ -81,7 +86,8 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
     return Evidence(
         ledger,
         path,
-        anchor or Path(named.anchor or path / "anchor.json"),
+        anchor or Path(named.anchor or path / _ANCHOR),
         Path(named.device_folder or path / "devices"),
         named.devices,
+        trusting=None if anchor else f"{config} names it" if named.anchor else _BESIDE,
     )

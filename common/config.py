@@ -333,6 +333,10 @@ class LedgerConfig(Section):
     )
 
 
+_PLACES = ("signing_key", "anchor", "device_folder")
+"""Of a run's ledgers: where files are decides nothing."""
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -362,13 +366,18 @@ class RunConfig(Section):
 
     def deciding(self) -> dict[str, Any]:
         """What decides the result: all but ``engine`` and where files of the ledgers are."""
-        places = {"signing_key", "anchor", "device_folder"}
-        return self.model_dump(mode="json", exclude={"engine": True, "ledger": places})
+        return self.model_dump(mode="json", exclude={"engine": True, "ledger": set(_PLACES)})
 
     def digest(self) -> str:
         """SHA-256 of :meth:`deciding`."""
         content = self.deciding()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def placed(self) -> RunConfig:
+        """With absolute paths to what its ledgers need, for whoever reads it in another folder."""
+        named = {key: getattr(self.ledger, key) for key in _PLACES}
+        absolute = {k: str(Path(v).absolute()) for k, v in named.items() if v is not None}
+        return self.model_copy(update={"ledger": self.ledger.model_copy(update=absolute)})
 
     def to_toml(self) -> str:
         """The complete configuration as TOML; unset values are left out."""

@@ -118,7 +118,7 @@ class RunFolder:
         RunFolder.new(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, config.to_toml().encode())
+            write_atomically(self.config, config.placed().to_toml().encode())
         except OSError as error:
             raise RunFolderError(
                 f"{self.path}: can't write a run folder ({error.strerror}); choose another --out"

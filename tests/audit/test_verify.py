@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedprofile.audit.cohort_test import FALSE_ALARM
-from fedprofile.audit.ledgers import Evidence
+from fedprofile.audit.ledgers import Evidence, find_evidence
 from fedprofile.audit.verify import verify
 from fedprofile.common.errors import LedgerError
 from fedprofile.common.signing import SigningKey
@@ -155,6 +155,25 @@ def test_an_anchor_that_is_older_holds_and_one_of_another_history_does_not(
     for wrong in ("", "{}", "[]"):
         anchor.write_text(wrong)
         assert set(failed(run(path, anchor))) == {"anchor"}
+
+
+@quick
+def test_a_place_of_the_anchor_that_the_officer_did_not_name_is_told(tmp_path, forge, anchor):
+    """Who has no key can name another anchor, an older one, where the folder names the place."""
+    ledger, config = tmp_path / "ledger.jsonl", tmp_path / "config.toml"
+    forge.honest(rounds=3).write(ledger, tmp_path / "anchor.json")
+    forge.honest(rounds=3).write(ledger, anchor)
+    named = f"[ledger]\nanchor = '{anchor}'\n"
+    for content, trusted in (("", "lies beside the ledger"), (named, f"{config} names it")):
+        config.write_text(content)
+        [found] = [f for f in verify(find_evidence(tmp_path)).findings if f.check == "anchor"]
+        assert (found.outcome, trusted in found.what) == ("holds", True)
+    by_officer = find_evidence(tmp_path, anchor=anchor)
+    [found] = [f for f in verify(by_officer).findings if f.check == "anchor"]
+    assert "use --anchor" not in found.what
+    anchor.unlink()
+    missing = failed(verify(find_evidence(tmp_path)))["anchor"].what
+    assert missing.startswith(f"{anchor}: the anchor is missing; {config} names it")
 
 
 @quick

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fedprofile.audit.ledgers import find_evidence
 from fedprofile.common.config import RunConfig, load_config
 from fedprofile.common.errors import RunFolderError
 from fedprofile.simulations.run_folder import RunFolder, check_writable
@@ -20,6 +21,22 @@ def test_a_new_folder_is_only_promised_until_it_is_created(tmp_path):
     folder.create(config(seed=3))
     assert load_config(folder.config) == config(seed=3)
     assert [entry.name for entry in folder.path.iterdir()] == ["config.toml"]
+
+
+def test_places_that_a_run_names_are_found_from_everywhere(tmp_path, monkeypatch):
+    """An officer verifies from another folder than the operator ran in."""
+    monkeypatch.chdir(tmp_path)
+    places = {"anchor": "notary.json", "device_folder": "kept", "signing_key": "/keys/shop.pem"}
+    run, folder = config(ledger=places), RunFolder.new(tmp_path / "a")
+    folder.create(run)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder.ledger.touch()
+    evidence = find_evidence(folder.path)
+    assert evidence.anchor == tmp_path / "notary.json"
+    assert evidence.devices == tmp_path / "kept"
+    assert load_config(folder.config).ledger.signing_key == "/keys/shop.pem"
+    RunFolder.reopen(folder.path, run)
 
 
 def test_an_empty_folder_will_do(tmp_path):
