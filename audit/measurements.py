@@ -50,9 +50,11 @@ class Probe:
     def sound(self) -> bool:
         """Whether it holds, and its figure says so too: nobody signs these files."""
         low, high = self.expected
-        return self.holds and (
-            self.measured is None
-            or ((low is None or low <= self.measured) and (high is None or self.measured <= high))
+        return (
+            self.holds
+            and self.measured is not None
+            and (low is None or low <= self.measured)
+            and (high is None or self.measured <= high)
         )
 
 

@@ -173,18 +173,26 @@ def cost_of(chain: Chain, answers: Mapping[str, Answer], *, believed: bool) -> C
     )
 
 
-def check_accountants(answers: Mapping[str, Answer]) -> list[Finding]:
+def check_accountants(
+    answers: Mapping[str, Answer], *, delta: float, private: bool
+) -> list[Finding]:
     """Whether three accountants agree: PLD ≤ PRV ≤ PLD + 0.02, and PLD ≤ RDP.
 
     Over many rounds of little the grid of PLD, which rounds up, has a say; a finer one decides then.
+
+    Args:
+        answers: of each accountant.
+        delta: δ, for messages.
+        private: whether all releases have noise.
     """
     pld, prv, rdp = (answers[name] for name in (PLD, PRV, RDP))
     if pld.epsilon is None:
         return [Finding("epsilon", "fails", f"can't be recomputed: {pld.why}")]
     if math.isinf(pld.epsilon):
-        return [
-            Finding("epsilon", "not run", "infinite: a release has no noise, nobody is protected")
-        ]
+        why = "a release has no noise, nobody is protected"
+        if private:
+            why = f"no figure is sure enough for δ = {delta:.3g}, below what PLD can tell"
+        return [Finding("epsilon", "not run", f"infinite: {why}")]
     findings = [Finding("epsilon", "holds", f"PLD {pld.epsilon:.6g}, recomputed from the ledger")]
     if prv.epsilon is None:
         findings.append(Finding("PRV", "not run", prv.why))

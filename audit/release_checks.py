@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..common.ledger_entries import Chain, Commit, Reserve
+from ..common.ledger_entries import Chain, Commit, Reserve, Stop
 from .findings import Finding, judge
 
 Fault = tuple[int | None, str]
 
 
 def check_pairing(chain: Chain) -> Finding:
-    """Whether rounds follow one another, each from the model that the one before led to.
+    """Whether rounds follow one another, each from the model that the one before led to, all from one.
 
     The first is round 1: a run that goes on does so in its own ledger, and one that names earlier
     ledgers is another run. A round may be reserved again, for a run that died goes on; but none can be
     made without the one before, so a gap in the numbers or in the models is a release that isn't in the
-    ledger, or a ``commit`` that was left out. Devices see only some rounds: their releases are not asked.
+    ledger, or a ``commit`` that was left out. Devices see only some rounds: theirs are not asked.
     """
     releases = sum(isinstance(entry, Reserve) for entry in chain.entries)
     left = len(chain.pending)
@@ -29,20 +29,24 @@ def check_pairing(chain: Chain) -> Finding:
 
 
 def _gaps(chain: Chain) -> Iterator[Fault]:
-    if chain.opening.unit == "event":
+    if chain.opening.unit == "event" or chain.opening.population_size == 1:
         return
     tasks: dict[tuple[str | None, str], dict[int, str | None]] = {}  # round → model it led to
+    first: dict[tuple[str | None, str], str | None] = {}  # model that round 1 started from
     reserved: dict[int, Reserve] = {}
     for entry in chain.entries:
         if isinstance(entry, Reserve):
             reserved[entry.sequence] = entry
-            if entry.round is None or entry.mechanism.sampler == "self-selected":
+            if entry.round is None:
                 continue
             committed = tasks.setdefault((entry.run, entry.task), {})
-            if entry.round <= 1:
-                continue
             line, before = entry.sequence + 1, entry.round - 1
             name = f"{entry.task}, round {entry.round},"
+            if entry.round <= 1:
+                began = first.setdefault((entry.run, entry.task), entry.model_before)
+                if entry.model_before != began:
+                    yield line, f"{name} is repeated from another model than it began with"
+                continue
             if before not in committed:
                 yield line, f"{name} follows no commit of round {before}"
             led_to = committed.get(before)
@@ -99,3 +103,11 @@ def contradictions(chain: Chain) -> Iterator[Fault]:
             everyone = everyone and chain.opening.unit == "user"
             if everyone and size != population:
                 yield line, f"a cohort of {size:,} where all {population:,} were to be in it"
+        elif isinstance(entry, Stop) and entry.epsilon is not None:
+            target = chain.opening.target_epsilon
+            if target is None or entry.epsilon <= target:
+                allowed = "no target" if target is None else f"the target of {target:g}"
+                yield (
+                    line,
+                    f"a release to ε = {entry.epsilon:g} was refused, which {allowed} allows",
+                )

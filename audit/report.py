@@ -248,14 +248,17 @@ def _commands(
     """What makes each part of the page again."""
     subject = ["fedprofile", "audit"]
     path = str(options.path)
-    more = [] if evidence.anchor is None else ["--anchor", str(evidence.anchor)]
-    more += [] if options.public_key is None else ["--public-key", options.public_key]
+    # Where the folder names the place itself, a command that names it would say that the officer did.
+    named = evidence.anchor is not None and evidence.trusting is None
+    anchored = ["--anchor", str(evidence.anchor)] if named else []
+    pinned = [] if options.public_key is None else ["--public-key", options.public_key]
+    more = [*anchored, *pinned]
     for device in options.device_ledgers:
         more += ["--device-ledger", str(device)]
     further = [part for number in _MORE for part in ("--rounds", str(number))]
     commands = [
         ("checks, ε by three accountants, devices", [*subject, "verify", path, *more]),
-        ("forecast", [*subject, "forecast", path, *further]),
+        ("forecast", [*subject, "forecast", path, *anchored, *further]),
     ]
     told = [{"what": what, "command": shlex.join(command)} for what, command in commands]
     found = {m.result.__class__.__name__.lower(): m.result.run.command for m in measured}

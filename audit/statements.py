@@ -106,7 +106,7 @@ def objection(verification: Verification, faults: Sequence[str]) -> str | None:
     if cost.credited is None:
         return "ε couldn't be computed."
     if math.isinf(cost.credited):
-        return "A release had no noise, so ε is infinite: nobody is protected."
+        return f"ε is {_told_of_epsilon(verification)}."
     unit: str = chain.opening.unit
     if unit != USER:
         return f"The ledger is about the {unit}, not the {USER}: its ε is no promise to people."
@@ -169,7 +169,9 @@ def cautions(verification: Verification) -> Iterator[Statement]:
     opening = chain.opening
     if cost.credited is None or math.isinf(cost.credited):
         yield Statement(
-            "Nobody is protected", "A release had no noise, so ε is infinite or unknown.", "bad"
+            "Nobody is protected",
+            f"ε is {'unknown' if cost.credited is None else _told_of_epsilon(verification)}.",
+            "bad",
         )
         return
     if opening.randomness != "csprng":
@@ -187,6 +189,10 @@ def cautions(verification: Verification) -> Iterator[Statement]:
             f"{', '.join(printable(check, 60) for check in unseen)}: “not run” is no “holds”. The table of "
             "checks says what each one needs.",
         )
+
+
+def _told_of_epsilon(verification: Verification) -> str:
+    return next(f.what for f in verification.findings if f.check == "epsilon")
 
 
 def _day(time: str) -> str | None:

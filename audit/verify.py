@@ -88,14 +88,17 @@ def verify(
             return Verification(evidence.ledger, tuple(findings))
         # 2. What did they cost?
         opening, cohorts = chain.opening, cohorts_of(chain)
+        releases = releases_of(chain)
         answers = accountants.ask(
-            releases_of(chain), delta=opening.delta, adjacency=opening.adjacency, cohorts=cohorts
+            releases, delta=opening.delta, adjacency=opening.adjacency, cohorts=cohorts
         )
     sampler, believed = check_sampler(chain, cohorts, answers.cohorts)
     cost = cost_of(chain, answers.epsilon, believed=believed)
     findings += [
         sampler,
-        *check_accountants(answers.epsilon),
+        *check_accountants(
+            answers.epsilon, delta=opening.delta, private=all(m.private for m in releases)
+        ),
         check_budget(cost, unit=opening.unit, untold=is_untold(chain, cohorts)),
     ]
     # 3. Do others tell the same?

@@ -27,16 +27,19 @@ def test_the_grid_of_small_losses_is_no_disagreement():
     )
     found = dict(answers(asked, (RDP, PLD, FINER)))
     assert found[FINER].epsilon < found[RDP].epsilon < found[PLD].epsilon
-    told = check_accountants({PRV: Answer(None), **found})[-1]
+    rest = {"delta": 1e5**-1.1, "private": True}
+    told = check_accountants({PRV: Answer(None), **found}, **rest)[-1]
     assert (told.check, told.outcome, "on a finer grid" in told.what) == ("RDP", "holds", True)
-    told = check_accountants({PRV: Answer(None), **found, FINER: Answer(found[PLD].epsilon)})[-1]
+    coarse = {PRV: Answer(None), **found, FINER: Answer(found[PLD].epsilon)}
+    told = check_accountants(coarse, **rest)[-1]
     assert told.outcome == "fails"
     usual = question(noise_multiplier=2.0, sampling_probability=0.1, population_size=100)
     assert dict(answers(usual, (FINER,)))[FINER].epsilon is None
 
 
 def test_an_infinite_figure_of_opacus_is_none():
-    told = check_accountants({PLD: Answer(750.0), PRV: Answer(float("inf")), RDP: Answer(760.0)})
+    found = {PLD: Answer(750.0), PRV: Answer(float("inf")), RDP: Answer(760.0)}
+    told = check_accountants(found, delta=1e-5, private=True)
     assert [(f.check, f.outcome) for f in told[1:]] == [("PRV", "not run"), ("RDP", "holds")]
 
 

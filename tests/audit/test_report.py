@@ -16,6 +16,7 @@ from fedprofile.audit.report import ReportOptions, check_free, make_report, writ
 from fedprofile.audit.report_page import render
 from fedprofile.common.errors import DataError, LedgerError, RunFolderError
 from fedprofile.common.formatting import epsilon
+from fedprofile.common.signing import SigningKey
 
 HOSTILE = "商店<script>alert(1)</script><img src=x>&\"'$x^$"
 
@@ -66,7 +67,7 @@ def probe_results(*, holds=True, version="0.1.0", config_digest="c0ffee"):
         "false_alarm_rate": 5e-4,
         "sentence": "What is released has standard deviation σC.",
     }
-    clip = {**size, "name": "clip/devices", "holds": True, "measured": None}
+    clip = {**size, "name": "clip/devices", "holds": True, "measured": 1.0}
     return {
         "run": {
             "created": "2026-01-02T03:04:05+00:00",
@@ -125,9 +126,10 @@ def test_results_that_contradict_themselves_are_faults():
     sound = TypeAdapter(Probes).validate_python(probe_results())
     assert sound.faults == []
     content = probe_results()
-    content["probes"][0] |= {"measured": 1e9, "holds": True}
-    [fault] = TypeAdapter(Probes).validate_python(content).faults
-    assert fault.startswith(content["probes"][0]["name"])
+    for measured in (1e9, None):
+        content["probes"][0] |= {"measured": measured, "holds": True}
+        [fault] = TypeAdapter(Probes).validate_python(content).faults
+        assert fault.startswith(content["probes"][0]["name"])
     assert TypeAdapter(Canaries).validate_python(canary_results()).faults == []
     content = canary_results()
     content["verdict"]["findings"] = ["ε is at least 9"]
@@ -359,6 +361,13 @@ def test_what_fails_on_the_same_build_takes_the_guarantee_away(report, forge, na
     assert 'class="banner bad"' in render(found)
 
 
+def test_commands_name_the_anchor_where_the_officer_did(report, run_folder, forge, tmp_path):
+    named = report(forge.honest(rounds=1, target_epsilon=0.6))["commands"]
+    for row in named[:2]:
+        assert f"--anchor {tmp_path / 'anchor.json'}" in row["command"]
+    assert "--anchor" not in str(run_folder(users=0)["commands"])
+
+
 @pytest.mark.parametrize("more", ["; rm -rf ~ $(rm -rf ~)\nrm -rf ~", " 'open; rm -rf ~"])
 def test_a_command_of_a_file_is_safe_to_paste(report, forge, more):
     results = probe_results()
@@ -451,7 +460,8 @@ def run_folder(forge, tmp_path, inline_accountants):
         before = next(v["model_before"] for v in writer.values if v.get("round") == 3)
         own = forge.mechanism(population_size=1, sampling_probability=1.0, sampler="self-selected")
         for number in range(users):
-            device = forge.Writer().open(population_size=1, target_epsilon=30.0)
+            key = SigningKey.generate()
+            device = forge.Writer(key=key).open(population_size=1, target_epsilon=30.0)
             device.reserve(own, round=3, model_before=before)
             device.write(folder / "devices" / f"{number:02}.jsonl")
         if events:

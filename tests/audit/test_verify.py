@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from fedprofile.audit.cohort_test import FALSE_ALARM
 from fedprofile.audit.ledgers import Evidence, find_evidence
+from fedprofile.audit.statements import objection
 from fedprofile.audit.verify import verify
 from fedprofile.common.errors import LedgerError
 from fedprofile.common.signing import SigningKey
@@ -299,6 +301,55 @@ def test_rounds_left_out_at_the_start_show(path, left_out, forge):
     assert set(found) == {"pairing"}
     assert f"follows no commit of round {left_out}" in found["pairing"].what
     assert found["pairing"].line == 4
+
+
+@quick
+def test_a_round_is_repeated_from_the_model_it_began_with(path, forge):
+    writer = forge.honest(rounds=0)
+    writer.reserve(round=1, model_before=model(0))
+    writer.commit(writer.reserve(round=1, model_before=model(0)))
+    assert run(writer.write(path)).holds
+    writer.values[-2]["model_before"] = model(9)
+    found = failed(run(writer.write(path)))["pairing"]
+    assert (found.line, "repeated from another model" in found.what) == (5, True)
+
+
+@quick
+def test_a_server_of_users_that_choose_themselves_leaves_no_round_out_either(path, forge):
+    volunteers = forge.mechanism(sampler="self-selected", noise_multiplier=9.0)
+    writer = forge.Writer().open()
+    for number in (1, 7):
+        writer.commit(writer.reserve(volunteers, round=number))
+    assert failed(run(writer.write(path)))["pairing"].line == 4
+    theirs = device(forge, seen(1), seen(7)).write(path)  # which sees some rounds only
+    assert run(theirs).holds
+
+
+@quick
+@pytest.mark.parametrize(
+    ("target", "reached", "holds"),
+    [
+        (8.0, 8.5, True),
+        (8.0, None, True),
+        (8.0, 8.0, False),
+        (8.0, -5.0, False),
+        (None, 9.0, False),
+    ],
+)
+def test_a_refusal_that_the_target_did_not_ask_for(path, target, reached, holds, forge):
+    writer = forge.honest(rounds=2, target_epsilon=target).stop(epsilon=reached)
+    found = failed(run(writer.write(path)))
+    assert holds == (found == {})
+    assert holds or found["arithmetic"].line == len(writer.values)
+
+
+@pytest.mark.usefixtures("inline_accountants")
+def test_a_delta_below_all_figures_is_named(path, forge):
+    found = run(forge.honest(rounds=2, delta=1e-20).write(path))
+    [told] = [f for f in found.findings if f.check == "epsilon"]
+    assert "δ = 1e-20" in told.what
+    assert "no noise" not in told.what
+    assert "δ = 1e-20" in (objection(replace(found, findings=(told,)), ()) or "")
 
 
 @quick
