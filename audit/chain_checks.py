@@ -118,7 +118,9 @@ def check_anchor(chain: Chain, path: Path | None, *, trusting: str | None = None
         return Finding(
             "anchor", "not run", "none named: a tail that was cut off wouldn't show; use --anchor"
         )
-    place = f"; {trusting}, as whoever has the folder may have it: use --anchor" if trusting else ""
+    place = (
+        f"; {trusting}, which whoever has the folder can change: use --anchor" if trusting else ""
+    )
     if not path.exists():
         return Finding("anchor", "fails", f"{path}: the anchor is missing{place}")
     try:

@@ -89,5 +89,5 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
         anchor or Path(named.anchor or path / _ANCHOR),
         Path(named.device_folder or path / "devices"),
         named.devices,
-        trusting=None if anchor else f"{config} names it" if named.anchor else _BESIDE,
+        trusting=None if anchor else f"{config} names its place" if named.anchor else _BESIDE,
     )

@@ -166,7 +166,7 @@ def test_a_place_of_the_anchor_that_the_officer_did_not_name_is_told(tmp_path, f
     forge.honest(rounds=3).write(ledger, tmp_path / "anchor.json")
     forge.honest(rounds=3).write(ledger, anchor)
     named = f"[ledger]\nanchor = '{anchor}'\n"
-    for content, trusted in (("", "lies beside the ledger"), (named, f"{config} names it")):
+    for content, trusted in (("", "lies beside the ledger"), (named, f"{config} names its place")):
         config.write_text(content)
         [found] = [f for f in verify(find_evidence(tmp_path)).findings if f.check == "anchor"]
         assert (found.outcome, trusted in found.what) == ("holds", True)
@@ -175,7 +175,7 @@ def test_a_place_of_the_anchor_that_the_officer_did_not_name_is_told(tmp_path, f
     assert "use --anchor" not in found.what
     anchor.unlink()
     missing = failed(verify(find_evidence(tmp_path)))["anchor"].what
-    assert missing.startswith(f"{anchor}: the anchor is missing; {config} names it")
+    assert missing.startswith(f"{anchor}: the anchor is missing; {config} names its place")
 
 
 @quick
