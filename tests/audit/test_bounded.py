@@ -60,8 +60,7 @@ def test_a_ledger_that_asks_for_hours_ends_in_a_finding_or_an_error(monkeypatch,
         forecast(chain, ledger=path)
     with pytest.raises(LedgerError, match="too long"):
         compose([path])
-    theirs = forge.Writer().open(population_size=1, earlier=endless(forge, 1))
-    device = theirs.write(tmp_path / "d.jsonl")
+    device = forge.events(steps=0, earlier=endless(forge, 20)).write(tmp_path / "d.jsonl")
     found = verify(Evidence(path, None, None), device_ledgers=[device])
     assert "its ε is unknown" in found.findings[-1].what
     assert spent_along(chain, group_releases(chain), found.cost) == {}
