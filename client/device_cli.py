@@ -169,13 +169,16 @@ def run(path: Annotated[Path, DEVICE]) -> None:
     # One user's products are small: threads that wait for one another take longer on a busy machine.
     with stopped_by_signals() as stop, threadpool_limits(1, "blas"):
         device = Device(folder)
-        with ProfileServer(device), taking_part(folder, device):
+        with ProfileServer(device):
             remark(f"Serving {folder.socket}")
-            while not stop.wait(_HOUR):
-                try:
-                    device.status()  # retention holds on a device that nobody uses, too
-                except FedprofileError as error:  # a store in use, say: the next look may do better
-                    remark(str(error), style="bold red")
+            with taking_part(folder, device):
+                while not stop.wait(_HOUR):
+                    try:
+                        device.status()  # retention holds on a device that nobody uses, too
+                    except (
+                        FedprofileError
+                    ) as error:  # a store in use, say: the next look may do better
+                        remark(str(error), style="bold red")
     remark("Stopped.")
 
 

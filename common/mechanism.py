@@ -34,7 +34,7 @@ Sampler = Literal["poisson", "fixed-size", "self-selected"]
 ``self-selected``: users take part for reasons of their own, openly; none is claimed.
 """
 
-MOST_NOISE = 1e9
+MOST_NOISE = 1e12
 """Next to it nothing is left of any update; far beyond, accountants overflow."""
 
 Randomness = Literal["csprng", "seeded"]
@@ -48,7 +48,7 @@ class Mechanism:
     Attributes:
         clip_norm: C > 0, bound on the L2 norm of one user's whole contribution; ``inf`` (no clip)
             only without noise.
-        noise_multiplier: σ in [0, 10⁹]; 0 makes the release non-private.
+        noise_multiplier: σ in [0, 10¹²]; 0 makes the release non-private.
         sampling_probability: q in (0, 1], chance of a user to be in the cohort; 1 takes everyone.
         population_size: N in [1, 2⁵³), users that could be sampled; public.
         sampler: how the cohort is drawn.
@@ -68,7 +68,7 @@ class Mechanism:
             raise ConfigError(f"clip_norm must be above 0, got {self.clip_norm}")
         if not 0 <= self.noise_multiplier <= MOST_NOISE:
             raise ConfigError(
-                f"noise_multiplier must be 0 to {MOST_NOISE:,.0f}, got {self.noise_multiplier}"
+                f"noise_multiplier must be 0 to {MOST_NOISE:g}, got {self.noise_multiplier}"
             )
         if self.noise_multiplier > 0 and math.isinf(self.clip_norm):
             raise ConfigError("clip_norm must be finite where noise_multiplier is above 0")

@@ -25,7 +25,7 @@ from fedprofile.common.messages import Binding, TrainTask, read_update, train_me
 from fedprofile.common.server_bundle import ServerBundle
 from fedprofile.common.signing import SigningKey
 from fedprofile.common.weights import hash_of_weights
-from fedprofile.server import app, budget
+from fedprofile.server import app, budget, lifetimes
 from fedprofile.server.cooccurrence import item_vectors
 from fedprofile.server.releases import Releases
 from fedprofile.server.setup import create_server
@@ -140,7 +140,7 @@ def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(
     tmp_path, made_server, serve, monkeypatch
 ):
     # Of three devices nothing would be left but noise.
-    for module in (app, budget):
+    for module in (app, budget, lifetimes):
         monkeypatch.setattr(module, "head_size", lambda n_items, _: n_items)
     monkeypatch.setattr(
         app, "item_vectors", lambda noisy, **known: item_vectors(noisy, **{**known, "stddev": 0.0})
