@@ -6,19 +6,24 @@ process that is ended when its time is up: the audit goes on, and says what it w
 
 from __future__ import annotations
 
+import contextlib
+import math
 import multiprocessing
 import os
+import resource
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Generic, ParamSpec, Self, TypeVar
 
-from ..common.errors import FedprofileError, LedgerError
+from ..common.errors import ConfigError, FedprofileError, LedgerError
 from ..common.mechanism import Adjacency
 from .accountants import MOST, PATIENCE
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+_MOST_MEMORY = 4 << 30  # bytes of address space
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -37,6 +42,9 @@ class Bounded(Generic[P, R]):
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._worker is not None:
             process, ours = self._worker
             self._worker = None
@@ -60,13 +68,13 @@ class Bounded(Generic[P, R]):
             theirs.close()
             self._worker = process, ours
         connection = self._worker[1]
-        connection.send((arguments, named))
         try:
+            connection.send((arguments, named))
             if not connection.poll(PATIENCE):
                 raise TimeoutError
             result: R | Exception = connection.recv()
-        except (TimeoutError, EOFError) as error:
-            self.__exit__()
+        except (OSError, EOFError) as error:  # its time is up, or it has ended
+            self._end()
             raise LedgerError(
                 "what it cost takes too long or too much memory to work out"
             ) from error
@@ -91,6 +99,8 @@ def epsilon_within(
 
 
 def _serve(work: Callable[P, R], calls: Connection, other_end: Connection) -> None:
+    with contextlib.suppress(ValueError, OSError):  # not every system has it
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, resource.RLIM_INFINITY))
     other_end.close()  # or it would never hear that nobody calls any more
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries warn of numbers nobody would choose
     while True:
@@ -98,9 +108,16 @@ def _serve(work: Callable[P, R], calls: Connection, other_end: Connection) -> No
             arguments, named = calls.recv()
         except EOFError:
             return
+        # Where the audit is killed meanwhile, nobody else ends it.
+        until = math.ceil(time.process_time() + PATIENCE)
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
         try:
             calls.send(work(*arguments, **named))
-        except (FedprofileError, ImportError) as error:
+        except ConfigError as error:
+            calls.send(ConfigError(str(error)))
+        except FedprofileError as error:  # some can't be pickled
+            calls.send(LedgerError(str(error)))
+        except ImportError as error:
             calls.send(error)
         except (ArithmeticError, MemoryError, ValueError, RuntimeError):
             calls.send(LedgerError("its numbers are beyond what can be worked out"))

@@ -145,7 +145,12 @@ def verdict(verification: Verification, faults: Sequence[str]) -> str:
     cost = verification.cost
     if cost is None or cost.credited is None or math.isinf(cost.credited):
         return "The ledger is whole, and it promises no privacy: ε is infinite."
-    within = "" if cost.target is None else f", within the target of {epsilon(cost.target)}"
+    within = ""
+    if cost.target is not None:
+        target, open_yet = epsilon(cost.target), "unless cohorts turn out to be Poisson samples"
+        within = f", within the target of {target}"
+        if cost.credited > cost.target:
+            within = f", above the target of {target} {open_yet}"
     return (
         f"Holds: every check that could be run agrees with ε = {epsilon(cost.credited)} at "
         f"δ = {scientific(cost.delta)}{within}."

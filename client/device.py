@@ -355,8 +355,11 @@ class Device:
 
     def _open(self) -> Store:
         place, path = find_key(self.folder), self.folder.store
-        # Whoever starts anew changes key and file together.
-        with self._files.shared() if path.exists() else self._files.alone():
+        # Whoever starts anew changes key and file together, and one process alone makes new ones.
+        with (
+            self._files.shared(),
+            contextlib.nullcontext() if path.exists() else self._files.alone(),
+        ):
             key = place.load()
             if key is None and path.exists():
                 raise DeviceError(
@@ -440,11 +443,13 @@ class Device:
                 erased = records.count_events(store)[0]
             self.close()
             path = self.folder.store
-            with self._files.alone():
-                for file in (*store_files(path), *stores_aside(path)):
-                    file.unlink()
-                sync_folder(path.parent)
-                find_key(self.folder).destroy()
-            withdraw_answers(self.folder)
+            try:
+                with self._files.alone():
+                    find_key(self.folder).destroy()  # first: nobody can read the rest then
+                    for file in (*store_files(path), *stores_aside(path)):
+                        file.unlink(missing_ok=True)
+                    sync_folder(path.parent)
+            finally:
+                withdraw_answers(self.folder)
             with self._opened():
                 return EraseProfileResponse(erased, 0)

@@ -66,6 +66,7 @@ _BEAT = 0.7 * HEARTBEAT
 _TICK = 0.2  # seconds between looks at a process that trains
 _LONGEST_FIT = 1800.0
 _PAUSES = (1.0, 60.0)  # seconds between tries to connect, first and longest
+_METERED_FOR = 60.0  # seconds until that is asked again
 _SHUT_OUT = 5.0  # where more than the network is in the way, at first
 
 
@@ -108,6 +109,7 @@ class Node:
         self._diary = folder.diary
         self._fit: _Fit | None = None
         self._connected = math.inf  # when the present connection was made
+        self._metered = -math.inf  # when the network was found to be so
 
     def _load_server(self) -> None:
         """What the owner has joined; read anew for every connection, for it may be another by then."""
@@ -351,8 +353,16 @@ class Node:
 
     def _holds_back(self) -> bool:
         """Whether an update that waits has to wait on: the owner paused, or every byte costs now."""
-        unmetered = self._folder.config.policy.unmetered
-        return self._owner.paused() or bool(unmetered and self._conditions().metered)
+        if self._owner.paused():
+            return True
+        if not self._folder.config.policy.unmetered:
+            return False
+        # Asking takes a process, and what waits is looked at every second.
+        if time.monotonic() - self._metered < _METERED_FOR:
+            return True
+        metered = bool(self._conditions().metered)
+        self._metered = time.monotonic() if metered else -math.inf
+        return metered
 
     def _keep(self, message: Message) -> Message:
         """Keep a released model.

@@ -56,8 +56,10 @@ def _take_part(folder: DeviceFolder, device: Device, stop: threading.Event) -> N
     while not stop.is_set():
         try:
             node = Node(folder, DeviceOwner(device))
-        except (FedprofileError, OSError) as error:  # a key that others may read, a damaged bundle
-            _log.error("takes part in no training: %s", error)
+        except Exception as error:  # a key that others may read, a damaged bundle
+            known = isinstance(error, FedprofileError | OSError)
+            why = error if known else f"unexpected {type(error).__name__}"
+            _log.error("takes part in no training: %s", why)
             stop.wait(_MENDED)
         else:
             node.run(stop)

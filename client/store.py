@@ -99,11 +99,12 @@ class Store:
     @classmethod
     def _make(cls, path: Path, key: bytes, lock: StoreLock) -> None:
         for stray in store_files(path):  # the log of a store that somebody took away
-            stray.rename(cls._aside(stray))
+            with contextlib.suppress(FileNotFoundError):
+                stray.rename(cls._aside(stray))
         # Made whole under another name: whatever stands under this one was complete once.
         made = path.with_name(f".{path.name}.new")
         for old in store_files(made):
-            old.unlink()
+            old.unlink(missing_ok=True)
         _create_file(made)
         cls._open(made, key, lock, new=True).close()
         made.rename(path)
@@ -135,8 +136,12 @@ class Store:
 
     def close(self) -> None:
         """Close it; what was committed is in the file then, and the log is gone."""
-        with contextlib.suppress(sqlcipher3.Error):  # a full disk, or a file that doesn't hold
-            self._connection.close()
+        with contextlib.ExitStack() as held:
+            # SQLite deletes the log by its name: it must not be that of a new store by then.
+            with contextlib.suppress(StoreError):
+                held.enter_context(self._lock.shared())
+            with contextlib.suppress(sqlcipher3.Error):  # a full disk, or a file that doesn't hold
+                self._connection.close()
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one statement.
@@ -274,15 +279,16 @@ class Store:
         return file.with_name(f"{file.name}.damaged-{stamp}")
 
     def _set_aside(self, why: str) -> StoreDamaged:
-        self.close()
         aside = self._aside(self.path)
         with self._lock.alone():
+            self.close()
             if self.replaced():  # it isn't this one's to set aside
                 raise StoreError(
                     f"{self.path}: was damaged, and another process has seen to it; do it again"
                 )
             for file in store_files(self.path):
-                file.rename(aside.with_name(file.name.replace(self.path.name, aside.name, 1)))
+                with contextlib.suppress(FileNotFoundError):  # a log that SQLite took away
+                    file.rename(aside.with_name(file.name.replace(self.path.name, aside.name, 1)))
             sync_folder(self.path.parent)
         return StoreDamaged(
             f"{self.path}: the store is damaged or its key is another ({why}). It is set aside as "

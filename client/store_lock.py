@@ -17,7 +17,11 @@ from pathlib import Path
 
 from ..common.errors import StoreError
 
-_PATIENCE, _PAUSE = 5.0, 0.005  # seconds; as SQLite's busy_timeout, and between two tries
+_PATIENCE = {
+    fcntl.LOCK_SH: 5.0,
+    fcntl.LOCK_EX: 20.0,
+}  # seconds; of the first as SQLite's busy_timeout
+_PAUSE = 0.005  # between two tries
 
 
 class StoreLock:
@@ -47,7 +51,7 @@ class StoreLock:
         """Nobody commits to the files within; asked for under :meth:`shared`, others may come between.
 
         Raises:
-            StoreError: somebody is at work for longer than five seconds, or the folder is gone.
+            StoreError: others are at work for longer than twenty seconds, or the folder is gone.
         """
         with self._held(fcntl.LOCK_EX):
             yield
@@ -71,16 +75,20 @@ class StoreLock:
             self._descriptor, self._alone = None, False
 
     def _take(self, descriptor: int, kind: int) -> None:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _PATIENCE[kind]
         while True:
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > until:
+                    with contextlib.suppress(OSError):  # it was given up for this one
+                        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                     raise StoreError(
                         f"{self._folder}: another process holds the store; do it again when it is done"
                     ) from error
                 time.sleep(_PAUSE)
+            except OSError as error:
+                raise StoreError(f"{self._folder}: can't be locked ({error.strerror})") from error
             else:
                 self._alone = kind == fcntl.LOCK_EX
                 return

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..common.accounting import epsilon as priced
 from ..common.accounting import fits, gaussian_mu
 from ..common.errors import BudgetError
+from ..common.ledger_entries import Entry, Reserve
 from ..common.mechanism import Mechanism
+from ..common.messages import TrainTask
 from ..common.server_config import ServerConfig
 from .budget import BudgetPlan, plan_budget
 from .cooccurrence import head_size
-from .split import Sizes
+from .split import LEAST_SHARE, Sizes
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -29,7 +31,11 @@ _TRIFLE = 1e-4
 
 
 def plan_federation(
-    config: ServerConfig, *, sizes: Sizes, earlier: Mapping[DpEvent, int]
+    config: ServerConfig,
+    *,
+    sizes: Sizes,
+    earlier: Mapping[DpEvent, int],
+    made: Iterable[Entry] = (),
 ) -> BudgetPlan:
     """The plan of a deployed federation: :func:`~.budget.plan_budget`, within what owners allow.
 
@@ -37,6 +43,8 @@ def plan_federation(
         config: of the federation.
         sizes: how many numbers a device sends.
         earlier: what was released of the same users before.
+        made: the federation's own ledger, once it has begun: rounds go on with the noise they have there,
+            whatever limit is set by now.
 
     Raises:
         BudgetError: nothing fits the budget, or rounds of a given noise the owners' limit.
@@ -50,6 +58,9 @@ def plan_federation(
         sizes=sizes,
         earlier=earlier,
     )
+    begun = {entry.task: entry.mechanism for entry in made if isinstance(entry, Reserve)}
+    if TrainTask.name in begun:
+        return replace(plan, training=begun[TrainTask.name])
     if not config.privacy.enabled or not federation.lifetime_epsilon:
         return plan
     return within_lifetimes(
@@ -93,7 +104,7 @@ def within_lifetimes(
     Raises:
         BudgetError: rounds of a given noise cost more by themselves.
     """
-    allowed = gaussian_mu(epsilon=epsilon, delta=delta) ** 2
+    limit = allowed = gaussian_mu(epsilon=epsilon, delta=delta) ** 2
     statistics = [m for m in (plan.popularity, plan.cooccurrence) if m is not None]
     cost = sum(m.noise_multiplier**-2 for m in statistics)
     trained = times * plan.training.noise_multiplier**-2
@@ -101,23 +112,26 @@ def within_lifetimes(
         allowed -= trained
     else:
         cost += trained
-    if allowed <= 0:
+    if allowed <= (LEAST_SHARE * limit if statistics else 0.0):
+        less = "leaves next to nothing for statistics" if allowed > 0 else "is less"
         reached = priced({_in_full(plan.training): times}, delta=delta, coarse=True)
         raise BudgetError(
             f"privacy.noise_multiplier = {plan.training.noise_multiplier:g} costs a device that is asked in"
-            f" {times} rounds ε = {reached:.4g} by its own count, above federation.lifetime_epsilon = "
-            f"{epsilon:g}, so that it would decline; add noise, have fewer rounds, or set there what all "
-            "owners allow",
+            f" {times} rounds ε = {reached:.4g} by its own count, and federation.lifetime_epsilon = "
+            f"{epsilon:g} {less}: it would decline; add noise, have fewer "
+            "rounds, or set there what all owners allow",
             epsilon_reached=reached,
         )
     factor = max(1.0, math.sqrt(cost / allowed)) if cost else 1.0
     if factor == 1:
         return plan
+    step = _TRIFLE / 2
     while True:
         found = _noisier(plan, factor, rounds_too=not given_noise)
         if _fits(found, times, epsilon=epsilon, delta=delta):
             break
-        factor *= 1 + _TRIFLE  # priced on a grid, several releases cost a trifle more
+        step *= 2
+        factor *= 1 + step  # priced on a grid, several releases cost a trifle more
     other = found.cooccurrence
     if other is not None and not head_size(n_items, other):
         found = replace(found, cooccurrence=None)  # too much noise to compare items

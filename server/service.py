@@ -30,7 +30,7 @@ from ..common.encoder import Encoder, build_encoder
 from ..common.errors import FedprofileError, ReplyRejected, ServerFull
 from ..common.items import ItemTable
 from ..common.ledger import Ledger
-from ..common.ledger_entries import Earlier, Reserve
+from ..common.ledger_entries import Earlier, Reserve, read_ledger
 from ..common.messages import CooccurrenceTask, Release, read_hosting, release_message
 from ..common.randomness import NoiseSource
 from ..common.signing import SigningKey
@@ -103,6 +103,7 @@ class Service:
             config,
             sizes=Sizes.of(encoder, config.statistics, table),
             earlier=sum((other.events() for other in earlier), Counter()),
+            made=read_ledger(self._folder.ledger) if is_begun(self._folder.ledger) else (),
         )
         with self._open_ledger(plan, earlier) as ledger:
             self._metrics.follow(ledger.entries, epsilon=ledger.epsilon_spent())

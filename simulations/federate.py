@@ -13,6 +13,7 @@ from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.encoder import Encoder
 from ..common.ledger import Ledger
+from ..common.ledger_entries import Reserve
 from ..common.randomness import NoiseSource
 from ..server.app import Federation, FederationResult, OnStatistic, build_server_app
 from ..server.budget import BudgetPlan
@@ -53,8 +54,7 @@ def run_federation(
         FedprofileError: what the federation raises.
     """
     federation = Federation(
-        # Folders of one name may share devices' ledgers, which tell runs apart by this.
-        run=f"{name}-{ledger.opening.nonce[:8]}",
+        run=run_name(name, ledger),
         config=config,
         plan=plan,
         encoder=encoder,
@@ -101,3 +101,12 @@ def statistics_time(config: RunConfig, split: Split, population: Population) -> 
     if split.train_time is not None:
         return split.train_time
     return int(population.histories.times.max()) + 1
+
+
+def run_name(name: str, ledger: Ledger) -> str:
+    """What devices are told a run is called: those of one folder name may share their ledgers.
+
+    A run that goes on keeps the one it began with, wherever its folder is by now.
+    """
+    began = (e.run for e in ledger.entries if isinstance(e, Reserve) and e.run is not None)
+    return next(began, f"{name}-{ledger.opening.nonce[:8]}")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from fedprofile.audit.forecast import forecast
 from fedprofile.audit.ledgers import Evidence
 from fedprofile.audit.spending import group_releases, spent_along
 from fedprofile.audit.verify import verify
-from fedprofile.common.errors import ConfigError, LedgerError
+from fedprofile.common.errors import BadEntry, ConfigError, LedgerError
 from fedprofile.common.ledger_entries import read_chain
 
 
@@ -26,6 +28,8 @@ def answered(what):
         return 1e300**2
     if what == "refuse":
         raise ConfigError("no")
+    if what == "bad entry":
+        raise BadEntry(Path("ledger.jsonl"), 3, "isn't signed")
     return os.getpid()
 
 
@@ -39,7 +43,31 @@ def test_what_takes_too_long_or_dies_takes_no_later_answer_along(monkeypatch):
                 ask(what)
         with pytest.raises(ConfigError, match=r"^no$"):
             ask("refuse")
-        assert ask("c") != first
+        with pytest.raises(LedgerError, match=r"line 3: isn't signed"):
+            ask("bad entry")
+        second = ask("c")
+        assert second != first
+        os.kill(second, signal.SIGKILL)  # while nobody asks
+        ask._worker[0].join()
+        with pytest.raises(LedgerError, match="too long"):
+            ask("d")
+        assert ask("e") != second
+
+
+def busy(seconds):
+    while True:
+        pass
+
+
+def test_a_worker_whose_audit_was_killed_ends_when_its_time_is_up(monkeypatch):
+    monkeypatch.setattr(bounded, "PATIENCE", 0.5)
+    ask = Bounded(busy)
+    monkeypatch.setattr(ask, "_end", lambda: None)  # as where it dies before it can
+    with pytest.raises(LedgerError, match="too long"):
+        ask(9)
+    process, _ = ask._worker
+    process.join(30)
+    assert process.exitcode == -signal.SIGXCPU
 
 
 def endless(forge, size):

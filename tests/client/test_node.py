@@ -426,8 +426,9 @@ def test_an_update_stays_when_the_owner_no_longer_agrees(node, device, bundle, k
 
 @pytest.mark.parametrize("held_back", ["paused", "metered"])
 def test_an_update_waits_while_the_owner_would_not_have_it_sent(
-    node, device, bundle, key, held_back
+    node, device, bundle, key, held_back, monkeypatch
 ):
+    monkeypatch.setattr(node_module, "_METERED_FOR", 0.0)
     message, _ = task_of(bundle, sign=key.sign)
     fleet = FakeFleet(message)
     fleet.fails = Unreachable("gone")

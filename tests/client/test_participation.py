@@ -64,3 +64,13 @@ def test_what_is_wrong_with_training_keeps_nobody_from_ranking(folder, began, ca
         assert "node.key" in caplog.text
         folder.node_key.chmod(0o600)
         assert began.wait(10)
+
+
+def test_a_bundle_that_cannot_even_be_read_is_told_too(folder, began, caplog):
+    kept = folder.server_facts.read_bytes()
+    folder.server_facts.write_text("[" * 100_000)
+    with Device(folder) as device, taking_part(folder, device):
+        assert not began.wait(0.3)
+        assert "takes part in no training" in caplog.text
+        folder.server_facts.write_bytes(kept)
+        assert began.wait(10)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from fedprofile.client import device as device_module
 from fedprofile.client import store_lock as module
 from fedprofile.client.answers import EraseProfileRequest
 from fedprofile.client.device import Device
@@ -104,7 +105,7 @@ def test_who_starts_anew_takes_the_store_from_all_others(device):
 
 
 def test_nobody_replaces_a_store_while_another_commits(device, monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_PATIENCE", dict.fromkeys(module._PATIENCE, 0.2))
     device.record([event("before")])
     with device._opened() as held, held.transaction():
         with Device(device.folder) as other, pytest.raises(StoreError, match="another process"):
@@ -156,8 +157,57 @@ def test_processes_that_make_a_store_at_once_make_one(device):
         assert (status.events, status.set_aside) == (4, ())
 
 
+def test_closing_waits_for_whoever_replaces_the_files(tmp_path):
+    """SQLite deletes the log by its name, which may be another store's by then."""
+    store, other = Store.open(tmp_path / "store.db", KEY), StoreLock(tmp_path)
+    closed = threading.Event()
+
+    def close():
+        store.close()
+        closed.set()
+
+    thread = threading.Thread(target=close)
+    with other.alone():
+        thread.start()
+        assert not closed.wait(0.1)
+    assert closed.wait(5)
+    thread.join()
+
+
+def test_starting_anew_is_never_halfway(device, monkeypatch):
+    device.record([event("before")])
+    gone = device.folder.path / "store.db-wal"
+    (device.folder.outbox / "made.reply").write_bytes(b"of events")
+    listed = device_module.store_files
+    # Another process closed the store since the files were listed.
+    monkeypatch.setattr(device_module, "store_files", lambda path: [*listed(path), gone])
+    assert device.erase(EVERYTHING).erased == 1
+    key = device.folder.store_key.read_bytes()
+    (device.folder.outbox / "made.reply").write_bytes(b"of events")
+
+    def fails(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(device_module, "stores_aside", fails)
+    with pytest.raises(PermissionError):
+        device.erase(EVERYTHING)
+    assert not device.folder.store_key.exists() or device.folder.store_key.read_bytes() != key
+    assert not list(device.folder.outbox.glob("*.reply"))
+
+
+def test_who_cannot_have_it_alone_still_shares_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", dict.fromkeys(module._PATIENCE, 0.05))
+    first, second, third = (StoreLock(tmp_path) for _ in range(3))
+    busy = pytest.raises(StoreError, match="another process holds")
+    with first.shared():
+        with second.shared(), pytest.raises(StoreError), first.alone():
+            raise AssertionError("must not begin")
+        with busy, third.alone():
+            raise AssertionError("must not begin")
+
+
 def test_shared_by_many_or_held_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_PATIENCE", dict.fromkeys(module._PATIENCE, 0.05))
     first, second = StoreLock(tmp_path), StoreLock(tmp_path)
     busy = pytest.raises(StoreError, match="another process holds")
     with first.shared(), second.shared(), busy, second.alone():

@@ -123,3 +123,23 @@ def test_statistics_that_compare_nothing_any_more_are_left_out():
 def test_no_privacy_needs_no_limit():
     config = configured(500, privacy={"enabled": False})
     assert noises(planned(config)) == noises(unbounded(config)) == [0, 0, 0]
+
+
+def test_a_federation_that_has_begun_goes_on_with_its_noise(begin_ledger, mechanism, tmp_path):
+    """Whatever limit its configuration has by now: an older program knew of none."""
+    ledger = begin_ledger(tmp_path / "ledger.jsonl")
+    ledger.reserve(task="statistics/popularity", mechanism=mechanism)
+    for sections in ({}, {"privacy": {"noise_multiplier": 1.6}}):
+        config = configured(500, 20, **sections)
+        ledger.reserve(task="training", mechanism=mechanism, round=1)
+        made = ledger.entries
+        plan = plan_federation(config, sizes=SIZES, earlier={}, made=made)
+        assert plan.training == mechanism
+    ledger.close()
+
+
+def test_statistics_are_not_left_a_trifle():
+    limit = planned(configured(500, 3, privacy={"noise_multiplier": 4.0}))
+    assert limit.popularity.noise_multiplier < 4
+    with pytest.raises(BudgetError, match="leaves next to nothing for statistics"):
+        planned(configured(500, 3, privacy={"noise_multiplier": 1.61}))

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from fedprofile.common.config import RunConfig
-from fedprofile.simulations.federate import statistics_time, time_is_read_off_data
+from fedprofile.common.ledger import Ledger
+from fedprofile.common.mechanism import Mechanism
+from fedprofile.common.signing import SigningKey
+from fedprofile.simulations.federate import run_name, statistics_time, time_is_read_off_data
 from fedprofile.simulations.splits import make_split
 from fedprofile.simulations.synthetic import synthesise
 
@@ -49,3 +52,28 @@ def logs(build_town):
         chosen = histories.take(np.array(users))
         found.append((chosen, build_town(histories=chosen).population))
     return found
+
+
+def begun(path):
+    return Ledger.create(
+        path,
+        signing_key=SigningKey.generate(),
+        population="people",
+        population_size=100,
+        delta=1e-3,
+        target_epsilon=8.0,
+        randomness="csprng",
+        code_version="test",
+        config_digest="",
+    )
+
+
+def test_a_run_keeps_its_name_wherever_its_folder_is_by_now(tmp_path):
+    mechanism = Mechanism(
+        clip_norm=1.0, noise_multiplier=4.0, sampling_probability=0.5, population_size=100
+    )
+    with begun(tmp_path / "a.jsonl") as one, begun(tmp_path / "b.jsonl") as other:
+        assert run_name("shop", one).startswith("shop-")
+        assert run_name("shop", one) != run_name("shop", other)
+        one.reserve(task="training", mechanism=mechanism, run="as-it-began", round=1)
+        assert run_name("moved", one) == "as-it-began"
