@@ -78,12 +78,16 @@ def verify(
     device_ledger: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="of a device; may be repeated")
     ] = None,
+    device_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="of devices' ledgers; unset: as the run has it"),
+    ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """See the help text above."""
     from .verify import verify as run
 
-    evidence = find_evidence(path, anchor=anchor)
+    evidence = find_evidence(path, anchor=anchor, devices=device_folder)
     key = None if public_key is None else read_public_key(public_key)
     found = run(evidence, public_key=key, device_ledgers=device_ledger or ())
     if as_json:

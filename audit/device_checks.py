@@ -94,7 +94,10 @@ def check_devices(
     # One that is broken may be of any unit, and is told of already.
     there = sum(device.unit in (USER, None) for device in devices)
     if there < kept and any(isinstance(entry, Reserve) for entry in server.entries):
-        what = f"{there:,} user-level ledgers in {folder}, the configuration has {kept:,} devices keep one"
+        what = (
+            f"{there:,} user-level ledgers in {folder}, the configuration has {kept:,} devices keep one; "
+            "--device-folder names where they are now"
+        )
         findings.append(Finding(COMPLETE, "fails", what))
     for unit in sorted({device.unit or USER for device in held}, reverse=True):
         findings.append(_of_unit(unit, [device for device in held if device.unit == unit]))

@@ -44,12 +44,15 @@ class Evidence:
         return self.run or self.server
 
 
-def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
+def find_evidence(
+    path: Path, *, anchor: Path | None = None, devices: Path | None = None
+) -> Evidence:
     """What ``path``, a ledger or the folder of a run or a server, leads to.
 
     Args:
         path: of either.
         anchor: named by the officer; None: where the run's configuration has it.
+        devices: folder of devices' ledgers, named by the officer; None: as the anchor.
 
     Raises:
         LedgerError: there is no ledger.
@@ -57,10 +60,12 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
     """
     if anchor is not None and not anchor.is_file():
         raise LedgerError(f"{anchor}: no such anchor; name the file that the head was published in")
+    if devices is not None and not devices.is_dir():
+        raise LedgerError(f"{devices}: no such folder of devices' ledgers")
     if not path.is_dir():
         if not path.is_file():
             raise LedgerError(f"{path}: no such ledger or folder of one")
-        return Evidence(path, None, anchor)
+        return Evidence(path, None, anchor, devices)
     ledger = path / LEDGER
     if (path / SERVER).is_file():
         if not ledger.is_file():
@@ -69,7 +74,9 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
                 f"fedprofile server run {path}"
             )
         trusting = None if anchor else _BESIDE
-        return Evidence(ledger, None, anchor or path / _ANCHOR, server=path, trusting=trusting)
+        return Evidence(
+            ledger, None, anchor or path / _ANCHOR, devices, server=path, trusting=trusting
+        )
     if not ledger.is_file():
         raise LedgerError(
             f"{path}: holds no {LEDGER}; name a ledger, or the folder of a run or server"
@@ -87,7 +94,7 @@ def find_evidence(path: Path, *, anchor: Path | None = None) -> Evidence:
         ledger,
         path,
         anchor or Path(named.anchor or path / _ANCHOR),
-        Path(named.device_folder or path / "devices"),
+        devices or Path(named.device_folder or path / "devices"),
         named.devices,
         trusting=None if anchor else f"{config} names its place" if named.anchor else _BESIDE,
     )

@@ -53,6 +53,7 @@ class ReportOptions:
         command: the whole command, to make the report again.
         public_key: hex, of who should have signed.
         device_ledgers: what devices wrote down.
+        device_folder: where more of that lies, as the officer named it.
         probes: results of ``audit probe``; None: where the folder has them.
         canaries: results of ``audit canaries``; None: where the folder has them.
     """
@@ -61,6 +62,7 @@ class ReportOptions:
     command: str
     public_key: str | None = None
     device_ledgers: Sequence[Path] = ()
+    device_folder: Path | None = None
     probes: Path | None = None
     canaries: Path | None = None
 
@@ -255,6 +257,8 @@ def _commands(
     more = [*anchored, *pinned]
     for device in options.device_ledgers:
         more += ["--device-ledger", str(device)]
+    if options.device_folder is not None:
+        more += ["--device-folder", str(options.device_folder)]
     further = [part for number in _MORE for part in ("--rounds", str(number))]
     commands = [
         ("checks, ε by three accountants, devices", [*subject, "verify", path, *more]),

@@ -52,6 +52,10 @@ def command(
     device_ledger: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="of a device; may be repeated")
     ] = None,
+    device_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="of devices' ledgers; unset: as the run has it"),
+    ] = None,
     probe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="what 'audit probe --out' kept")
     ] = None,
@@ -65,12 +69,13 @@ def command(
     """See the help text above."""
     from .report import ReportOptions, check_free, make_report, write_report
 
-    evidence = find_evidence(path, anchor=anchor)
+    evidence = find_evidence(path, anchor=anchor, devices=device_folder)
     options = ReportOptions(
         path=path,
         command=shlex.join(["fedprofile", *sys.argv[1:]]),
         public_key=None if public_key is None else read_public_key(public_key),
         device_ledgers=tuple(device_ledger or ()),
+        device_folder=device_folder,
         probes=probe,
         canaries=canaries,
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedprofile.audit.cohort_test import FALSE_ALARM
 from fedprofile.audit.ledgers import Evidence, find_evidence
-from fedprofile.audit.statements import objection
+from fedprofile.audit.statements import objection, verdict
 from fedprofile.audit.verify import verify
 from fedprofile.common.errors import LedgerError
 from fedprofile.common.signing import SigningKey
@@ -235,6 +235,9 @@ def test_of_a_first_round_that_has_not_ended_nothing_is_amplified_and_nothing_is
     assert found.holds
     assert found.cost.credited == found.cost.unamplified > found.cost.target > found.cost.pld
     assert outcome(found, "sampler") == outcome(found, "budget") == "not run"
+    sentence = verdict(found, [])  # of the report: open, and not within
+    assert "above the target of 8.000 unless cohorts turn out to be Poisson samples" in sentence
+    assert "within" not in sentence
 
 
 @quick

@@ -115,6 +115,16 @@ def test_lifetimes_go_on_over_runs_that_share_a_folder(fedprofile, small, log, t
     for name in ("first/run", "second/run"):
         config = small(DEVICES + 'device_folder = "kept"\npopulation = "town"\n')
         run(fedprofile, "--config", config, "--data", data, "--out", name)
-    found = reconciled(tmp_path / "second" / "run", tmp_path / "kept")
+    # An officer has a copy somewhere else.
+    (tmp_path / "kept").rename(tmp_path / "copied")
+    gone = fedprofile("audit", "verify", "second/run", "--json")
+    assert gone.code == 1
+    assert "--device-folder names where they are now" in gone.out
+    assert fedprofile("audit", "verify", "second/run", "--device-folder", "copied").code == 0
+    page = ("--device-folder", "copied", "--out", "page", "--json")
+    report = fedprofile("audit", "report", "second/run", *page)
+    assert report.code == 0
+    assert "--device-folder copied" in report.out
+    found = reconciled(tmp_path / "second" / "run", tmp_path / "copied")
     assert "12 releases are the server's" in found
     assert "12 are of other runs" in found
