@@ -90,7 +90,8 @@ def run_and_kill(folder: DeviceFolder, number: int, after: float) -> tuple[list[
     child.stdout.readline()
     time.sleep(after)
     child.kill()
-    lines = [line.split() for line in child.stdout.read().splitlines()]
+    told_whole = child.stdout.read().rpartition("\n")[0]  # it may have died in the middle of a line
+    lines = [line.split() for line in told_whole.splitlines()]
     child.wait()
     told = {
         kind: [int(line[1]) for line in lines if line[0] == kind] for kind in ("recorded", "erased")
