@@ -16,7 +16,11 @@ from ..common.errors import MALFORMED, DataError
 
 COOCCURRENCE = "statistics/cooccurrence"
 Weights = Mapping[str, NDArray[np.float32]]
-_STATISTICS = {"statistics/popularity": "popularity", COOCCURRENCE: "vectors"}
+# What a release led to; successors came later than vectors.
+_STATISTICS = {
+    "statistics/popularity": ("popularity",),
+    COOCCURRENCE: ("vectors", "pairs", "chances"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,9 @@ class Checkpoint:
                 averaged=averaged,
                 average=means if averaged else weights,
                 statistics={
-                    task: {name: tensors[name]}
-                    for task, name in _STATISTICS.items()
-                    if name in tensors
+                    task: {name: tensors[name] for name in names if name in tensors}
+                    for task, names in _STATISTICS.items()
+                    if names[0] in tensors
                 },
             )
         except (OSError, SafetensorError, *MALFORMED) as error:

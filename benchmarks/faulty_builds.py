@@ -322,7 +322,7 @@ def same_noise_in_every_statistic(patch: pytest.MonkeyPatch) -> None:
 
 
 def vectors_without_noise(patch: pytest.MonkeyPatch) -> None:
-    release_sum, item_vectors = server_app.release_sum, server_app.item_vectors
+    release_sum, relations = server_app.release_sum, server_app.item_relations
     sums = []
 
     def remembered(summed, **settings):
@@ -330,10 +330,10 @@ def vectors_without_noise(patch: pytest.MonkeyPatch) -> None:
         return release_sum(summed, **settings)
 
     def of_the_sum(_, **settings):
-        return item_vectors(sums[-1]["cooccurrence"].numpy(), **settings)
+        return relations(sums[-1]["cooccurrence"].numpy(), **settings)
 
     patch.setattr(server_app, "release_sum", remembered)
-    patch.setattr(server_app, "item_vectors", of_the_sum)
+    patch.setattr(server_app, "item_relations", of_the_sum)
 
 
 def popularity_not_clipped(patch: pytest.MonkeyPatch) -> None:

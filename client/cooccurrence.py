@@ -1,7 +1,8 @@
 """A device's part in which items are taken close together: all that is known of items without content.
 
 What follows shortly on an item is told by many devices that took both, and by no text. The sum over
-devices, denoised on the server, gives every item a vector such that items taken together are alike.
+devices, denoised on the server, gives every item a vector such that items taken together are alike, and
+the items that follow it more often than that tells.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from scipy import sparse
 
 from ..common.histories import Histories
 from ..common.messages import CooccurrenceTask
+from ..common.successors import ORDER_SHARE
 from ..common.updates import ClippedUpdate
 
 _LAGS = 6
-"""Events that a pair may lie apart; each further one counts √½ as much as the one before."""
+"""Events that a pair may lie apart; each further one counts half as much as the one before."""
 
 
 def cooccurrence_contribution(
@@ -25,9 +27,10 @@ def cooccurrence_contribution(
 ) -> ClippedUpdate:
     """Sum over devices of the pairs of head items they took close together, scaled per device.
 
-    A device counts each pair of distinct items by 2^(−(lag − 1)/2) for every time they are ``lag`` ≤ 6
-    events apart, takes the square root, so that a pair it takes all the time doesn't drown the others,
-    and scales the whole to norm C. The order within a pair is left out.
+    A device counts each ordered pair of distinct items by 2^−(lag − 1) for every time the second is
+    taken ``lag`` ≤ 6 events after the first, and takes the square root m_ij, so that a pair it takes all
+    the time doesn't drown the others. It sends m_ij + m_ji of each pair, and κ·(m_ij − m_ji), all of it
+    scaled to norm C: with κ = 0.3 the order costs 4 % of the signal.
 
     Sensitivity: a device's part has norm C, or 0 where it took no two head items; adding or removing
     the device moves the sum by no more than C.
@@ -42,29 +45,34 @@ def cooccurrence_contribution(
         ValueError: C is not a positive, finite number.
 
     Returns:
-        One array, ``cooccurrence``: float32 [K (K − 1) / 2], row by row of the upper triangle.
+        One array, ``cooccurrence``: float32 [K (K − 1)], the sums of all pairs i < j, row by row of the
+        upper triangle, and then the differences.
     """
     if not 0 < clip_norm < math.inf:
         raise ValueError(f"a part is scaled to the clip, which must be finite, not {clip_norm}")
     place = np.full(n_items, -1, dtype=np.int64)
     place[head] = np.arange(len(head))
     places, device = place[histories.items], histories.devices
+    n_pairs = CooccurrenceTask.pairs(len(head))
     owners, columns, weights = [], [], []
     for lag in range(1, _LAGS + 1):
         one, other = places[:-lag], places[lag:]
         real = (device[:-lag] == device[lag:]) & (one != other) & (one >= 0) & (other >= 0)
         low, high = np.minimum(one[real], other[real]), np.maximum(one[real], other[real])
+        pair = low * (2 * len(head) - low - 1) // 2 + high - low - 1
         owners.append(device[lag:][real])
-        columns.append(low * (2 * len(head) - low - 1) // 2 + high - low - 1)
-        weights.append(np.full(len(low), 0.5 ** ((lag - 1) / 2)))
+        # Those that are taken in the order of the head come first.
+        columns.append(np.where(one[real] < other[real], pair, n_pairs + pair))
+        weights.append(np.full(len(low), 0.5 ** (lag - 1)))
     entries = np.concatenate(weights), (np.concatenate(owners), np.concatenate(columns))
-    counts = sparse.csr_matrix(
-        entries, shape=(histories.n_devices, CooccurrenceTask.pairs(len(head)))
-    )
-    # Building the matrix has added up what is in one place. Squares of the roots are the counts.
-    norms = np.sqrt(np.asarray(counts.sum(axis=1)).ravel())
+    # Building the matrix adds up what is in one place.
+    counts = sparse.csr_matrix(entries, shape=(histories.n_devices, 2 * n_pairs))
+    roots = counts.sqrt()
+    forward, back = roots[:, :n_pairs], roots[:, n_pairs:]
+    parts = sparse.hstack([forward + back, ORDER_SHARE * (forward - back)], format="csr")
+    norms = np.sqrt(np.asarray(parts.multiply(parts).sum(axis=1)).ravel())
     scale = np.divide(clip_norm, norms, out=np.zeros_like(norms), where=norms > 0)
-    total = np.asarray(counts.sqrt().T @ scale, dtype=np.float32)
+    total = np.asarray(parts.T @ scale, dtype=np.float32)
     return ClippedUpdate(
         arrays={"cooccurrence": total}, devices=histories.n_devices, clip_norm=clip_norm
     )

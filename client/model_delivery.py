@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.messages import Release
 from ..common.releases import Manifest
 from ..common.server_bundle import ServerBundle
+from ..common.successors import Successors
 from .device import Device
 from .device_folder import DeviceFolder
 from .model_bundle import ITEMS, MODEL, install_bundle
@@ -116,15 +118,28 @@ def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -
         last = Manifest.read(kept.read_text(encoding="utf-8"), public_key=facts.signing_key)
         if (manifest.release, manifest.round) < (last.release, last.round):
             raise TaskRefused("stale", f"the release is of round {manifest.round}, not a newer one")
-    shape = (bundle.items.n_items, 1 + bundle.items.width_of(COOCCURRENCE_BLOCK))
-    if len(release.statistics) != 4 * shape[0] * shape[1]:
-        raise DataError(
-            f"statistics of {len(release.statistics)} bytes for {shape} numbers; release them again"
-        )
-    known = np.frombuffer(release.statistics, dtype="<f4").astype(np.float32).reshape(shape)
-    name = _install(folder, bundle, release.model, known)
+    known, successors = _read_statistics(release.statistics, bundle.items)
+    name = _install(folder, bundle, release.model, known, successors)
     write_atomically(kept, release.manifest.encode(), mode=0o600)
     return name
+
+
+def _read_statistics(
+    content: bytes, items: ItemTable
+) -> tuple[NDArray[np.float32], Successors | None]:
+    """Numbers of each item, float32 [n_items, 1 + r], and what follows what, where that is told."""
+    shape = (items.n_items, 1 + items.width_of(COOCCURRENCE_BLOCK))
+    count = shape[0] * shape[1]
+    if len(content) < 4 * count:
+        raise DataError(
+            f"statistics of {len(content)} bytes for {shape} numbers; release them again"
+        )
+    known = np.frombuffer(content, dtype="<f4", count=count).astype(np.float32).reshape(shape)
+    if len(content) == 4 * count:
+        return known, None
+    successors = Successors.from_bytes(content[4 * count :])
+    successors.check(items.n_items)
+    return known, successors
 
 
 def _manifest(folder: DeviceFolder) -> Path:
@@ -133,12 +148,17 @@ def _manifest(folder: DeviceFolder) -> Path:
 
 
 def _install(
-    folder: DeviceFolder, bundle: ServerBundle, model: bytes, known: NDArray[np.float32]
+    folder: DeviceFolder,
+    bundle: ServerBundle,
+    model: bytes,
+    known: NDArray[np.float32],
+    successors: Successors | None = None,
 ) -> str:
     with tempfile.TemporaryDirectory(dir=folder.models, prefix=".release-") as scratch:
         source = Path(scratch)
         (source / MODEL).write_bytes(model)
-        _served(source / MODEL, bundle.items, known).save(source / ITEMS)
+        served = _served(source / MODEL, bundle.items, known)
+        replace(served, successors=successors).save(source / ITEMS)
         return install_bundle(folder, source).name
 
 

@@ -1,8 +1,9 @@
 """Candidates scored against the profile, on the device and with numpy alone.
 
 The score s of an item is four fifths ⟨U, v⟩, one inner product in the space of the item vectors, and one
-fifth how like the item is to the nearest one held (:mod:`.nearest`). Where items are taken again and
-again (groceries, songs), scores become the probabilities of a mixture:
+fifth how like the item is to the nearest one held (:mod:`.nearest`). Where it was released what follows
+what, that is mixed in (:mod:`.succession`). Where items are taken again and again (groceries, songs),
+scores become the probabilities of a mixture:
 
     p(j) = ρ · f_j·π_j^¼ / Σ f·π^¼  +  (1 − ρ) · softmax(0.8·s_j + log κ_j)_j
 
@@ -35,6 +36,7 @@ from .nearest import (
 )
 from .profile import HABITS, Event, Profile, repeat_rate
 from .serving import PRIOR_BLOCK
+from .succession import mixed, next_chances, next_matrix, tells_next
 
 _LEFT_OUT = np.float32(-np.inf)
 """Score of what isn't to be recommended."""
@@ -110,13 +112,22 @@ def score(
             f"profile vector has {len(profile.vector)} numbers, item vectors {table.dimension}; "
             "use the item table that the profile was built with"
         )
-    if candidates is None:
-        logits = table.vectors @ profile.vector
-        nearest = nearest or NearestHeld(table)
-        if not nearest.asked:
-            return logits
-        return pooled(logits, nearest.to(profile.items), nearest.prior)
-    _check_candidates(candidates, table)
+    if candidates is not None:
+        _check_candidates(candidates, table)
+        if tells_next(table):  # a mixture is over all items, whichever of them are asked for
+            return score(profile, table, nearest=nearest)[candidates]
+        return _alone(profile, table, candidates)
+    logits = table.vectors @ profile.vector
+    nearest = nearest or NearestHeld(table)
+    if nearest.asked:
+        logits = pooled(logits, nearest.to(profile.items), nearest.prior)
+    return mixed(logits, next_chances(profile, table)) if tells_next(table) else logits
+
+
+def _alone(
+    profile: Profile, table: ItemTable, candidates: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """s of some items, where it doesn't depend on the others."""
     logits = table.vectors[candidates] @ profile.vector
     if not tells_nearest(table):
         return logits
@@ -238,7 +249,7 @@ def _ranking(
 
 
 def score_matrix(
-    vectors: NDArray[np.float32], histories: Histories, table: ItemTable
+    vectors: NDArray[np.float32], histories: Histories, table: ItemTable, *, window: int
 ) -> NDArray[np.float32]:
     """s of many users and all items: the same as :func:`score` of each, float32 [m, n_items].
 
@@ -246,11 +257,14 @@ def score_matrix(
         vectors: float32 [m, k], the users' U.
         histories: what each of them did.
         table: of the items.
+        window: events that a profile holds.
     """
     logits: NDArray[np.float32] = vectors @ table.vectors.T
-    if not tells_nearest(table):
-        return logits
-    return pooled(logits, nearest_matrix(table, histories), log_popularity(table))
+    if tells_nearest(table):
+        logits = pooled(logits, nearest_matrix(table, histories), log_popularity(table))
+    if tells_next(table):
+        logits = mixed(logits, next_matrix(table, histories, window=window))
+    return logits
 
 
 def mix_repeats(

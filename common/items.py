@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from .errors import MALFORMED, DataError
 from .files import write_atomically
+from .successors import Successors
 
 COOCCURRENCE_BLOCK = "cooccurrence"
 """Block for what is taken together: zeros in the public table, and filled by a release, see
@@ -36,12 +37,14 @@ class ItemTable:
         ids: original item ids, n_items of them.
         tags: interest tags of each item (category values and the like), perhaps none.
         blocks: name → (start, stop) column range of each feature block.
+        successors: what is taken soon after what, as released; None in the public table.
     """
 
     vectors: NDArray[np.float32]
     ids: tuple[str, ...]
     tags: tuple[tuple[str, ...], ...]
     blocks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    successors: Successors | None = None
 
     @property
     def n_items(self) -> int:
@@ -111,9 +114,11 @@ class ItemTable:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over vectors, ids, tags and blocks; the same table has the same name anywhere."""
+        """SHA-256 over all that is in it; the same table has the same name anywhere."""
         digest = hashlib.sha256(np.ascontiguousarray(self.vectors, dtype="<f4").tobytes())
         digest.update(self._description().encode())
+        if self.successors is not None:
+            digest.update(self.successors.to_bytes())
         return digest.hexdigest()
 
     def _description(self) -> str:
@@ -123,7 +128,10 @@ class ItemTable:
     def save(self, path: Path) -> None:
         """Write the table as safetensors, with its content hash in the header."""
         metadata = {"content_hash": self.content_hash, "description": self._description()}
-        write_atomically(path, save({"vectors": np.ascontiguousarray(self.vectors)}, metadata))
+        tensors: dict[str, NDArray[np.generic]] = {"vectors": np.ascontiguousarray(self.vectors)}
+        if self.successors is not None:
+            tensors |= {"pairs": self.successors.pairs, "chances": self.successors.chances}
+        write_atomically(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> ItemTable:
@@ -136,6 +144,9 @@ class ItemTable:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata()
                 vectors = file.get_tensor("vectors")
+                successors = None
+                if "pairs" in file.keys():  # noqa: SIM118  # no mapping
+                    successors = Successors(file.get_tensor("pairs"), file.get_tensor("chances"))
             description = json.loads(metadata["description"])
             ranges = {name: (start, stop) for name, (start, stop) in description["blocks"].items()}
             table = cls(
@@ -144,9 +155,12 @@ class ItemTable:
                 tags=tuple(tuple(tags) for tags in description["tags"]),
                 # JSON has them by name, but an encoder reads them by place.
                 blocks=dict(sorted(ranges.items(), key=lambda block: block[1])),
+                successors=successors,
             )
+            if successors is not None:
+                successors.check(table.n_items)
             same = table.content_hash == metadata["content_hash"]
-        except (OSError, SafetensorError, *MALFORMED) as error:
+        except (OSError, SafetensorError, DataError, *MALFORMED) as error:
             raise DataError(f"{path}: not an item table ({error}); build it again") from error
         if not same:
             raise DataError(f"{path}: content doesn't match its hash; build it again")

@@ -91,7 +91,7 @@ class CooccurrenceTask:
     """
 
     name: ClassVar = "statistics/cooccurrence"
-    largest_head: ClassVar = 2_048  # a device sends 8 MB then
+    largest_head: ClassVar = 2_048  # a device sends 17 MB then
 
     binding: Binding
     devices: NDArray[np.int64]
@@ -101,8 +101,13 @@ class CooccurrenceTask:
 
     @staticmethod
     def pairs(head: int) -> int:
-        """Numbers that a device sends of so many items."""
+        """Pairs of so many items."""
         return head * (head - 1) // 2
+
+    @classmethod
+    def numbers(cls, head: int) -> int:
+        """Numbers that a device sends of so many items: how often each pair, and in which order."""
+        return 2 * cls.pairs(head)
 
 
 StatisticsTask = PopularityTask | CooccurrenceTask

@@ -38,8 +38,9 @@ from ..common.user_level_optimizer import release_sum
 from .budget import BudgetPlan
 from .checkpoint import Checkpoint
 from .cohorts import check_coverage, sample_cohort, split_by_host
-from .cooccurrence import head_of, head_size, item_vectors
-from .popularity import item_priors
+from .cooccurrence import head_of, head_size
+from .popularity import ItemPriors, item_priors
+from .relations import item_relations
 from .statistics import ItemStatistics
 from .strategy import PrivateAveraging, RoundRecord
 from .validation import add_up
@@ -244,7 +245,7 @@ class Federation:
         checkpoint: Checkpoint,
         mechanism: Mechanism,
     ) -> Checkpoint:
-        """Release which of the most popular items are taken close together, as vectors."""
+        """Release which of the most popular items are taken close together, and in which order."""
         popularity = self._statistics(checkpoint).long_run
         head = head_of(popularity, min(head_size(len(popularity), mechanism), self._largest_head))
         task = partial(CooccurrenceTask, head=head)
@@ -256,19 +257,20 @@ class Federation:
             message=lambda node, **common: cooccurrence_message(
                 node, task(**common), sign=self._sign
             ),
-            shape={"cooccurrence": (CooccurrenceTask.pairs(len(head)),)},
+            shape={"cooccurrence": (CooccurrenceTask.numbers(len(head)),)},
         )
-        vectors = item_vectors(
+        relations = item_relations(
             noisy["cooccurrence"].numpy(),
             head=head,
             popularity=popularity,
-            stddev=mechanism.noise_stddev,
+            mechanism=mechanism,
             dimension=self._table.width_of(COOCCURRENCE_BLOCK),
         )
         return replace(
             checkpoint,
             release=release,
-            vectors=torch.from_numpy(vectors),
+            vectors=torch.from_numpy(relations.vectors),
+            successors=relations.successors,
             rounds=(*checkpoint.rounds, record),
         )
 
@@ -360,10 +362,12 @@ class Federation:
         mechanism = self._plan.popularity
         if mechanism is None:
             flat = np.full(n_items, -np.log(n_items), dtype=np.float32)
-            return ItemStatistics(long_run=flat, current=flat, vectors=vectors)
-        noisy: NDArray[np.float64] = checkpoint.popularity.numpy()
-        priors = item_priors(noisy, stddev=mechanism.noise_stddev)
-        return ItemStatistics(**priors._asdict(), vectors=vectors)
+            priors = ItemPriors(long_run=flat, current=flat)
+        else:
+            noisy: NDArray[np.float64] = checkpoint.popularity.numpy()
+            priors = item_priors(noisy, stddev=mechanism.noise_stddev)
+        successors = checkpoint.successors
+        return ItemStatistics(**priors._asdict(), vectors=vectors, successors=successors)
 
 
 def build_server_app(federation: Federation) -> ServerApp:

@@ -13,7 +13,7 @@ from ..common.calibration import calibrate_noise_multiplier
 from ..common.config import PrivacyConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
-from .cooccurrence import head_size
+from .cooccurrence import head_size, vectors_size
 from .split import (
     LEAST_SHARE,
     Sizes,
@@ -204,7 +204,7 @@ def _planned(
         popularity=popularity_signal(
             sizes, noise_multiplier=once.noise_multiplier, population_size=population_size
         ),
-        cooccurrence=cooccurrence_signal(head, once) if head else None,
+        cooccurrence=cooccurrence_signal(vectors_size(head, once), once) if head else None,
         training=training_signal(
             sizes,
             noise_multiplier=rate * math.sqrt(rounds) / mu,

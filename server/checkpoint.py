@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..common.errors import RunFolderError
+from ..common.errors import DataError, RunFolderError
 from ..common.files import write_atomically
+from ..common.successors import Successors
 from ..common.weights import hash_of_weights
 
 _KEPT = 2
@@ -34,6 +35,7 @@ class Checkpoint:
         moments: ``parameter/field`` → state of the server optimizer.
         popularity: float [1 + time scales, n_items], the noisy release.
         vectors: float32 [n_items, r], what the release of co-occurrence led to; None before it.
+        successors: what else it led to.
         rounds: what was recorded of each round, JSON-ready.
     """
 
@@ -44,6 +46,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     popularity: Tensor
     vectors: Tensor | None = None
+    successors: Successors | None = None
     average: dict[str, Tensor] = field(default_factory=dict)
     averaged: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
@@ -53,12 +56,11 @@ class Checkpoint:
     def led_to(self) -> str:
         """Hash of what the last release led to, as the ledger has it: weights, or a statistic."""
         if self.round:
-            outcome = self.weights
-        elif self.vectors is not None:
-            outcome = {"vectors": self.vectors}
-        else:
-            outcome = {"popularity": self.popularity}
-        return hash_of_weights({name: tensor.numpy() for name, tensor in outcome.items()})
+            return hash_of_weights({name: tensor.numpy() for name, tensor in self.weights.items()})
+        if self.vectors is None:
+            return hash_of_weights({"popularity": self.popularity.numpy()})
+        further = {} if self.successors is None else self.successors.arrays
+        return hash_of_weights({"vectors": self.vectors.numpy(), **further})
 
     def save(self, folder: Path) -> None:
         """Write ``round-NNNNNN.safetensors`` into ``folder`` and drop all but the last few."""
@@ -71,6 +73,9 @@ class Checkpoint:
         tensors["popularity"] = self.popularity.contiguous()
         if self.vectors is not None:
             tensors["vectors"] = self.vectors.contiguous()
+        if self.successors is not None:
+            tensors["pairs"] = torch.from_numpy(self.successors.pairs)
+            tensors["chances"] = torch.from_numpy(self.successors.chances)
         state = {
             "round": self.round,
             "config_digest": self.config_digest,
@@ -99,6 +104,11 @@ class Checkpoint:
                 popularity = file.get_tensor("popularity")
                 names = file.keys()
                 vectors = file.get_tensor("vectors") if "vectors" in names else None
+                successors = None
+                if "pairs" in names:
+                    pairs, chances = file.get_tensor("pairs"), file.get_tensor("chances")
+                    successors = Successors(pairs.numpy(), chances.numpy())
+                    successors.check(popularity.shape[-1])
                 for key in names:
                     group, _, name = key.partition("/")
                     if name:
@@ -112,9 +122,10 @@ class Checkpoint:
                 rounds=tuple(state["rounds"]),
                 popularity=popularity,
                 vectors=vectors,
+                successors=successors,
                 **groups,
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, DataError, KeyError, TypeError, ValueError) as error:
             raise RunFolderError(f"{path}: not a checkpoint ({error}); remove it") from error
 
     @classmethod

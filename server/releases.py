@@ -2,7 +2,8 @@
 
 releases/000012/manifest.json      what it is, what it cost, what it comes from; signed
 releases/000012/model.safetensors  the encoder, as a simulation writes it
-releases/000012/statistics.f32     of the items: log popularity, vectors; little-endian float32
+releases/000012/statistics.f32     of the items: log popularity, vectors; little-endian float32;
+                                   then what follows what: pairs (int32) and chances (float32)
 releases/latest                    name of the newest
 """
 
@@ -71,6 +72,8 @@ class Releases:
         config = self.folder.config
         columns = np.column_stack([statistics.current, statistics.vectors])
         content = columns.astype("<f4").tobytes()
+        if statistics.successors is not None:
+            content += statistics.successors.to_bytes()
         named = (hash_of_weights(weights), hashlib.sha256(content).hexdigest())
         latest = self.latest()
         if latest is not None and (latest.weights, latest.statistics) == named:

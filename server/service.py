@@ -145,13 +145,13 @@ class Service:
         weights = [weight.numel() for weight in load_file(self._folder.model).values()]
         popularity = (1 + len(self._config.statistics.half_lives_days)) * table.n_items
         most = min(self._largest_head, table.n_items) if plan.cooccurrence else 0
-        return ReplySize.of([*weights, popularity, CooccurrenceTask.pairs(most)])
+        return ReplySize.of([*weights, popularity, CooccurrenceTask.numbers(most)])
 
     @property
     def _largest_head(self) -> int:
         """Items whose pairs may be asked for, so that what all devices send fits into memory."""
         each = _MOST_REPLIES / (4 * self._config.federation.population_size)
-        return min(CooccurrenceTask.largest_head, max(2, math.isqrt(int(2 * each))))
+        return min(CooccurrenceTask.largest_head, max(2, math.isqrt(int(each))))
 
     def _train(
         self,

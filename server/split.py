@@ -68,7 +68,8 @@ def popularity_signal(sizes: Sizes, *, noise_multiplier: float, population_size:
 
 
 def cooccurrence_signal(head: int, mechanism: Mechanism) -> float:
-    """Expected signal to noise of the co-occurrence release over K items; inf without noise.
+    """Expected signal to noise of the co-occurrence release over the K items
+    that get vectors; inf without noise.
 
     A tenth of what devices send is taken to add up, against noise of norm σ·C·K in the symmetric matrix.
     """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
+from ..common.successors import Successors
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,14 +19,17 @@ class ItemStatistics:
         long_run: float32 [n_items], log popularity over all time, see :class:`.popularity.ItemPriors`.
         current: float32 [n_items], log popularity in recent weeks.
         vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`; r = 0 without.
+        successors: see :func:`.successors.successors_of`; None without.
     """
 
     long_run: NDArray[np.float32]
     current: NDArray[np.float32]
     vectors: NDArray[np.float32]
+    successors: Successors | None = None
 
     def fill(self, table: ItemTable) -> ItemTable:
-        """The public table with the released vectors where it has room for them."""
+        """The public table with what was released of co-occurrence, where it has room for it."""
         if COOCCURRENCE_BLOCK not in table.blocks:
             return table
-        return table.with_values(COOCCURRENCE_BLOCK, self.vectors)
+        filled = table.with_values(COOCCURRENCE_BLOCK, self.vectors)
+        return replace(filled, successors=self.successors)

@@ -9,9 +9,11 @@ from ..client.popularity import popularity_contribution
 from ..common.config import StatisticsConfig
 from ..common.items import COOCCURRENCE_BLOCK
 from ..common.mechanism import Mechanism
+from ..common.successors import Successors
 from ..server.budget import STATISTICS_CLIP
-from ..server.cooccurrence import head_of, head_size, item_vectors
+from ..server.cooccurrence import head_of, head_size
 from ..server.popularity import item_priors
+from ..server.relations import Relations, item_relations
 from ..server.statistics import ItemStatistics
 from .population import Population
 
@@ -36,7 +38,7 @@ def exact_statistics(
     )
     priors = item_priors(popular.arrays["popularity"].astype(np.float64), stddev=0.0)
     columns = table.width_of(COOCCURRENCE_BLOCK)
-    vectors = np.zeros((table.n_items, columns), dtype=np.float32)
+    relations = Relations(np.zeros((table.n_items, columns), dtype=np.float32), Successors.none())
     if columns:
         exact = Mechanism(
             clip_norm=STATISTICS_CLIP,
@@ -48,11 +50,11 @@ def exact_statistics(
         together = cooccurrence_contribution(
             histories, head=head, n_items=table.n_items, clip_norm=STATISTICS_CLIP
         )
-        vectors = item_vectors(
+        relations = item_relations(
             together.arrays["cooccurrence"].astype(np.float64),
             head=head,
             popularity=priors.long_run,
-            stddev=0.0,
+            mechanism=exact,
             dimension=columns,
         )
-    return ItemStatistics(priors.long_run, priors.current, vectors)
+    return ItemStatistics(priors.long_run, priors.current, relations.vectors, relations.successors)

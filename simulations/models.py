@@ -57,7 +57,9 @@ class EncoderScorer:
         )
         ids = self.weights[ID_TABLE].detach().numpy() if ID_TABLE in self.weights else None
         served = serving_table(self.table, prior=self.prior, ids=ids)
-        return mix_repeats(score_matrix(users, history, served), history, served)
+        return mix_repeats(
+            score_matrix(users, history, served, window=self.model.window), history, served
+        )
 
 
 def train_centrally(
@@ -176,4 +178,6 @@ class LocalOnly:
                 found = functional_call(self.encoder, own, (inputs,))
             users[rows, : table.dimension] = found[:, 0].numpy()
         served = serving_table(table, prior=flat, ids=None)
-        return mix_repeats(score_matrix(users, history, served), history, served)
+        return mix_repeats(
+            score_matrix(users, history, served, window=model.window), history, served
+        )

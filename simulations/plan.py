@@ -16,7 +16,7 @@ from ..common.formatting import epsilon as epsilon_text
 from ..common.formatting import number, scientific
 from ..common.mechanism import Mechanism
 from ..common.messages import CooccurrenceTask, PopularityTask
-from ..server.cooccurrence import head_size
+from ..server.cooccurrence import head_size, vectors_size
 from ..server.split import Sizes, cooccurrence_signal, popularity_signal, training_signal
 from .run_folder import RunFolder
 from .run_ledger import earlier_releases
@@ -128,9 +128,10 @@ def _releases(
         found.append((PopularityTask.name, planned.popularity, 1, numbers, signal))
     if planned.cooccurrence is not None:
         head = head_size(sizes.n_items, planned.cooccurrence)
-        signal = cooccurrence_signal(head, planned.cooccurrence)
+        compared = vectors_size(head, planned.cooccurrence)
+        signal = cooccurrence_signal(compared, planned.cooccurrence)
         found.append(
-            (CooccurrenceTask.name, planned.cooccurrence, 1, CooccurrenceTask.pairs(head), signal)
+            (CooccurrenceTask.name, planned.cooccurrence, 1, CooccurrenceTask.numbers(head), signal)
         )
     if rounds:
         signal = training_signal(

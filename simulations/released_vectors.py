@@ -1,19 +1,20 @@
-"""Whether item vectors follow from the release of co-occurrence, as it was seen, and from nothing else."""
+"""Whether what is told of items follows from the release of co-occurrence, and from nothing else."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..common.messages import CooccurrenceTask
-from ..server.cooccurrence import item_vectors
+from ..server.relations import item_relations
 from ..server.statistics import ItemStatistics
 from .probe_observed import Release, flat
 
 
 def strayed(released: Release, statistics: ItemStatistics) -> float:
-    """Largest difference, over pairs of items, between the cosines told and those that follow.
+    """Largest difference, over pairs of items, between what is told and what follows from it.
 
-    Cosines, for vectors are told up to a rotation among directions that weigh the same.
+    It is of the cosines between vectors, for those are told up to a rotation among directions that weigh
+    the same, and of the chances that one comes after the other.
 
     Args:
         released: the release of co-occurrence.
@@ -22,11 +23,21 @@ def strayed(released: Release, statistics: ItemStatistics) -> float:
     task = released.exchanges[0].task
     assert isinstance(task, CooccurrenceTask), "a release of co-occurrence"
     told = statistics.vectors.astype(np.float64)
-    follow = item_vectors(
+    relations = item_relations(
         flat(released.total),
         head=task.head,
         popularity=statistics.long_run,
-        stddev=released.declared.noise_stddev,
+        mechanism=released.declared,
         dimension=told.shape[1],
-    ).astype(np.float64)
-    return float(np.abs(told @ told.T - follow @ follow.T).max())
+    )
+    follow = relations.vectors.astype(np.float64)
+    chances = [np.zeros((len(told), len(told))) for _ in range(2)]
+    for matrix, successors in zip(
+        chances, (statistics.successors, relations.successors), strict=True
+    ):
+        if successors is not None:
+            matrix[tuple(successors.pairs.T)] = successors.chances
+    return max(
+        float(np.abs(told @ told.T - follow @ follow.T).max()),
+        float(np.abs(chances[0] - chances[1]).max()),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def load_scorer(
         raise RunFolderError(f"{folder.model}: not a readable model ({error})") from error
     blocks = {n: b for n, b in served.blocks.items() if n not in (PRIOR_BLOCK, TRAINED_BLOCK)}
     width = max(stop for _, stop in blocks.values())
-    table = ItemTable(served.vectors[:, :width], served.ids, served.tags, blocks)
+    table = replace(served, vectors=served.vectors[:, :width], blocks=blocks)
     encoder = build_encoder(
         config.model,
         blocks=table.blocks,

@@ -38,16 +38,17 @@ def by_definition(population, clip_norm):
     """Device by device in plain Python; pairs in the order of the upper triangle."""
     places = {item: place for place, item in enumerate(HEAD.tolist())}
     pairs = [(i, j) for i in range(len(HEAD)) for j in range(i + 1, len(HEAD))]
-    total = np.zeros(len(pairs))
+    total = np.zeros(2 * len(pairs))
     for device in population:
-        counts = dict.fromkeys(pairs, 0.0)
+        counts = np.zeros((len(HEAD), len(HEAD)))
         for later, other in enumerate(device):
             for lag in range(1, 7):
                 if later >= lag and other in places and device[later - lag] in places:
-                    pair = tuple(sorted((places[device[later - lag]], places[other])))
-                    if pair in counts:
-                        counts[pair] += 2 ** (-(lag - 1) / 2)
-        part = np.sqrt([counts[pair] for pair in pairs])
+                    counts[places[device[later - lag]], places[other]] += 2.0 ** -(lag - 1)
+        roots = np.sqrt(counts)
+        sums = [roots[i, j] + roots[j, i] for i, j in pairs]
+        differences = [0.3 * (roots[i, j] - roots[j, i]) for i, j in pairs]
+        part = np.array(sums + differences)
         norm = np.linalg.norm(part)
         total += part * (clip_norm / norm if norm else 0)
     return total
@@ -69,14 +70,18 @@ def test_no_device_moves_the_sum_by_more_than_the_clip(population, device, place
 
 
 def test_a_pair_is_told_where_any_two_of_the_head_are_close():
-    assert contribution([[0, 1, 1, 1, 1, 1, 4]]).max() == pytest.approx(1)
+    assert contribution([[0, 1, 1, 1, 1, 1, 4]]).max() == pytest.approx(1 / math.hypot(1, 0.3))
     assert not contribution([[0, 1, 1, 1, 1, 1, 1, 4]]).any()
     assert not contribution([[0], [4], [], [0, 0, 3, 1]]).any()
-    assert len(contribution([[0, 4]])) == CooccurrenceTask.pairs(len(HEAD)) == 10
+    assert len(contribution([[0, 4]])) == CooccurrenceTask.numbers(len(HEAD)) == 20
 
 
-def test_the_order_within_a_pair_is_left_out():
-    np.testing.assert_array_equal(contribution([[0, 4, 6]]), contribution([[6, 4, 0]]))
+def test_the_order_within_a_pair_is_told_beside_it():
+    one, other = contribution([[0, 4, 6]]), contribution([[6, 4, 0]])
+    np.testing.assert_array_equal(one[:10], other[:10])
+    np.testing.assert_array_equal(one[10:], -other[10:])
+    assert one[10:].any()
+    assert not contribution([[0, 4, 1, 1, 1, 1, 1, 1, 4, 0]])[10:].any()
 
 
 def test_nothing_is_sent_unclipped():

@@ -95,7 +95,9 @@ def test_a_score_pools_the_encoder_with_popularity_and_the_nearest_item():
     np.testing.assert_allclose(score(served, SERVED), expected, atol=1e-4)
     some = np.array([311, 2, 3], dtype=np.int32)
     np.testing.assert_allclose(score(served, SERVED, some), expected[some], atol=1e-4)
-    np.testing.assert_allclose(score_matrix(vector[None], log, SERVED)[0], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        score_matrix(vector[None], log, SERVED, window=8)[0], expected, atol=1e-4
+    )
     best = top_k(served, SERVED, 5)
     expected[[4, 90, 311]] = -np.inf
     assert best.items.tolist() == np.argsort(-expected)[:5].tolist()
@@ -127,4 +129,4 @@ def test_ids_that_stand_in_for_content_and_trained_vectors_ask_no_nearest():
         assert not tells_nearest(table)
         vector = np.ones((1, table.dimension), dtype=np.float32)
         logits = vector @ table.vectors.T
-        np.testing.assert_array_equal(score_matrix(vector, log, table), logits)
+        np.testing.assert_array_equal(score_matrix(vector, log, table, window=8), logits)

@@ -228,7 +228,7 @@ def test_no_candidates_no_ranking(include_seen):
 def test_many_users_score_as_one_does():
     histories = make_histories([20, 0, 1, 35, 7])
     profiles = [build(h, table=TABLE, scales=SCALES, window_size=50) for h in histories]
-    logits = score_matrix(np.stack([p.vector for p in profiles]), histories, TABLE)
+    logits = score_matrix(np.stack([p.vector for p in profiles]), histories, TABLE, window=8)
     mixed = mix_repeats(logits, histories, TABLE)
     np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
     for user, profile in enumerate(profiles):

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,9 +25,10 @@ from fedprofile.common.ledger_entries import Reserve, read_ledger
 from fedprofile.common.messages import Binding, TrainTask, read_update, train_message
 from fedprofile.common.server_bundle import ServerBundle
 from fedprofile.common.signing import SigningKey
+from fedprofile.common.successors import Successors
 from fedprofile.common.weights import hash_of_weights
 from fedprofile.server import app, budget, lifetimes
-from fedprofile.server.cooccurrence import item_vectors
+from fedprofile.server.relations import item_relations
 from fedprofile.server.releases import Releases
 from fedprofile.server.setup import create_server
 from fedprofile.server.statistics import ItemStatistics
@@ -142,9 +144,12 @@ def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(
     # Of three devices nothing would be left but noise.
     for module in (app, budget, lifetimes):
         monkeypatch.setattr(module, "head_size", lambda n_items, _: n_items)
-    monkeypatch.setattr(
-        app, "item_vectors", lambda noisy, **known: item_vectors(noisy, **{**known, "stddev": 0.0})
-    )
+    monkeypatch.setattr(budget, "vectors_size", lambda head, _: head)
+
+    def exactly(noisy, *, mechanism, **known):
+        return item_relations(noisy, mechanism=replace(mechanism, noise_multiplier=0.0), **known)
+
+    monkeypatch.setattr(app, "item_relations", exactly)
     statistics = StatisticsConfig(as_of=dt.date(2026, 1, 1), cooccurrence=6)
     config = made_server.config.model_copy(update={"statistics": statistics})
     folder = create_server(tmp_path / "server", config, items=None)
@@ -216,3 +221,38 @@ def test_names_of_goods_tell_it_and_titles_do_not(tmp_path, preset, columns):
     _, _, population = read(RunConfig.model_validate(settings))
     assert "text" in population.table.blocks
     assert population.table.width_of(COOCCURRENCE_BLOCK) == columns
+
+
+@pytest.mark.slow
+def test_what_follows_what_is_told_by_a_release_and_ranked_by_on_a_device(fedprofile, tmp_path):
+    """From the log to the list of a device; the ledger names what was told, and an audit compares it."""
+    config = CONFIG.replace("synthetic_users = 200", "synthetic_users = 600")
+    (tmp_path / "ids.toml").write_text(config.replace("rounds = 2", "rounds = 0"), encoding="utf-8")
+    open_run = ("--config", "ids.toml", "--no-privacy", "--json")
+    told(fedprofile("simulate", *open_run, "--out", "run"))
+    path = tmp_path / "run" / "items.safetensors"
+    served = ItemTable.load(path)
+    assert len(served.successors) > 20
+    folder, config = find_run(tmp_path / "run")
+    log, _, population = read(config)
+    assert len(load_scorer(folder, config, log, population).table.successors) > 20
+    verified = fedprofile("audit", "verify", "run")
+    assert "items" in verified.out
+
+    assert fedprofile("device", "init", "phone", "--model", "run").code == 0
+    pair = served.successors.chances.argmax()
+    item, then = (served.ids[place] for place in served.successors.pairs[pair])
+    for number, taken in enumerate((item, served.ids[0], served.ids[1], item)):
+        when = ("--time", str(1_700_000_000 + number))
+        told(fedprofile("device", "record", "phone", "--item", taken, *when, "--json"))
+    ranking = told(fedprofile("device", "recommend", "phone", "--top-k", "3", "--json"))
+    assert then in [entry["item"] for entry in ranking["items"]]
+
+    # Told more strongly than it was released, with a hash to match.
+    stronger = Successors(served.successors.pairs, served.successors.chances * np.float32(0.5))
+    replace(served, successors=stronger).save(path)
+    found = fedprofile("audit", "verify", "run", "--json")
+    assert found.code == 1
+    findings = {finding["check"]: finding for finding in json.loads(found.out)["findings"]}
+    assert findings["items"]["outcome"] == "fails"
+    assert "wasn't released" in findings["items"]["what"]

@@ -22,8 +22,9 @@ from fedprofile.common.messages import (
 from fedprofile.common.signing import SigningKey
 from fedprofile.server import app as server_app
 from fedprofile.server.app import find_hosts
-from fedprofile.server.cooccurrence import head_of, item_vectors
+from fedprofile.server.cooccurrence import head_of
 from fedprofile.server.popularity import item_priors
+from fedprofile.server.relations import item_relations
 from fedprofile.simulations.grid import InProcessGrid
 
 NOTHING = {"rounds": 0}
@@ -187,9 +188,14 @@ def test_what_is_taken_together_becomes_vectors_that_training_goes_by(build_town
     result = town.run(tmp_path, town.grid(kind=Watched))
     popularity = result.statistics.long_run
     head = head_of(popularity, 30)
-    expected = item_vectors(
-        exact_cooccurrence(town, head), head=head, popularity=popularity, stddev=0.0, dimension=5
+    relations = item_relations(
+        exact_cooccurrence(town, head),
+        head=head,
+        popularity=popularity,
+        mechanism=town.plan.cooccurrence,
+        dimension=5,
     )
+    expected = relations.vectors
     assert np.linalg.norm(expected, axis=1).mean() > 0.9
     np.testing.assert_allclose(
         result.statistics.vectors @ result.statistics.vectors.T, expected @ expected.T, atol=1e-4
@@ -200,6 +206,9 @@ def test_what_is_taken_together_becomes_vectors_that_training_goes_by(build_town
     assert all(np.array_equal(task.vectors, result.statistics.vectors) for task in trained)
     filled = result.statistics.fill(town.population.table)
     np.testing.assert_array_equal(filled.vectors[:, -5:], result.statistics.vectors)
+    followed = relations.successors
+    np.testing.assert_array_equal(filled.successors.pairs, followed.pairs)
+    np.testing.assert_allclose(filled.successors.chances, followed.chances, rtol=1e-4)
     assert not town.population.table.vectors[:, -5:].any()
 
 
@@ -209,16 +218,16 @@ def test_it_carries_the_noise_of_its_mechanism(build_town, tmp_path, monkeypatch
 
     def keep(noisy, **settings):
         seen.append((noisy, settings))
-        return item_vectors(noisy, **settings)
+        return item_relations(noisy, **settings)
 
     monkeypatch.setattr(server_app, "head_size", lambda *_, **__: 300)
-    monkeypatch.setattr(server_app, "item_vectors", keep)
+    monkeypatch.setattr(server_app, "item_relations", keep)
     town = build_town(n_items=400, statistics=TOGETHER, training=NOTHING)
     town.run(tmp_path)
     [(noisy, settings)] = seen
     noise = noisy - exact_cooccurrence(town, settings["head"])
     stddev = town.plan.cooccurrence.noise_stddev
-    assert settings["stddev"] == stddev
+    assert settings["mechanism"].noise_stddev == stddev
     assert noise.std() == pytest.approx(stddev, rel=4.5 / np.sqrt(2 * noise.size))
     assert abs(noise.mean()) < 4.5 * stddev / np.sqrt(noise.size)
     with town.ledger(tmp_path) as ledger:

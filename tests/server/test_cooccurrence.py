@@ -103,9 +103,9 @@ def test_the_head_is_as_large_as_the_noise_allows():
 
     assert size(3_000, 0.0, 9) == 2_048
     assert size(100, 0.0, 9) == 100
-    assert size(3_000, 1.2, 6_000) == 500
-    assert size(3_000, 2.4, 6_000) == 250
-    assert size(3_000, 6.25, 1_000) == 16
+    assert size(3_000, 1.2, 6_000) == 1_000
+    assert size(3_000, 2.4, 6_000) == 500
+    assert size(3_000, 6.25, 1_000) == 32
     assert size(3_000, 6.3, 1_000) == 0
     assert size(8, 1.0, 80) == 8
     popularity = np.log(np.float32([0.1, 0.4, 0.4, 0.05, 0.05]))

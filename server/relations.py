@@ -1,0 +1,66 @@
+"""What the co-occurrence release tells of the items: which are alike, and what follows what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.mechanism import Mechanism
+from ..common.successors import Successors
+from .cooccurrence import item_vectors, vectors_size
+from .successors import successors_of
+
+
+@dataclass(frozen=True, eq=False)
+class Relations:
+    """Both, denoised.
+
+    Attributes:
+        vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`.
+        successors: see :func:`.successors.successors_of`.
+    """
+
+    vectors: NDArray[np.float32]
+    successors: Successors
+
+
+def item_relations(
+    noisy: NDArray[np.float64],
+    *,
+    head: NDArray[np.int64],
+    popularity: NDArray[np.float32],
+    mechanism: Mechanism,
+    dimension: int,
+) -> Relations:
+    """From the release as it left the mechanism.
+
+    Args:
+        noisy: float64 [K (K − 1)], sums of all pairs and differences by order.
+        head: int64 [K], the items, most popular first.
+        popularity: float32 [n_items], log popularity.
+        mechanism: of the release.
+        dimension: r.
+    """
+    size = len(head)
+    low, high = np.triu_indices(size, 1)
+    # Only of the first ones is the noise on all pairs together small enough for vectors.
+    first = vectors_size(size, mechanism)
+    among = (low < first) & (high < first)
+    return Relations(
+        vectors=item_vectors(
+            noisy[: len(low)][among],
+            head=head[:first],
+            popularity=popularity,
+            stddev=mechanism.noise_stddev,
+            dimension=dimension,
+        ),
+        successors=successors_of(
+            noisy,
+            head=head,
+            popularity=popularity,
+            stddev=mechanism.noise_stddev,
+            population_size=mechanism.population_size,
+        ),
+    )

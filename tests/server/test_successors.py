@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+
+from fedprofile.common.successors import ORDER_SHARE
+from fedprofile.server.successors import _Spikes, successors_of
+
+SIZE = 80
+POPULATION = 2_000
+PAIRS = SIZE * (SIZE - 1) // 2
+UNIFORM = np.full(SIZE, -math.log(SIZE), dtype=np.float32)
+HEAD = np.random.default_rng(4).permutation(SIZE)
+
+
+def release(forward, *, chance=2.0, stddev=0.0, seed=0):
+    """Sums and differences of m [K, K] on top of what chance makes of every pair."""
+    low, high = np.triu_indices(SIZE, 1)
+    sums = (forward + forward.T)[low, high] + chance
+    differences = ORDER_SHARE * (forward - forward.T)[low, high]
+    rng = np.random.default_rng(seed)
+    return np.concatenate([sums, differences]) + rng.normal(scale=stddev or 0, size=2 * PAIRS)
+
+
+def found(noisy, stddev=0.0, popularity=UNIFORM, population=POPULATION, head=HEAD):
+    successors = successors_of(
+        noisy, head=head, popularity=popularity, stddev=stddev, population_size=population
+    )
+    successors.check(len(popularity))
+    chances = np.zeros((len(popularity),) * 2)
+    chances[tuple(successors.pairs.T)] = successors.chances
+    return chances[np.ix_(head, head)]
+
+
+def planted(strength, share=1.0):
+    """Every fourth item is followed by the next one of the head, ``share`` of the time in this order."""
+    forward = np.zeros((SIZE, SIZE))
+    first = np.arange(0, SIZE, 4)
+    forward[first, first + 1] = strength * share
+    forward[first + 1, first] = strength * (1 - share)
+    return forward
+
+
+@pytest.mark.parametrize("stddev", [0.0, 2.0])
+def test_strong_pairs_are_found_and_in_their_order(stddev):
+    forward = planted(60.0)
+    chances = found(release(forward, stddev=stddev), stddev)
+    there = forward > 0
+    assert (chances[there] > 0.05).all()
+    assert (chances[there] > 5 * chances.T[there]).all()
+    # Of the whole, and not of what was planted: what it is of all that is taken soon after the item.
+    whole = 60 * there.sum() + 2 * PAIRS
+    expected = 60 / (whole / SIZE)
+    np.testing.assert_allclose(chances[there].mean(), expected, rtol=0.15)
+    others = ~there & ~there.T
+    assert np.count_nonzero(chances[others]) <= 0.02 * others.sum()
+
+
+def test_pairs_without_an_order_are_told_both_ways():
+    forward = planted(60.0, share=0.5)
+    chances = found(release(forward, stddev=1.0), 1.0)
+    there = forward > 0
+    assert (chances[there] > 0).all()
+    assert chances[there].max() < 4 * chances[there].min()
+
+
+def test_of_noise_alone_next_to_nothing_is_told():
+    told = [
+        np.count_nonzero(found(release(planted(0), chance=1.0, stddev=4.0, seed=seed), 4.0))
+        for seed in range(50)
+    ]
+    assert np.mean(told) <= 0.001 * 2 * PAIRS
+    # Without anything to compare with, nothing.
+    nothing = [
+        np.count_nonzero(found(release(planted(0), chance=0.0, stddev=4.0, seed=seed), 4.0))
+        for seed in range(50)
+    ]
+    assert np.count_nonzero(nothing) <= 2
+
+
+def test_noise_that_is_larger_than_stated_shows():
+    told = [
+        np.count_nonzero(found(release(planted(0), chance=2.0, stddev=4.0, seed=seed), 1.0))
+        for seed in range(5)
+    ]
+    assert min(told) > 0.01 * 2 * PAIRS
+
+
+def test_weak_pairs_count_less_than_they_seem():
+    """Of what stands out by chance as much as by its strength, part is taken for noise."""
+    seen = release(planted(9.0), stddev=2.0)
+    chances = found(seen, 2.0)
+    there = planted(1.0) > 0
+    exact = found(release(planted(9.0)), 0.0)
+    assert 0 < chances[there].mean() < exact[there].mean()
+
+
+def test_what_popularity_explains_is_left_out():
+    popularity = np.log(1 / np.arange(1.0, SIZE + 1)).astype(np.float32)
+    head = np.arange(SIZE)
+    shares = np.exp(popularity.astype(np.float64))
+    low, high = np.triu_indices(SIZE, 1)
+    chance = shares[low] * shares[high] * 4e3
+    noise = np.random.default_rng(1).normal(scale=0.5, size=2 * PAIRS)
+    noisy = np.concatenate([chance, np.zeros(PAIRS)]) + noise
+    assert not found(noisy, 0.5, popularity, head=head).any()
+
+
+def test_something_else_is_always_possible():
+    chances = found(release(planted(1e5), chance=0.0), 0.0)
+    assert chances.sum(axis=1).max() <= 0.9 + 1e-6
+    assert chances.max() == pytest.approx(0.9, rel=1e-5)
+
+
+def test_the_mixture_is_fitted_to_what_was_drawn():
+    rng = np.random.default_rng(0)
+    signal = np.where(rng.random(400_000) < 0.01, rng.exponential(5.0, size=400_000), 0.0)
+    fitted = _Spikes.fitted(signal + rng.normal(size=400_000))
+    assert fitted.share == pytest.approx(0.01, rel=0.1)
+    assert fitted.mean == pytest.approx(5.0, rel=0.1)
+
+
+def test_the_posterior_is_that_of_an_integral():
+    """Against sums over a fine grid of signals."""
+    spikes, scores = _Spikes(share=0.02, mean=4.0), np.array([-3.0, 0.0, 2.0, 3.5, 8.0, 60.0])
+    grid = np.linspace(0, 120, 600_001)
+    step = grid[1]
+    prior = np.exp(-grid / 4) / 4
+    normal = np.exp(-0.5 * (scores[:, None] - grid) ** 2) / math.sqrt(2 * math.pi)
+    evidence = (normal * prior).sum(axis=1) * step
+    noise = np.exp(-0.5 * scores**2) / math.sqrt(2 * math.pi)
+    probability, mean = spikes.posterior(scores)
+    np.testing.assert_allclose(
+        probability, 0.02 * evidence / (0.02 * evidence + 0.98 * noise), rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        mean, (normal * prior * grid).sum(axis=1) * step / evidence, rtol=1e-3
+    )
