@@ -73,6 +73,14 @@ class ReasonTag:
     share: float
 
 
+@dataclass(frozen=True)
+class ReasonItem:
+    """The item held that is most like another one, and the cosine between the two."""
+
+    item: str
+    likeness: float
+
+
 @dataclass(slots=True)
 class Recommendation:
     """A ranked item; reasons where they were asked for, those that say most first.
@@ -84,6 +92,8 @@ class Recommendation:
     score: float
     events: tuple[ReasonEvent, ...] = ()
     tags: tuple[ReasonTag, ...] = ()
+    follows: tuple[ReasonEvent, ...] = ()  # share: of the chance that the item comes next
+    nearest: tuple[ReasonItem, ...] = ()  # one, or none
 
 
 @dataclass(frozen=True)

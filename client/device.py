@@ -30,6 +30,7 @@ from .answers import (
     GetStatusResponse,
     Interest,
     ReasonEvent,
+    ReasonItem,
     ReasonTag,
     RecentEvent,
     Recommendation,
@@ -42,9 +43,11 @@ from .device_folder import DeviceFolder
 from .erasing import Eraser
 from .interactions import Interaction, check_interaction, check_text, composed
 from .model_bundle import ModelBundle, current_bundle, current_name
+from .profile import Event
 from .profile_keeper import ProfileKeeper
+from .reasons import why
 from .reranking import Aims, pool_size, rerank
-from .scoring import Ranking, above_threshold, top_k, why
+from .scoring import Ranking, above_threshold, top_k
 from .store import Store, store_files, stores_aside
 from .store_key import find_key
 from .store_lock import StoreLock
@@ -415,15 +418,25 @@ class Device:
         if not explain:
             return tuple(map(Recommendation, ranking.ids, ranking.scores.tolist()))
         bundle, profile = keeper.bundle, keeper.profile()
+        ids, types = bundle.served.ids, bundle.event_types
+
+        def told(events: tuple[tuple[Event, float], ...]) -> tuple[ReasonEvent, ...]:
+            return tuple(ReasonEvent(ids[e.item], types[e.type], e.time, s) for e, s in events)
+
         found = []
         for index, name, score in zip(ranking.items, ranking.ids, ranking.scores, strict=True):
-            reasons = why(profile, bundle.public, int(index))
-            events = (
-                ReasonEvent(bundle.served.ids[e.item], bundle.event_types[e.type], e.time, share)
-                for e, share in reasons.events
+            reasons = why(profile, bundle.public, int(index), served=bundle.served)
+            nearest = () if reasons.nearest is None else (reasons.nearest,)
+            found.append(
+                Recommendation(
+                    name,
+                    float(score),
+                    events=told(reasons.events),
+                    tags=tuple(ReasonTag(tag, share) for tag, share in reasons.tags),
+                    follows=told(reasons.follows),
+                    nearest=tuple(ReasonItem(ids[held], cosine) for held, cosine in nearest),
+                )
             )
-            tags = (ReasonTag(tag, share) for tag, share in reasons.tags)
-            found.append(Recommendation(name, float(score), tuple(events), tuple(tags)))
         return tuple(found)
 
     def _switch(self, name: str, on: bool) -> None:

@@ -82,17 +82,29 @@ class ReasonTag(_message.Message):
     share: float
     def __init__(self, tag: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
 
+class ReasonItem(_message.Message):
+    __slots__ = ("item", "likeness")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    LIKENESS_FIELD_NUMBER: _ClassVar[int]
+    item: str
+    likeness: float
+    def __init__(self, item: _Optional[str] = ..., likeness: _Optional[float] = ...) -> None: ...
+
 class Recommendation(_message.Message):
-    __slots__ = ("item", "score", "events", "tags")
+    __slots__ = ("item", "score", "events", "tags", "follows", "nearest")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
     item: str
     score: float
     events: _containers.RepeatedCompositeFieldContainer[ReasonEvent]
     tags: _containers.RepeatedCompositeFieldContainer[ReasonTag]
-    def __init__(self, item: _Optional[str] = ..., score: _Optional[float] = ..., events: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[ReasonTag, _Mapping]]] = ...) -> None: ...
+    follows: _containers.RepeatedCompositeFieldContainer[ReasonEvent]
+    nearest: _containers.RepeatedCompositeFieldContainer[ReasonItem]
+    def __init__(self, item: _Optional[str] = ..., score: _Optional[float] = ..., events: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[ReasonTag, _Mapping]]] = ..., follows: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., nearest: _Optional[_Iterable[_Union[ReasonItem, _Mapping]]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
     __slots__ = ("model", "items", "unknown_candidates")

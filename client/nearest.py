@@ -116,6 +116,18 @@ def nearest_of(
     return likest
 
 
+def nearest_item(table: ItemTable, held: NDArray[np.int32], item: int) -> tuple[int, float] | None:
+    """The item held that is most like another one, and the cosine; None where none is like it at all."""
+    others = held[held != item]
+    if not len(others):
+        return None
+    vectors = _content(table)
+    chosen, known = vectors[[item]], vectors[others]
+    cosines = (known / _lengths(known)[:, None]) @ (chosen / _lengths(chosen)[:, None])[0]
+    best = int(cosines.argmax())
+    return (int(others[best]), float(cosines[best])) if cosines[best] > 0 else None
+
+
 def nearest_matrix(table: ItemTable, histories: Histories) -> NDArray[np.float32]:
     """The same for many users, float32 [n_devices, n_items]."""
     found = np.zeros((histories.n_devices, table.n_items), dtype=np.float32)

@@ -287,7 +287,11 @@ def _show_ranking(found: RecommendResponse, explain: bool, out: Console) -> None
 def _because(one: Recommendation) -> str:
     events = [f"{e.event} of {e.item} on {moment(e.time)[:10]}" for e in one.events]
     tags = [f"{t.tag} ({t.share:.0%} of your interests)" for t in one.tags]
-    return "; ".join([*events, *tags]) or "liked by many"
+    follows = [f"often comes after {e.item}" for e in one.follows]
+    # Of an event that is named already, that it is most like it goes without saying.
+    named = {e.item for e in (*one.events, *one.follows)}
+    nearest = [f"like {n.item}" for n in one.nearest if n.item not in named]
+    return "; ".join([*follows, *events, *nearest, *tags]) or "liked by many"
 
 
 @forget_app.command(help=_FORGET)

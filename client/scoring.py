@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.decay import SECONDS_PER_DAY, Scale, decay, event_ages
+from ..common.decay import Scale, decay, event_ages
 from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
@@ -34,7 +34,7 @@ from .nearest import (
     pooled,
     tells_nearest,
 )
-from .profile import HABITS, Event, Profile, repeat_rate
+from .profile import HABITS, Profile, repeat_rate
 from .serving import PRIOR_BLOCK
 from .succession import mixed, next_chances, next_matrix, tells_next
 
@@ -71,21 +71,6 @@ class Ranking:
         return Ranking(self.items[:n], self.scores[:n], self.ids[:n])
 
 
-@dataclass(frozen=True)
-class Reasons:
-    """What in a profile speaks for an item.
-
-    Attributes:
-        events: recent events and their parts of the cosine between interests and item (mean over
-            the time scales), largest first; the parts of all events of a history add up to it.
-        tags: tags of the item that the profile holds, and their share of all tag weight, largest
-            first.
-    """
-
-    events: tuple[tuple[Event, float], ...]
-    tags: tuple[tuple[str, float], ...]
-
-
 def score(
     profile: Profile,
     table: ItemTable,
@@ -113,7 +98,7 @@ def score(
             "use the item table that the profile was built with"
         )
     if candidates is not None:
-        _check_candidates(candidates, table)
+        check_candidates(candidates, table)
         if tells_next(table):  # a mixture is over all items, whichever of them are asked for
             return score(profile, table, nearest=nearest)[candidates]
         return _alone(profile, table, candidates)
@@ -135,7 +120,12 @@ def _alone(
     return pooled(logits, cosines, log_popularity(table)[candidates])
 
 
-def _check_candidates(candidates: NDArray[np.int32], table: ItemTable) -> None:
+def check_candidates(candidates: NDArray[np.int32], table: ItemTable) -> None:
+    """Whether they are items of the table.
+
+    Raises:
+        DataError: one isn't.
+    """
     outside = (candidates < 0) | (candidates >= table.n_items)
     if outside.any():
         raise DataError(
@@ -331,29 +321,3 @@ def _mixture(
     mixed *= 1 - rate
     mixed += again * (rate / np.where(total > 0, total, 1))
     return mixed
-
-
-def why(profile: Profile, table: ItemTable, item: int, *, top: int = 3) -> Reasons:
-    """The recent events and the tags that speak most for ``item``.
-
-    Raises:
-        DataError: the item is not in the table.
-    """
-    _check_candidates(np.array([item], dtype=np.int32), table)
-    window = profile.window
-    times = np.array([event.time for event in window], dtype=np.int64)
-    days = ((profile.updated_at or 0) - times) / SECONDS_PER_DAY
-    steps = np.array([len(set(times[times > time])) for time in times], dtype=np.int64)
-    norms = np.maximum(np.linalg.norm(profile.sums, axis=1), 1e-6)
-    parts = (decay(profile.scales, days, steps) / norms[:, None]).mean(axis=0)
-    parts *= np.array([event.weight for event in window])
-    vector = table.vectors[item]
-    likeness = table.vectors[[event.item for event in window]] @ vector
-    parts *= likeness / max(float(np.linalg.norm(vector)), 1e-6)
-    events = [(window[row], float(parts[row])) for row in np.argsort(-parts, kind="stable")]
-    total = sum(profile.tags.values())
-    tags = [(tag, profile.tags[tag] / total) for tag in table.tags[item] if tag in profile.tags]
-    return Reasons(
-        events=tuple(pair for pair in events[:top] if pair[1] > 0),
-        tags=tuple(sorted(tags, key=lambda tag: (-tag[1], tag[0]))[:top]),
-    )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..common.decay import Scale, decay, event_ages
 from ..common.histories import Histories
 from ..common.items import ItemTable
-from .profile import Profile
+from .profile import Event, Profile
 
 SOON = Scale("events", 1.5)
 """How fast the last events give way. One and a half to two events were best where it was tuned on other
@@ -29,15 +29,31 @@ def tells_next(table: ItemTable) -> bool:
     return table.successors is not None and len(table.successors) > 0
 
 
-def next_chances(profile: Profile, table: ItemTable) -> NDArray[np.float32]:
-    """q of one user and all items, float32 [n_items]."""
+def event_chances(profile: Profile, table: ItemTable, item: int) -> list[tuple[Event, float]]:
+    """The recent events, and the part of each in q of one item."""
     assert table.successors is not None, "ask tells_next first"
+    recent, items, weights = _recent(profile)
+    parts = weights * table.successors.chances_of(items, item)
+    return list(zip(recent, parts.tolist(), strict=True))
+
+
+def _recent(
+    profile: Profile,
+) -> tuple[tuple[Event, ...], NDArray[np.int32], NDArray[np.float64]]:
+    """The last events, their items, and w of each."""
     recent = profile.window[-RECENT:]
     items = np.array([event.item for event in recent], dtype=np.int32)
     times = np.array([event.time for event in recent], dtype=np.int64)
     # Distinct later times, as the clock of events counts.
     distinct, place = np.unique(times, return_inverse=True)
     weights = _normalised(len(distinct) - 1 - place, np.zeros(len(recent), dtype=np.int64), 1)
+    return recent, items, weights
+
+
+def next_chances(profile: Profile, table: ItemTable) -> NDArray[np.float32]:
+    """q of one user and all items, float32 [n_items]."""
+    assert table.successors is not None, "ask tells_next first"
+    _, items, weights = _recent(profile)
     told: NDArray[np.float32] = table.successors.after(items, weights, n_items=table.n_items)[0]
     return told
 

@@ -93,9 +93,7 @@ class Successors:
         Returns:
             float32 [n_rows, n_items].
         """
-        first = self.pairs[:, 0]
-        starts = np.searchsorted(first, items)
-        counts = np.searchsorted(first, items, side="right") - starts
+        starts, counts = self._places(items)
         event = np.repeat(np.arange(len(items)), counts)
         within = np.arange(len(event)) - np.repeat(np.cumsum(counts) - counts, counts)
         pair = starts[event] + within
@@ -104,6 +102,21 @@ class Successors:
             places += rows[event] * n_items
         told = np.bincount(places, self.chances[pair] * weights[event], n_rows * n_items)
         return told.reshape(n_rows, n_items).astype(np.float32)
+
+    def chances_of(self, items: NDArray[np.int32], then: int) -> NDArray[np.float32]:
+        """P(then | i) of each of ``items``, float32 [n]; 0 where nothing is told."""
+        found = np.zeros(len(items), dtype=np.float32)
+        starts, counts = self._places(items)
+        for event, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
+            own = slice(start, start + count)
+            found[event] = self.chances[own][self.pairs[own, 1] == then].sum()
+        return found
+
+    def _places(self, items: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the pairs of each of ``items`` start, and how many there are."""
+        first = self.pairs[:, 0]
+        starts = np.searchsorted(first, items)
+        return starts, np.searchsorted(first, items, side="right") - starts
 
     def to_bytes(self) -> bytes:
         """Little-endian: all pairs, then all chances."""

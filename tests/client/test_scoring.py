@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedprofile.client.profile import build, empty_profile
+from fedprofile.client.reasons import Reasons, why
 from fedprofile.client.scoring import (
     above_threshold,
     mix_repeats,
     score,
     score_matrix,
     top_k,
-    why,
 )
 from fedprofile.client.serving import serving_table
 from fedprofile.common.decay import Scale
@@ -282,12 +282,12 @@ def test_reasons_name_the_like_event_and_the_shared_tag():
     ((tag, share),) = reasons.tags
     assert tag == "tea"
     assert 0 < share < 0.5
-    assert why(profile, table, 3) == type(reasons)((), ())
+    assert why(profile, table, 3) == Reasons()
 
 
 def test_nothing_known_nothing_explained():
     reasons = why(empty_profile(TABLE, scales=SCALES, window_size=5), TABLE, 0)
-    assert (reasons.events, reasons.tags) == ((), ())
+    assert reasons == Reasons()
 
 
 def test_bad_questions_are_refused():

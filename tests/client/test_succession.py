@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprofile.client.profile import build
+from fedprofile.client.reasons import why
 from fedprofile.client.scoring import above_threshold, score, score_matrix, top_k
 from fedprofile.client.serving import serving_table
 from fedprofile.client.succession import RECENT, mixed, next_chances, next_matrix
@@ -21,7 +22,7 @@ PRIOR = np.log(np.float32([0.3, 0.25, 0.2, 0.15, 0.06, 0.04]))
 
 
 def table(successors=FOLLOWS):
-    vectors = np.random.default_rng(3).normal(size=(N_ITEMS, 4)).astype(np.float32)
+    vectors = np.abs(np.random.default_rng(3).normal(size=(N_ITEMS, 4))).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = tuple(f"商品{i}" for i in range(N_ITEMS))
     public = ItemTable(vectors, names, ((),) * N_ITEMS, {"text": (0, 4)}, successors)
@@ -137,3 +138,22 @@ def test_scores_that_differ_beyond_floats_stay_finite():
     assert np.isfinite(found).all()
     assert found[0, 1] == pytest.approx(80 + np.log(0.5), rel=1e-5)
     assert found[0, 2] == pytest.approx(-3e4, rel=1e-4)
+
+
+def test_reasons_name_what_an_item_follows_on_and_what_it_is_most_like():
+    public, served = table()
+    profile = profile_of([(1, 10), (2, 15), (0, 20)])
+    reasons = why(profile, public, 3, served=served)
+    ((event, part),) = reasons.follows
+    assert (event.item, event.time) == (0, 20)
+    assert part == pytest.approx(float(next_chances(profile, served)[3]), rel=1e-6)
+    item, cosine = reasons.nearest
+    likeness = public.vectors[[0, 1, 2]] @ public.vectors[3]
+    assert item == likeness.argmax()
+    assert cosine == pytest.approx(float(likeness.max()), rel=1e-5)
+    for one in range(N_ITEMS):
+        total = sum(part for _, part in why(profile, public, one, served=served, top=9).follows)
+        assert total == pytest.approx(float(next_chances(profile, served)[one]), abs=1e-7)
+    # An item held isn't like itself, and a table that tells nothing gives no reasons of the kind.
+    assert why(profile, public, 0, served=served).nearest[0] in (1, 2)
+    assert why(profile, public, 3, served=table(None)[1]).follows == ()

@@ -1,0 +1,78 @@
+"""What in a profile speaks for an item: the terms of its score, by the events they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.decay import SECONDS_PER_DAY, decay
+from ..common.items import ItemTable
+from .nearest import nearest_item, tells_nearest
+from .profile import Event, Profile
+from .scoring import check_candidates
+from .succession import event_chances, tells_next
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What in a profile speaks for an item.
+
+    Attributes:
+        events: recent events and their parts of the cosine between interests and item (mean over
+            the time scales), largest first; the parts of all events of a history add up to it.
+        tags: tags of the item that the profile holds, and their share of all tag weight, largest
+            first.
+        follows: recent events that the item often follows on, and their parts of the chance that it
+            comes next, largest first.
+        nearest: the item held that is most like it, and the cosine; None where nothing tells that.
+    """
+
+    events: tuple[tuple[Event, float], ...] = ()
+    tags: tuple[tuple[str, float], ...] = ()
+    follows: tuple[tuple[Event, float], ...] = ()
+    nearest: tuple[int, float] | None = None
+
+
+def why(
+    profile: Profile, table: ItemTable, item: int, *, served: ItemTable | None = None, top: int = 3
+) -> Reasons:
+    """What speaks most for ``item``.
+
+    Args:
+        profile: the user.
+        table: that the profile was built with.
+        item: index of the item.
+        served: the table that it was ranked with; None: the same.
+        top: events and tags of each kind, at most.
+
+    Raises:
+        DataError: the item is not in the table.
+    """
+    check_candidates(np.array([item], dtype=np.int32), table)
+    served = served or table
+    window = profile.window
+    times = np.array([event.time for event in window], dtype=np.int64)
+    days = ((profile.updated_at or 0) - times) / SECONDS_PER_DAY
+    steps = np.array([len(set(times[times > time])) for time in times], dtype=np.int64)
+    norms = np.maximum(np.linalg.norm(profile.sums, axis=1), 1e-6)
+    parts = (decay(profile.scales, days, steps) / norms[:, None]).mean(axis=0)
+    parts *= np.array([event.weight for event in window])
+    vector = table.vectors[item]
+    likeness = table.vectors[[event.item for event in window]] @ vector
+    parts *= likeness / max(float(np.linalg.norm(vector)), 1e-6)
+    events = list(zip(window, parts.tolist(), strict=True))
+    total = sum(profile.tags.values())
+    tags = [(tag, profile.tags[tag] / total) for tag in table.tags[item] if tag in profile.tags]
+    asked = tells_nearest(served)
+    return Reasons(
+        events=_largest(events, top),
+        tags=tuple(sorted(tags, key=lambda tag: (-tag[1], tag[0]))[:top]),
+        follows=_largest(event_chances(profile, served, item), top) if tells_next(served) else (),
+        nearest=nearest_item(served, profile.items, item) if asked else None,
+    )
+
+
+def _largest(parts: list[tuple[Event, float]], top: int) -> tuple[tuple[Event, float], ...]:
+    """Those that say something, most first."""
+    return tuple(sorted((p for p in parts if p[1] > 0), key=lambda part: -part[1])[:top])
