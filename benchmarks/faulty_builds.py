@@ -336,6 +336,19 @@ def vectors_without_noise(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(server_app, "item_relations", of_the_sum)
 
 
+def successors_without_noise(patch: pytest.MonkeyPatch) -> None:
+    relations = server_app.item_relations
+    vectors_without_noise(patch)
+    of_the_sum = server_app.item_relations
+
+    def in_part(noisy, *, mechanism, **settings):
+        told = relations(noisy, mechanism=mechanism, **settings)
+        exact = of_the_sum(noisy, mechanism=replace(mechanism, noise_multiplier=0.0), **settings)
+        return replace(told, successors=exact.successors)
+
+    patch.setattr(server_app, "item_relations", in_part)
+
+
 def popularity_not_clipped(patch: pytest.MonkeyPatch) -> None:
     contribution = host.popularity_contribution
 
@@ -517,6 +530,11 @@ PROBED: dict[str, Fault] = {
     ),
     "item vectors of the sum without noise": Fault(
         vectors_without_noise,
+        ("noisy",),
+        {"cooccurrence/vectors"},
+    ),
+    "what follows what, of the sum without noise": Fault(
+        successors_without_noise,
         ("noisy",),
         {"cooccurrence/vectors"},
     ),

@@ -35,8 +35,13 @@ def idle_histories(n_devices: int) -> Histories:
 
 
 def busy_histories(histories: Histories) -> Histories:
-    """From two events to all; one device claims that its events weigh more than all others' together."""
+    """From two events to all; one device claims that its events weigh more than all others' together.
+
+    All begin with the same two items, so that something is known to follow on something.
+    """
     place = np.arange(histories.n_events) - np.repeat(histories.offsets[:-1], histories.lengths)
     kept = histories.where(place < 2 + 4 * histories.devices)
+    starts = kept.offsets[:-1]
+    kept.items[starts], kept.items[starts + 1] = 0, 1
     kept.weights[kept.offsets[-2] :] = _HOSTILE_WEIGHT
     return kept
