@@ -16,6 +16,7 @@ from ..common.decay import Scale, decay, event_ages
 from ..common.histories import Histories
 from ..common.items import ItemTable
 from .profile import Event, Profile
+from .serving import TRAINED_BLOCK
 
 SOON = Scale("events", 1.5)
 """How fast the last events give way. One and a half to two events were best where it was tuned on other
@@ -25,8 +26,10 @@ RECENT = 16
 
 
 def tells_next(table: ItemTable) -> bool:
-    """Whether anything is known to follow on anything."""
-    return table.successors is not None and len(table.successors) > 0
+    """Whether anything is known to follow on anything, and the encoder has no vector of each item's own
+    that was trained: one that has learned what follows what, too, and is level or better alone."""
+    known = table.successors is not None and len(table.successors) > 0
+    return known and TRAINED_BLOCK not in table.blocks
 
 
 def event_chances(profile: Profile, table: ItemTable, item: int) -> list[tuple[Event, float]]:

@@ -7,7 +7,7 @@ from fedprofile.client.profile import build
 from fedprofile.client.reasons import why
 from fedprofile.client.scoring import above_threshold, score, score_matrix, top_k
 from fedprofile.client.serving import serving_table
-from fedprofile.client.succession import RECENT, mixed, next_chances, next_matrix
+from fedprofile.client.succession import RECENT, mixed, next_chances, next_matrix, tells_next
 from fedprofile.common.decay import Scale
 from fedprofile.common.histories import Histories
 from fedprofile.common.items import ItemTable
@@ -102,6 +102,9 @@ def test_what_follows_moves_up_and_where_nothing_does_all_stays():
     np.testing.assert_array_equal(score(alone, served), score(alone, without))
     nothing = table(Successors.none())[1]
     np.testing.assert_array_equal(score(followed, nothing), score(followed, without))
+    trained = serving_table(table()[0], prior=PRIOR, ids=np.zeros((N_ITEMS, 2), np.float32))
+    assert not tells_next(trained)
+    assert tells_next(served)
     empty = profile_of([])
     np.testing.assert_array_equal(score(empty, served), score(empty, without))
 
