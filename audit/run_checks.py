@@ -76,7 +76,14 @@ def check_checkpoint(folder: Path, chain: Chain) -> Finding:
 def _checkpoint_faults(checkpoint: Checkpoint, chain: Chain) -> Iterator[Fault]:
     yield from _record_faults(checkpoint, chain)
     yield from _place_faults(checkpoint, chain)
-    for task, kept in _last_statistics(chain).items():
+    last = _last_statistics(chain)
+    for task in sorted(checkpoint.statistics.keys() - last.keys()):
+        pending = {made.task for made in chain.pending.values()}
+        if task not in pending and any(
+            array.any() for array in checkpoint.statistics[task].values()
+        ):
+            yield None, f"it holds {task}, and the ledger has no release of it"
+    for task, kept in last.items():
         statistic = checkpoint.statistics.get(task)
         if kept.model_after is not None and (
             statistic is None or kept.model_after != hash_of_weights(statistic)
@@ -180,6 +187,12 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
     return Finding("model", "holds", f"{what}; not compared with the ledger, which {why}")
 
 
+def _tells(table: ItemTable) -> bool:
+    """Whether it tells of anything that is taken together."""
+    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
+    return bool(table.successors) or bool(table.vectors[:, start:stop].any())
+
+
 def _check_items(path: Path, chain: Chain) -> Finding:
     """Whether the items have the vectors that were released; the public ones have their own hash only."""
     if not path.is_file():
@@ -189,6 +202,9 @@ def _check_items(path: Path, chain: Chain) -> Finding:
     except DataError as error:
         return Finding("items", "fails", str(error))
     own, released = "agree with the hash beside them", _last_statistics(chain).get(COOCCURRENCE)
+    if released is None and _tells(table):
+        what = f"{path.name} tells of co-occurrence, and the ledger has no release of it"
+        return Finding("items", "fails", what)
     if released is None or released.model_after is None:
         what = f"{own}; not compared with the ledger, which names no vectors of items"
         return Finding("items", "holds", what)

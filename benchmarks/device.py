@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from fedprofile.client.numpy_encoder import encoder_shapes
 from fedprofile.client.scoring import score, top_k
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.items import ItemTable
+from fedprofile.common.successors import Successors
 
 COLUMNS, EVENTS, TOP, CALLS = 64, 500, 50, 300
 MODEL = ModelConfig(width=64, layers=2, heads=2, window=50)
@@ -149,7 +151,16 @@ def make_device(path: Path, n_items: int) -> DeviceFolder:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     table = ItemTable(vectors, tuple(map(str, range(n_items))), ((),) * n_items, blocks)
     prior = rng.standard_normal((n_items, 1)).astype(np.float32)
-    table.with_block("popularity", prior).save(run / "items.safetensors")
+    # What follows what, as a server tells it of the head of a catalogue.
+    keys = np.unique(
+        rng.integers(2_000, size=100_000) * n_items + rng.integers(n_items, size=100_000)
+    )
+    first, then = np.divmod(keys, n_items)
+    apart = first != then
+    chances = np.full(apart.sum(), 0.005)
+    successors = Successors.of(first[apart], then[apart], chances)
+    served = replace(table.with_block("popularity", prior), successors=successors)
+    served.save(run / "items.safetensors")
     weights = {
         name: (0.1 * rng.standard_normal(shape)).astype(np.float32)
         for name, shape in encoder_shapes(MODEL, len(blocks), vectors.shape, 1).items()

@@ -51,6 +51,7 @@ from .scoring import Ranking, above_threshold, top_k
 from .store import Store, store_files, stores_aside
 from .store_key import find_key
 from .store_lock import StoreLock
+from .succession import tells_next
 from .withdrawal import withdraw_answers
 
 _DAY, _SOON = 86_400, 60  # seconds between two looks at retention, and before a second attempt
@@ -158,8 +159,11 @@ class Device:
             options: dict[str, Any] = {
                 "candidates": candidates,
                 "include_seen": request.include_seen,
-                # Of a few candidates, they are sooner worked out than those of all items.
-                "scores": keeper.scores() if candidates is None else None,
+                # Of a few candidates, they are sooner worked out than those of all items, if they
+                # don't depend on them.
+                "scores": keeper.scores()
+                if candidates is None or tells_next(bundle.served)
+                else None,
             }
             length, threshold = request.top_k, request.threshold
             if length is not None and threshold is None:

@@ -152,8 +152,7 @@ def top_k(
         candidates: item indices; None: all items.
         include_seen: rank seen items too, by the mixture over the candidates; else leave them out
             and rank by s.
-        scores: what :func:`score` says of all items, where that is known and all are ranked; it is
-            not changed.
+        scores: what :func:`score` says of all items, where that is known; it is not changed.
 
     Raises:
         ConfigError: k < 1.
@@ -207,7 +206,10 @@ def _choices(
 ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
     """Candidates, each once (None: all items), and their scores, with what is left out marked so."""
     items = None if candidates is None else np.unique(candidates).astype(np.int32)
-    scores = score(profile, table, items) if known is None else known.copy()
+    if known is None:
+        scores = score(profile, table, items)
+    else:
+        scores = known.copy() if items is None else known[items]
     if not include_seen:
         if items is None:
             scores[profile.items] = _LEFT_OUT

@@ -1,4 +1,4 @@
-"""The table that a device ranks with: a score stays one inner product, whatever is in it."""
+"""The table that a device ranks with: ⟨U, v⟩ stays one inner product, whatever is in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def serving_table(
 ) -> ItemTable:
     """The table to rank with: public vectors, trained vectors if any, and log popularity.
 
-    A score stays one inner product: U has a coordinate for each trained column and a 1 for popularity.
+    ⟨U, v⟩ stays one inner product: U has a coordinate for each trained column and a 1 for popularity.
     """
     served = table if ids is None else table.with_block(TRAINED_BLOCK, ids)
     return served.with_block(PRIOR_BLOCK, prior[:, None])

@@ -2,7 +2,8 @@
 
     p(j) = q_j + (1 − Σ q) · softmax(s)_j,     q = Σ_e w_e · P(j | i_e)
 
-over the last events e, with weights w that add up to 1 and halve every one and a half steps. A profile
+over the events e that a profile's window holds, with weights w that add up to 1 and halve every one and
+a half steps. A profile
 says what somebody likes; which of it comes now is told by what came just before. Where nothing that is
 known follows on the last events, s stays as it is. It is worked out on the device and costs no ε.
 """
@@ -21,8 +22,6 @@ from .serving import TRAINED_BLOCK
 SOON = Scale("events", 1.5)
 """How fast the last events give way. One and a half to two events were best where it was tuned on other
 logs; here 1 to 2 are level under privacy, and shorter ones a little better without."""
-RECENT = 16
-"""Events that are looked at, at most; the next would count a thousandth."""
 
 
 def tells_next(table: ItemTable) -> bool:
@@ -44,7 +43,7 @@ def _recent(
     profile: Profile,
 ) -> tuple[tuple[Event, ...], NDArray[np.int32], NDArray[np.float64]]:
     """The last events, their items, and w of each."""
-    recent = profile.window[-RECENT:]
+    recent = profile.window
     items = np.array([event.item for event in recent], dtype=np.int32)
     times = np.array([event.time for event in recent], dtype=np.int64)
     # Distinct later times, as the clock of events counts.
@@ -72,7 +71,7 @@ def next_matrix(table: ItemTable, histories: Histories, *, window: int) -> NDArr
     assert table.successors is not None, "ask tells_next first"
     devices = histories.devices
     left = histories.offsets[1:][devices] - np.arange(histories.n_events) - histories.offsets[0]
-    recent = np.flatnonzero(left <= min(RECENT, window))
+    recent = np.flatnonzero(left <= window)
     _, steps = event_ages(histories, 0)
     weights = _normalised(steps[recent], devices[recent], histories.n_devices)
     return table.successors.after(

@@ -1,7 +1,7 @@
 """Shared encoders: behaviour in, profile vector U out.
 
 All encoders share the interface of :class:`Encoder` and differ in the *body* that reads the window.
-U lives in the space of the item vectors, so a candidate is scored by one inner product and the device
+U lives in the space of the item vectors, so a candidate is compared by one inner product and the device
 needs no network to rank. U is the sum of three parts:
 
     U = bias + Σ_s gain_s ⊙ d_s + out(GELU(norm(read(state) + mix(d))))

@@ -145,7 +145,7 @@ class ItemTable:
                 metadata = file.metadata()
                 vectors = file.get_tensor("vectors")
                 successors = None
-                if "pairs" in file.keys():  # noqa: SIM118  # no mapping
+                if {"pairs", "chances"} & set(file.keys()):
                     successors = Successors(file.get_tensor("pairs"), file.get_tensor("chances"))
             description = json.loads(metadata["description"])
             ranges = {name: (start, stop) for name, (start, stop) in description["blocks"].items()}

@@ -12,6 +12,11 @@ from .errors import DataError
 ORDER_SHARE = 0.3
 """κ, how much the order within a pair counts beside the pair in what devices send; .3 to .4 did best
 where it was tuned on real logs, and more is lost to noise."""
+MOST_PAIRS = 1 << 17
+"""That are told, 1.5 MB."""
+MOST_CERTAIN = 0.9
+"""Chances of an item's successors together, at most: something else is always possible."""
+_ROUNDING = 1e-3
 _BYTES = 12
 """Of one pair: two little-endian int32 and a float32."""
 
@@ -22,7 +27,7 @@ class Successors:
 
     Attributes:
         pairs: int32 [m, 2], item and successor, ascending by both; each pair once.
-        chances: float32 [m], in (0, 1); those of an item add up to less than 1. The rest is up to
+        chances: float32 [m], in (0, 1); those of an item add up to 0.9 at most. The rest is up to
             everything else that is known.
     """
 
@@ -58,8 +63,12 @@ class Successors:
             DataError: they aren't.
         """
         pairs, chances = self.pairs, self.chances
-        if pairs.shape != (len(chances), 2) or chances.ndim != 1:
+        if pairs.dtype != np.int32 or chances.dtype != np.float32:
+            raise DataError(f"successors: pairs of {pairs.dtype}, chances of {chances.dtype}")
+        if chances.ndim != 1 or pairs.shape != (len(chances), 2):
             raise DataError(f"successors: {pairs.shape} pairs for {chances.shape} chances")
+        if len(chances) > MOST_PAIRS:
+            raise DataError(f"successors: {len(chances):,} pairs, {MOST_PAIRS:,} are the most")
         if not len(chances):
             return
         if pairs.min() < 0 or pairs.max() >= n_items or (pairs[:, 0] == pairs[:, 1]).any():
@@ -69,7 +78,7 @@ class Successors:
             raise DataError("successors: pairs out of order, or one of them twice")
         totals = np.bincount(pairs[:, 0], weights=chances)
         # What is no number is neither.
-        if not (chances > 0).all() or not totals.max() < 1:
+        if not (chances > 0).all() or not totals.max() <= MOST_CERTAIN + _ROUNDING:
             raise DataError("successors: numbers that aren't chances of one thing or another")
 
     def after(

@@ -31,7 +31,7 @@ def head_size(n_items: int, mechanism: Mechanism) -> int:
     size = min(n_items, CooccurrenceTask.largest_head)
     if mechanism.private:
         size = min(size, 2 * _comparable(mechanism))
-    return size if size >= min(2 * _FEWEST_ITEMS, n_items) else 0
+    return size if vectors_size(size, mechanism) >= min(_FEWEST_ITEMS, n_items) else 0
 
 
 def vectors_size(head: int, mechanism: Mechanism) -> int:

@@ -56,7 +56,7 @@ from .supervisor import CANT_WRITE, FINAL, TRY_AGAIN, follow_parent
 
 _LINK_TIMEOUT = 60.0  # for the SuperLink to come up
 _DELIVERY_TIMEOUT = 60.0
-_MOST_REPLIES = 2**29  # bytes that all devices together send of one statistic
+_MOST_REPLIES = 2**30  # bytes that all devices together send of one statistic
 _GATHERING = 30.0
 _POLL = 0.5
 

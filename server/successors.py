@@ -14,19 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_ndtr
 
-from ..common.successors import ORDER_SHARE, Successors
+from ..common.successors import MOST_CERTAIN, MOST_PAIRS, ORDER_SHARE, Successors
 
 _STEPS = 40
 _LIKELY = 0.2
 """Least probability that a pair is more than noise, for it to be kept. Each counts by its probability, so
 little depends on it: .05 to .5 are level, and fewer pairs are sooner sent."""
-_MOST_PAIRS = 1 << 17
-_MOST_CERTAIN = 0.9
-"""Chances of an item's successors together, at most: something else is always possible."""
 _ORDERS = np.linspace(-1, 1, 21)
 """From always the other way round to always in the order of the head."""
 _PLAIN = 6.0
 """Standard deviations beyond which values are looked at one by one."""
+_BEYOND_DOUBT = 30.0
 
 
 def successors_of(
@@ -69,6 +67,8 @@ def successors_of(
     spikes = _Spikes.fitted(scores)
     probability, mean = spikes.posterior(scores)
     kept = np.flatnonzero(probability >= _LIKELY)
+    value = probability[kept] * mean[kept] * np.sqrt(variance[kept])
+    kept = kept[np.argsort(-value, kind="stable")[: MOST_PAIRS // 2]]
     if not len(kept):
         return Successors.none()
     strength = mean[kept] * np.sqrt(variance[kept])
@@ -81,11 +81,10 @@ def successors_of(
     first, second = head[low[kept]], head[high[kept]]
     items, then = np.concatenate([first, second]), np.concatenate([second, first])
     chances = np.concatenate([one_way, other_way])
-    best = np.argsort(-chances, kind="stable")[:_MOST_PAIRS]
-    best = best[chances[best] > np.finfo(np.float32).tiny]
-    items, then, chances = items[best], then[best], chances[best]
+    told = chances > np.finfo(np.float32).tiny
+    items, then, chances = items[told], then[told], chances[told]
     totals = np.bincount(items, chances, len(popularity))
-    chances = chances / np.maximum(totals / _MOST_CERTAIN, 1)[items]
+    chances = chances / np.maximum(totals / MOST_CERTAIN, 1)[items]
     return Successors.of(items, then, chances)
 
 
@@ -114,10 +113,13 @@ class _Spikes:
 
     @classmethod
     def fitted(cls, scores: NDArray[np.float64]) -> _Spikes:
-        """By expectation and maximisation. Values near 0 are counted in bins, the few others are not."""
+        """By expectation and maximisation. Values near 0 are counted in bins, the few others are not; those
+        that are a signal beyond doubt count as one of ``_BEYOND_DOUBT``, for a handful of giants says
+        nothing of the others."""
         plain = np.abs(scores) <= _PLAIN
         counts, edges = np.histogram(scores[plain], bins=1_200, range=(-_PLAIN, _PLAIN))
-        values = np.concatenate([(edges[1:] + edges[:-1]) / 2, scores[scores > _PLAIN]])
+        clear = np.minimum(scores[scores > _PLAIN], _BEYOND_DOUBT)
+        values = np.concatenate([(edges[1:] + edges[:-1]) / 2, clear])
         weights = np.concatenate([counts, np.ones(len(values) - len(counts))])
         found = cls(share=1e-3, mean=3.0)
         for _ in range(_STEPS):

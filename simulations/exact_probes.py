@@ -109,8 +109,8 @@ def statistics_probes(exact: Observed, noisy: Observed) -> Iterator[Probe]:
     if "cooccurrence" in exact.statistics:
         yield Probe(
             name="cooccurrence/vectors",
-            claim="Item vectors and successors follow from what is released of co-occurrence (difference of "
-            "cosines or chances)",
+            claim="Item vectors and successors follow from what is released of co-occurrence (difference "
+            "of cosines or chances)",
             result=Measurement(measured=max(exact.strayed, noisy.strayed), low=0.0, high=_NEAR),
         )
 

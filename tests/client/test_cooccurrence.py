@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,22 @@ def test_the_order_within_a_pair_is_told_beside_it():
     np.testing.assert_array_equal(one[10:], -other[10:])
     assert one[10:].any()
     assert not contribution([[0, 4, 1, 1, 1, 1, 1, 1, 4, 0]])[10:].any()
+
+
+@given(st.permutations([0, 4, 6, 2]))
+def test_events_of_one_time_have_no_order(basket):
+    log = histories_of([[*basket, 5]])
+    at_once = replace(log, times=np.array([7, 7, 7, 7, 9]))
+    told = cooccurrence_contribution(
+        at_once, head=np.array([0, 4, 6, 2]), n_items=N_ITEMS, clip_norm=1.0
+    ).arrays["cooccurrence"]
+    pairs = CooccurrenceTask.pairs(4)
+    assert (told[:pairs] > 0).all()
+    assert not told[pairs:].any()
+    after = cooccurrence_contribution(
+        at_once, head=np.array([0, 5]), n_items=N_ITEMS, clip_norm=1.0
+    ).arrays["cooccurrence"]
+    np.testing.assert_allclose(after, np.array([1, 0.3]) / math.hypot(1, 0.3), rtol=1e-6)
 
 
 def test_nothing_is_sent_unclipped():

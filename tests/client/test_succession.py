@@ -7,7 +7,7 @@ from fedprofile.client.profile import build
 from fedprofile.client.reasons import why
 from fedprofile.client.scoring import above_threshold, score, score_matrix, top_k
 from fedprofile.client.serving import serving_table
-from fedprofile.client.succession import RECENT, mixed, next_chances, next_matrix, tells_next
+from fedprofile.client.succession import mixed, next_chances, next_matrix, tells_next
 from fedprofile.common.decay import Scale
 from fedprofile.common.histories import Histories
 from fedprofile.common.items import ItemTable
@@ -110,12 +110,34 @@ def test_what_follows_moves_up_and_where_nothing_does_all_stays():
 
 
 users = st.lists(
-    st.lists(st.tuples(st.integers(0, N_ITEMS - 1), st.integers(0, 9)), max_size=RECENT + 9).map(
+    st.lists(st.tuples(st.integers(0, N_ITEMS - 1), st.integers(0, 9)), max_size=25).map(
         lambda user: sorted(user, key=lambda event: event[1])
     ),
     min_size=1,
     max_size=4,
 )
+
+
+def test_no_order_of_a_basket_changes_what_comes_next():
+    public, _ = table()
+    basket = [(item, 20) for item in (0, 1, 2, 3, 4, 5) * 4]
+    one = next_chances(profile_of([(1, 5), *basket]), public)
+    other = next_chances(profile_of([(1, 5), *basket[::-1]]), public)
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_few_candidates_are_ranked_by_scores_that_are_known():
+    _, served = table()
+    profile = profile_of([(0, 20)])
+    known = score(profile, served)
+    some = np.int32([5, 3, 1])
+    for seen in (False, True):
+        options = {"candidates": some, "include_seen": seen}
+        told = top_k(profile, served, 3, scores=known, **options)
+        found = top_k(profile, served, 3, **options)
+        assert told.ids == found.ids
+        np.testing.assert_array_equal(told.scores, found.scores)
+    np.testing.assert_array_equal(known, score(profile, served))
 
 
 @settings(deadline=None)

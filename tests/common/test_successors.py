@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fedprofile.common.errors import DataError
 from fedprofile.common.items import ItemTable
-from fedprofile.common.successors import Successors
+from fedprofile.common.successors import MOST_PAIRS, Successors
 
 N_ITEMS = 5
 SOME = Successors.of(
@@ -79,6 +79,9 @@ def test_a_table_is_named_by_what_follows_what():
         Successors(SOME.pairs, SOME.chances * np.float32(np.nan)),
         Successors(SOME.pairs, SOME.chances * np.float32(np.inf)),
         Successors(SOME.pairs, SOME.chances * 2),
+        Successors(SOME.pairs, SOME.chances * np.float32(1.25)),
+        Successors(SOME.pairs.astype(np.int64), SOME.chances),
+        Successors(SOME.pairs, SOME.chances.astype(np.float64)),
     ],
 )
 def test_what_are_no_chances_of_pairs_is_refused(wrong, tmp_path):
@@ -88,6 +91,14 @@ def test_what_are_no_chances_of_pairs_is_refused(wrong, tmp_path):
     table(wrong).save(path)
     with pytest.raises(DataError, match="not an item table"):
         ItemTable.load(path)
+
+
+def test_more_pairs_than_are_told_are_refused():
+    count = MOST_PAIRS + 1
+    items = np.arange(count)
+    many = Successors.of(items, items + 1, np.full(count, 0.1))
+    with pytest.raises(DataError, match="are the most"):
+        many.check(count + 1)
 
 
 def test_half_a_pair_is_refused():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedprofile.audit.checkpoints import Checkpoint
+from fedprofile.audit.run_checks import _check_items, _checkpoint_faults
 from fedprofile.client.device import Device
 from fedprofile.client.device_config import DeviceConfig
 from fedprofile.client.device_folder import DeviceFolder
@@ -21,7 +23,7 @@ from fedprofile.client.node_keys import ensure_node_key
 from fedprofile.client.outbox import Outbox, name_of
 from fedprofile.common.config import RunConfig, StatisticsConfig
 from fedprofile.common.items import COOCCURRENCE_BLOCK, ItemTable
-from fedprofile.common.ledger_entries import Reserve, read_ledger
+from fedprofile.common.ledger_entries import Chain, Reserve, read_chain, read_ledger
 from fedprofile.common.messages import Binding, TrainTask, read_update, train_message
 from fedprofile.common.server_bundle import ServerBundle
 from fedprofile.common.signing import SigningKey
@@ -256,3 +258,11 @@ def test_what_follows_what_is_told_by_a_release_and_ranked_by_on_a_device(fedpro
     findings = {finding["check"]: finding for finding in json.loads(found.out)["findings"]}
     assert findings["items"]["outcome"] == "fails"
     assert "wasn't released" in findings["items"]["what"]
+
+    # Nor may it be told of, or kept, where the ledger has no such release.
+    empty = Chain()
+    empty.entries = read_chain(tmp_path / "run" / "ledger.jsonl").entries[:1]
+    assert _check_items(path, empty).outcome == "fails"
+    checkpoint = Checkpoint.last(tmp_path / "run" / "checkpoints")
+    faults = [what for _, what in _checkpoint_faults(checkpoint, empty)]
+    assert "it holds statistics/cooccurrence, and the ledger has no release of it" in faults
