@@ -51,9 +51,9 @@ def test_the_plan_is_within_its_target_by_an_independent_count(planned, target):
 def test_uploads_are_counted_in_bytes(planned):
     found = planned()
     popularity, together, training = found["releases"]
-    compared = int(0.1 * found["population_size"] / together["noise_multiplier"])
+    compared = 2 * int(0.1 * found["population_size"] / together["noise_multiplier"])
     assert popularity["upload_bytes"] == 4 * 2 * found["items"]
-    assert together["upload_bytes"] == 4 * compared * (compared - 1) // 2
+    assert together["upload_bytes"] == 4 * compared * (compared - 1)
     assert training["upload_bytes"] == 4 * found["weights"]
 
 
