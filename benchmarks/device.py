@@ -151,11 +151,9 @@ def make_device(path: Path, n_items: int) -> DeviceFolder:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     table = ItemTable(vectors, tuple(map(str, range(n_items))), ((),) * n_items, blocks)
     prior = rng.standard_normal((n_items, 1)).astype(np.float32)
-    # What follows what, as a server tells it of the head of a catalogue.
-    keys = np.unique(
-        rng.integers(2_000, size=100_000) * n_items + rng.integers(n_items, size=100_000)
-    )
-    first, then = np.divmod(keys, n_items)
+    # What follows what: as many pairs as 6,000 users tell of at ε = 8.
+    heads, thens = rng.integers(2_000, size=10_000), rng.integers(n_items, size=10_000)
+    first, then = np.divmod(np.unique(heads * n_items + thens), n_items)
     apart = first != then
     chances = np.full(apart.sum(), 0.005)
     successors = Successors.of(first[apart], then[apart], chances)

@@ -95,13 +95,13 @@ def mixed(logits: NDArray[np.float32], chances: NDArray[np.float32]) -> NDArray[
         return logits
     found: NDArray[np.float32] = logits + np.log1p(-told)
     top = logits.max(axis=-1, keepdims=True)
-    total = np.exp(logits - top).sum(axis=-1, keepdims=True)
+    # log Σ exp(s) of each row.
+    total = top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
     # Of few items anything is known, and a logarithm of each of the others would be slow.
-    known = np.nonzero(chances)
+    known = np.nonzero(chances > 0)
     rows = (*known[:-1], np.zeros_like(known[-1]))
-    softmax = np.exp(logits[known] - top[rows]) / total[rows]
-    found[known] = np.log((1 - told[rows]) * softmax + chances[known])
-    found[known] += top[rows] + np.log(total[rows])
+    softmax = np.exp(logits[known] - total[rows])
+    found[known] = np.log((1 - told[rows]) * softmax + chances[known]) + total[rows]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,9 +124,12 @@ class Successors:
 
     def _places(self, items: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the pairs of each of ``items`` start, and how many there are."""
-        first = self.pairs[:, 0]
-        starts = np.searchsorted(first, items)
-        return starts, np.searchsorted(first, items, side="right") - starts
+        starts = np.searchsorted(self._items, items)
+        return starts, np.searchsorted(self._items, items, side="right") - starts
+
+    @cached_property
+    def _items(self) -> NDArray[np.int32]:
+        return np.ascontiguousarray(self.pairs[:, 0])
 
     def to_bytes(self) -> bytes:
         """Little-endian: all pairs, then all chances."""
