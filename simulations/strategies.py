@@ -172,7 +172,7 @@ def compare_strategies(
         told = view.to_dict()
         told["miscalibration_at_k"] = bootstrap_interval(off, samples=samples, seed=0).to_dict()
         measures = {measure: told[measure] for measure in MEASURES}
-        found.append(Strategy(name, private, len(off), measures))
+        found.append(Strategy(name, private, len(view.ranks.users), measures))
         on_strategy(name)
     return found
 

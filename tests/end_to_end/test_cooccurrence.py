@@ -133,7 +133,9 @@ def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_pat
     assert all(np.array_equal(vectors, scorer.table.vectors) for vectors in seen)
     # Whatever reads the run, also on a device, has the vectors that it was made with.
     told(fedprofile("replay", "run", "--json"))
-    told(fedprofile("strategies", "run", "--json"))
+    compared = told(fedprofile("strategies", "run", "--json"))["strategies"]
+    # Users count as such, too, where no item has a tag.
+    assert all(strategy["users"] > 0 for strategy in compared)
     assert fedprofile("device", "init", "phone", "--model", "run").code == 0
     told(fedprofile("device", "record", "phone", "--item", served.ids[0], "--json"))
     ranking = told(fedprofile("device", "recommend", "phone", "--top-k", "3", "--json"))
