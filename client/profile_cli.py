@@ -157,7 +157,8 @@ def _told(found: RecordEventsResponse, as_json: bool) -> None:
     if found.unlearned:
         remark(
             f"{found.unlearned:,} of them the model can't learn from: it doesn't know the item or "
-            "the event type, or the type has no weight. They are kept for a later model."
+            "the event type (device status names those it knows), or the type has no weight. They are "
+            "kept for a later model."
         )
 
 
