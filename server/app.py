@@ -293,7 +293,7 @@ class Federation:
         cohort = sample_cohort(mechanism, coins=randomness.child("cohort"))
         by_host = split_by_host(cohort, hosts)
         binding = Binding(run=self._run, round=0, release=release, items=self._table.content_hash)
-        messages = [
+        messages = (
             message(
                 node,
                 binding=binding,
@@ -302,7 +302,7 @@ class Federation:
                 noise_multiplier=mechanism.noise_multiplier,
             )
             for node, devices in by_host.items()
-        ]
+        )
         replies = grid.send_and_receive(messages, timeout=self._reply_timeout)
         # 3. Validate, add up, add noise.
         tally = add_up(

@@ -16,7 +16,7 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -71,6 +71,7 @@ _GRACE = 10.0  # seconds for replies on their way, once the server is to stop
 _AWAY = 60.0  # seconds that a node may be away beyond its heartbeat: killed, it is back by then
 _NEARLY_AWAY = 3.0
 """Seconds left of a heartbeat that are too few to ask about the node; one that lives has 13."""
+_PUSHED_AT_ONCE = 64
 _POLL_PER_NODE = 1e-3
 """Seconds: to say who is online the SuperLink reads all nodes, which takes a tenth of this for each."""
 _NO_REPLY = {
@@ -249,30 +250,22 @@ class LinkGrid(HttpGrid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
+    ) -> Iterator[Message]:
         """Replies of the nodes that are online, until all are there or ``timeout`` seconds are over.
+
+        Each is handed on when it has arrived, and nothing is kept of it, nor of the messages: of many
+        devices all of them together would be larger than memory. The time counts from the first look.
 
         Raises:
             LinkLost: the SuperLink doesn't keep what is to be sent, on a full disk, say.
         """
-        online = set(self.get_node_ids())
-        asked = [message for message in messages if message.metadata.dst_node_id in online]
-        if not asked:
-            return []
-        for message in asked:
-            if timeout is not None:
-                message.metadata.ttl = timeout + _GRACE
-        try:
-            numbers = self.push_messages(asked)
-        except ObjectPushError as error:
-            raise LinkLost("the SuperLink keeps no messages; see run/superlink.log") from error
-        waiting = dict(zip(numbers, asked, strict=True))
-        waiting.pop("", None)  # the node went meanwhile
+        return self._replies(self._push(messages, timeout), timeout)
+
+    def _replies(self, waiting: dict[str, Message], timeout: float | None) -> Iterator[Message]:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         patience = math.inf if timeout is None else timeout / 4
         arriving: dict[str, _Arriving] = {}
         away: dict[int, float] = {}
-        replies: list[Message] = []
         stopping = False
         while waiting and time.monotonic() < deadline:
             if self._stop.is_set() and not stopping:
@@ -288,12 +281,30 @@ class LinkGrid(HttpGrid):
                 del arriving[number], waiting[number]
                 self._confirm(answer)
                 if not (reply.has_error() and reply.error.code in _NO_REPLY):
-                    replies.append(reply)
+                    yield reply
             if waiting:
                 time.sleep(pause)
         # What is still arriving is no reply. It isn't confirmed: its sender may be slow, not hostile, and
         # what it goes on to send is taken as any reply after the deadline.
-        return replies
+
+    def _push(self, messages: Iterable[Message], timeout: float | None) -> dict[str, Message]:
+        """Send what is for nodes that are online, some at a time: number → message, without its content."""
+        online = set(self.get_node_ids())
+        asked = (message for message in messages if message.metadata.dst_node_id in online)
+        sent: dict[str, Message] = {}
+        while group := list(islice(asked, _PUSHED_AT_ONCE)):
+            for message in group:
+                if timeout is not None:
+                    message.metadata.ttl = timeout + _GRACE
+            try:
+                numbers = self.push_messages(group)
+            except ObjectPushError as error:
+                raise LinkLost("the SuperLink keeps no messages; see run/superlink.log") from error
+            for number, message in zip(numbers, group, strict=True):
+                message.content = RecordDict()
+                if number:  # there is none where the node went meanwhile
+                    sent[number] = message
+        return sent
 
     def _note_absent(self, waiting: dict[str, Message], away: dict[int, float]) -> float:
         """Keep in ``away`` since when each node has been gone; seconds until the next look."""

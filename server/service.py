@@ -56,7 +56,7 @@ from .supervisor import CANT_WRITE, FINAL, TRY_AGAIN, follow_parent
 
 _LINK_TIMEOUT = 60.0  # for the SuperLink to come up
 _DELIVERY_TIMEOUT = 60.0
-_MOST_REPLIES = 2**30  # bytes that all devices together send of one statistic
+_TAKEN_A_SECOND = 5e6  # bytes of replies: half of what two cores took, with the devices beside them
 _GATHERING = 30.0
 _POLL = 0.5
 
@@ -149,8 +149,10 @@ class Service:
 
     @property
     def _largest_head(self) -> int:
-        """Items whose pairs may be asked for, so that what all devices send fits into memory."""
-        each = _MOST_REPLIES / (4 * self._config.federation.population_size)
+        """Items whose pairs may be asked for, so that what all devices send at once is taken in time."""
+        federation = self._config.federation
+        most = _TAKEN_A_SECOND * federation.round_timeout_seconds
+        each = most / (4 * federation.population_size)
         return min(CooccurrenceTask.largest_head, max(2, math.isqrt(int(each))))
 
     def _train(

@@ -180,7 +180,8 @@ class PrivateAveraging(Strategy):
         asked = {node: len(devices) for node, devices in by_host.items()}
         self._open = _OpenRound(release, len(cohort), asked, binding, started)
         training = self._training
-        return [
+        # Made as they are sent: each holds the weights.
+        return (
             train_message(
                 node,
                 TrainTask(
@@ -200,7 +201,7 @@ class PrivateAveraging(Strategy):
                 sign=self._sign,
             )
             for node, devices in by_host.items()
-        ]
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -46,7 +46,7 @@ def add_up(
     of the sum isn't the number of replies.
 
     Args:
-        replies: in any order, perhaps fewer or more than asked for.
+        replies: in any order, perhaps fewer or more than asked for; read once, and none is kept.
         asked: node → number of devices it was asked for.
         binding: what a reply must answer.
         shapes: name → shape of the arrays.
@@ -56,9 +56,7 @@ def add_up(
     devices = 0
     rejected, ignored = Counter[str](), Counter[str]()
     awaited = dict(asked)
-    # In the order of asking: which reply was faster must not change a bit of the sum.
-    place = {node: number for number, node in enumerate(asked)}
-    for reply in sorted(replies, key=lambda reply: place.get(reply.metadata.src_node_id, -1)):
+    for reply in replies:
         node = reply.metadata.src_node_id
         if node not in awaited:
             ignored["duplicate" if node in asked else "unasked"] += 1

@@ -102,14 +102,24 @@ def _server_app(federation: Federation, stopped: Event) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001  # Flower's signature
-        pull = grid.pull_messages
+        pull, send = grid.pull_messages, grid.send_and_receive
 
         def pull_while_running(message_ids: Iterable[str]) -> Iterable[Message]:
             if stopped.is_set():
                 raise RuntimeError("the Ray engine was stopped")
             return pull(message_ids)
 
+        def send_and_receive_in_order(
+            messages: Iterable[Message], *, timeout: float | None = None
+        ) -> list[Message]:
+            asked = list(messages)
+            place = {m.metadata.dst_node_id: number for number, m in enumerate(asked)}
+            replies = send(asked, timeout=timeout)
+            # Which actor was faster must not change a bit of a sum.
+            return sorted(replies, key=lambda reply: place.get(reply.metadata.src_node_id, -1))
+
         grid.pull_messages = pull_while_running  # type: ignore[method-assign]
+        grid.send_and_receive = send_and_receive_in_order  # type: ignore[method-assign]
         federation.run(grid)
 
     return app

@@ -259,6 +259,25 @@ def test_a_message_goes_out_and_the_reply_comes_back_as_it_was(grid, node):
     assert reply.metadata.src_node_id == node.number
 
 
+def test_replies_are_handed_on_as_they_come_and_messages_are_not_kept(
+    running, link, grid, node, connect, monkeypatch
+):
+    monkeypatch.setattr(link_module, "_PUSHED_AT_ONCE", 1)
+    key = ec.generate_private_key(ec.SECP384R1())
+    let_in(running, link, key)
+    other = connect(running, key)
+    other.activate()
+    messages = [instruction(node), instruction(other)]
+    replies = grid.send_and_receive(iter(messages), timeout=60)
+    assert not any(message.content for message in messages)
+    node.push(small_update(pulled(node)))
+    assert next(replies).metadata.src_node_id == node.number  # while the other has yet to answer
+    other.push(small_update(pulled(other)))
+    (last,) = replies
+    assert last.metadata.src_node_id == other.number
+    read_update(last, binding=BINDING, shapes=SHAPES)
+
+
 def test_an_update_that_was_taken_leaves_nothing_in_the_database(running, grid, node):
     numbers = np.random.default_rng(1).normal(0, 1e-3, SHAPES["w"]).astype(np.float32)
     traces = [numbers.tobytes()[place : place + 32] for place in range(0, numbers.nbytes - 32, 512)]

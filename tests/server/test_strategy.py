@@ -168,6 +168,7 @@ def test_the_divisor_is_the_expected_cohort_whoever_was_drawn_and_replied(build_
 
     class Losing(Watching):
         def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
             replies = list(super().send_and_receive(messages, timeout=timeout))
             if replies[0].metadata.message_type == "train":
                 gone.extend(self.tasks[1].devices)

@@ -1,9 +1,13 @@
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.run import Run
 
 from fedprofile.simulations.grid import InProcessGrid
+from fedprofile.simulations.ray_engine import _server_app
 
 
 def echo(message, context):
@@ -93,3 +97,26 @@ def test_an_app_that_raises_is_not_silenced():
     grid = InProcessGrid(broken, nodes=1)
     with pytest.raises(ZeroDivisionError):
         grid.send_and_receive([query(node) for node in grid.get_node_ids()])
+
+
+def test_on_ray_replies_are_in_the_order_of_asking():
+    """Sums of floats depend on it, and a seeded run must not depend on which actor was faster."""
+
+    class Quickest(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            return list(super().send_and_receive(messages, timeout=timeout))[::-1]
+
+    grid, stopped = Quickest(echo, nodes=5), threading.Event()
+    nodes = [4, 2, 6, 3, 5]
+    seen = []
+
+    def run(grid):
+        messages = (query(node) for node in nodes)
+        seen.extend(reply.metadata.src_node_id for reply in grid.send_and_receive(messages))
+
+    app = _server_app(SimpleNamespace(run=run), stopped)
+    app(grid, grid.server_context)
+    assert seen == nodes
+    stopped.set()
+    with pytest.raises(RuntimeError, match="stopped"):
+        app(grid, grid.server_context)
