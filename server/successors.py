@@ -20,6 +20,8 @@ _STEPS = 40
 _LIKELY = 0.2
 """Least probability that a pair is more than noise, for it to be kept. Each counts by its probability, so
 little depends on it: .05 to .5 are level, and fewer pairs are sooner sent."""
+_LEAST_ROW = 0.01
+"""Of what popularity makes of an item's pairs, whatever noise made of their sum."""
 _ORDERS = np.linspace(-1, 1, 21)
 """From always the other way round to always in the order of the head."""
 _PLAIN = 6.0
@@ -42,7 +44,10 @@ def successors_of(
     the mechanism, and of devices that are few: one of n pairs gives each 1/√n, so that all N of them give
     W = N·√n, and one counts u = N/W. Of what is expected, E, the variance is u·E, at least u². What is kept
     of a pair is its mean under the mixture; its order follows from the differences, all shares of it alike
-    before. P(j | i) is what is kept in this order, of what is taken soon after i at all, W·π_i.
+    before. P(j | i) is what is kept in this order, of what is taken soon after i at all, its share of W.
+
+    E is what independence makes of the items' own shares of all pairs, which the release tells, too, and
+    popularity tells nearly: what is taken again and again is in more pairs than its first takers are.
 
     Args:
         noisy: float64 [K (K − 1)], the release: sums and differences.
@@ -53,15 +58,14 @@ def successors_of(
     """
     low, high = np.triu_indices(len(head), 1)
     sums, differences = noisy[: len(low)], noisy[len(low) :]
-    shares = np.exp(popularity[head].astype(np.float64))
-    shares /= shares.sum()
-    expected = shares[low] * shares[high]
     # What all give together must show, or there is nothing to compare a pair with.
     whole = float(sums.sum())
     if not whole > 3 * stddev * math.sqrt(len(sums)):
         return Successors.none()
-    expected *= whole / expected.sum()
     one = population_size / whole
+    shares = _shares(sums, np.exp(popularity[head].astype(np.float64)), stddev=stddev, one=one)
+    expected = shares[low] * shares[high]
+    expected *= whole / expected.sum()
     variance = stddev**2 + one * np.maximum(expected, one)
     scores = (sums - expected) / np.sqrt(variance)
     spikes = _Spikes.fitted(scores)
@@ -86,6 +90,43 @@ def successors_of(
     totals = np.bincount(items, chances, len(popularity))
     chances = chances / np.maximum(totals / MOST_CERTAIN, 1)[items]
     return Successors.of(items, then, chances)
+
+
+def _shares(
+    sums: NDArray[np.float64],
+    popularity: NDArray[np.float64],
+    *,
+    stddev: float,
+    one: float,
+) -> NDArray[np.float64]:
+    """Share of each item in all pairs, float64 [K] > 0, adding up to 1.
+
+    The sums of an item's pairs, shrunk towards those that popularity alone would make: r = e·(1 + δ),
+    with the variance of δ told by all rows together (empirical Bayes, Efron & Morris 1973).
+
+    Args:
+        sums: float64 [K (K − 1) / 2], row by row of the upper triangle.
+        popularity: float64 [K], up to a factor.
+        stddev: of the noise on each of them.
+        one: that a single device adds to a pair.
+    """
+    size = len(popularity)
+    shares: NDArray[np.float64] = popularity / popularity.sum()
+    pairs = np.zeros((size, size))
+    pairs[np.triu_indices(size, 1)] = sums
+    rows = pairs.sum(axis=0) + pairs.sum(axis=1)
+    expected = shares * (1 - shares)
+    expected *= rows.sum() / expected.sum()
+    variance = (size - 1) * stddev**2 + one * expected
+    spread = max(float(((rows - expected) ** 2 - variance).sum() / (expected**2).sum()), 0.0)
+    signal = spread * expected**2
+    rows = expected + signal / (signal + variance) * (rows - expected)
+    rows = np.maximum(rows, _LEAST_ROW * expected)
+    # An item makes no pair with itself: r_i is in proportion to x_i (1 − x_i).
+    for _ in range(_STEPS):
+        shares = rows / (1 - shares)
+        shares /= shares.sum()
+    return shares
 
 
 def _forward(

@@ -3,8 +3,13 @@ import math
 import numpy as np
 import pytest
 
+from fedprofile.client.cooccurrence import cooccurrence_contribution
+from fedprofile.client.popularity import popularity_contribution
+from fedprofile.common.histories import Histories
 from fedprofile.common.successors import ORDER_SHARE
-from fedprofile.server.successors import _Spikes, successors_of
+from fedprofile.server.cooccurrence import head_of
+from fedprofile.server.popularity import item_priors
+from fedprofile.server.successors import _shares, _Spikes, successors_of
 
 SIZE = 80
 POPULATION = 2_000
@@ -136,3 +141,51 @@ def test_the_posterior_is_that_of_an_integral():
     np.testing.assert_allclose(
         mean, (normal * prior * grid).sum(axis=1) * step / evidence, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("stddev", [0.0, 1.0])
+def test_items_have_the_share_of_pairs_that_the_release_shows(stddev):
+    """Popularity counts first times, and what is taken again and again is in more pairs."""
+    rng = np.random.default_rng(5)
+    shares = rng.dirichlet(np.full(SIZE, 4.0))
+    low, high = np.triu_indices(SIZE, 1)
+    sums = 4e4 * shares[low] * shares[high]
+    noisy = sums + rng.normal(scale=stddev, size=PAIRS)
+    found_shares = _shares(noisy, np.full(SIZE, 3.0), stddev=stddev, one=1e-3)
+    np.testing.assert_allclose(found_shares, shares, rtol=1e-2 if not stddev else 0.1, atol=5e-4)
+    # Where noise is all there is, popularity stays.
+    lost = _shares(sums + rng.normal(scale=1e4, size=PAIRS), shares, stddev=1e4, one=1.0)
+    np.testing.assert_allclose(lost, shares, rtol=0.5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.5])
+def test_of_users_who_take_everything_at_random_nothing_follows_on_anything(noise):
+    rng = np.random.default_rng(0)
+    n_users, n_items, each = 3_000, 400, 25
+    taken = 1 / np.arange(1, n_items + 1) ** 0.8
+    items = rng.choice(n_items, size=n_users * each, p=taken / taken.sum()).astype(np.int32)
+    histories = Histories(
+        offsets=np.arange(0, n_users * each + 1, each),
+        items=items,
+        times=np.tile(np.arange(each), n_users),
+        sessions=np.zeros(len(items), dtype=np.int32),
+        weights=np.ones(len(items), dtype=np.float32),
+        types=np.zeros(len(items), dtype=np.int16),
+    )
+    popularity = popularity_contribution(
+        histories, now=each, half_lives_days=(14.0,), n_items=n_items, clip_norm=1.0
+    ).arrays["popularity"]
+    told = item_priors(popularity.astype(np.float64), stddev=0.0).long_run
+    head = head_of(told, n_items)
+    exact = cooccurrence_contribution(histories, head=head, n_items=n_items, clip_norm=1.0)
+    pairs = exact.arrays["cooccurrence"].astype(np.float64)
+    successors = successors_of(
+        pairs + rng.normal(scale=noise, size=len(pairs)),
+        head=head,
+        popularity=told,
+        stddev=noise,
+        population_size=n_users,
+    )
+    totals = np.bincount(successors.pairs[:, 0], successors.chances, n_items)
+    assert totals.max() < 0.1
+    assert len(successors) < 0.005 * n_items**2
