@@ -46,7 +46,7 @@ _CANARIES: dict[str, Any] = {
     "items": {"dimension": 16},
     "model": {"width": 32, "window": 8},
     "training": {"rounds": 4, "negatives": 8, "sampling_probability": 1.0},
-    "privacy": {"noise_multiplier": 4.0, "epsilon": 4.0, "statistics_share": 0.0},
+    "privacy": {"noise_multiplier": 4.0, "epsilon": 4.0, "split": {"popularity": 0.0}},
 }
 
 

@@ -175,7 +175,7 @@ def main() -> None:
     kills = plan(options.cycles, options.seed)
     settings = {
         "federation": {"lifetime_epsilon": 0.0},
-        "privacy": {"epsilon": 1e6, "noise_multiplier": 8.0, "statistics_share": 0.0},
+        "privacy": {"epsilon": 1e6, "noise_multiplier": 8.0, "split": {"popularity": 0.0}},
         "training": {"rounds": 10 * options.cycles + 10},
     }
     tally: Counter[tuple[str, str]] = Counter()

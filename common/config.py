@@ -184,7 +184,7 @@ class LocalPrivacyConfig(Section):
     """Event-level DP-SGD on each device, against the server itself; counted apart, never added."""
 
     enabled: bool = Field(
-        False, description="needs statistics_share = 0: statistics have no event-level noise"
+        False, description="needs split.popularity = 0: statistics have no event-level noise"
     )
     epsilon: float = Field(
         8.0,
@@ -219,6 +219,38 @@ class LocalPrivacyConfig(Section):
         return self
 
 
+class SplitConfig(Section):
+    """How the budget is spread over releases, as shares of μ² (Gaussian DP); rounds have what is left."""
+
+    popularity: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share for popularity; unset: by population, items, weights and epsilon, as --plan "
+        "shows",
+    )
+    cooccurrence: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share for what is taken together; unset: as before, or 0 where popularity's is set. "
+        "Where rounds = 0 both have everything, in these proportions",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitConfig:
+        first, second = self.popularity, self.cooccurrence
+        if second is not None and first is None:
+            raise ValueError("set privacy.split.popularity, too: one share alone tells no split")
+        if second and not first:
+            raise ValueError(
+                "popularity says which items are compared: give it a share, or none to cooccurrence"
+            )
+        if (first or 0) + (second or 0) >= 1:
+            raise ValueError("popularity and cooccurrence together must be below 1")
+        return self
+
+
 class PrivacyConfig(Section):
     """User-level central DP."""
 
@@ -229,21 +261,15 @@ class PrivacyConfig(Section):
     noise_multiplier: float | None = Field(
         None, gt=0, description="unset: calibrated so that all rounds fit into epsilon"
     )
-    statistics_share: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="share of μ² (Gaussian DP) for one-shot statistics, all where rounds = 0; unset: by "
-        "population, items, weights and epsilon, as --plan shows",
-    )
+    split: SplitConfig = SplitConfig()
     local: LocalPrivacyConfig = LocalPrivacyConfig()
 
     @model_validator(mode="after")
     def _check(self) -> PrivacyConfig:
-        if self.local.enabled and (self.statistics_share != 0 or not self.enabled):
+        if self.local.enabled and (self.split.popularity != 0 or not self.enabled):
             raise ValueError(
                 "privacy.local hides events in updates, and popularity would leave devices beside them "
-                "in clear; set privacy.statistics_share = 0 and keep privacy.enabled = true"
+                "in clear; set privacy.split.popularity = 0 and keep privacy.enabled = true"
             )
         return self
 

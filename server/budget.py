@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..common.accounting import default_delta, epsilon, fits, gaussian_mu
 from ..common.calibration import calibrate_noise_multiplier
-from ..common.config import PrivacyConfig, TrainingConfig
+from ..common.config import PrivacyConfig, SplitConfig, TrainingConfig
 from ..common.errors import BudgetError
 from ..common.mechanism import Mechanism
 from .cooccurrence import head_size, vectors_size
@@ -42,14 +42,14 @@ class BudgetPlan:
         popularity: the one-shot release; None where it gets no share.
         cooccurrence: the one after it; None where nothing is released of it.
         training: every round.
-        share: of μ² that statistics get; None where there is nothing to share.
+        split: of μ²; None where there is nothing to share.
     """
 
     delta: float
     target_epsilon: float | None
     popularity: Mechanism | None
     training: Mechanism
-    share: float | None = None
+    split: Split | None = None
     cooccurrence: Mechanism | None = None
 
 
@@ -63,8 +63,8 @@ def plan_budget(
 ) -> BudgetPlan:
     """Noise of every release, so that with ``earlier`` ones they cost at most ``privacy.epsilon``.
 
-    The statistics get their share of μ² in the sense of Gaussian DP (Dong, Roth & Su 2022, corollary
-    2: μ² adds up), by :mod:`.split` where none is set; what the exact accountant leaves is the rounds'.
+    The statistics get their shares of μ² in the sense of Gaussian DP (Dong, Roth & Su 2022, corollary
+    2: μ² adds up), by :mod:`.split` where none are set; what the exact accountant leaves is the rounds'.
 
     Raises:
         BudgetError: the releases, or with a given noise the first round, don't fit, or nothing is
@@ -113,50 +113,52 @@ def plan_budget(
     if used:
         left -= gaussian_mu(epsilon=used, delta=delta) ** 2
 
-    def planned(of: Sizes) -> Split:
-        return _planned(of, privacy, training, mu=math.sqrt(left), population_size=population_size)
-
-    def statistics(noise: float) -> tuple[Mechanism, Mechanism | None]:
-        """What costs as much as one release with this noise: Gaussian noise adds up by 1/σ²."""
-        part = planned(sizes).popularity_part
-        if part == 1:
-            return mechanism(STATISTICS_CLIP, noise, 1.0), None
-        one, other = (
-            mechanism(STATISTICS_CLIP, noise / math.sqrt(w), 1.0) for w in (part, 1 - part)
+    def planned(*, cooccurrence: bool) -> Split:
+        return _planned(
+            replace(sizes, cooccurrence=cooccurrence),
+            privacy,
+            training,
+            mu=math.sqrt(left),
+            population_size=population_size,
         )
-        if not head_size(sizes.n_items, other):
-            return mechanism(STATISTICS_CLIP, noise, 1.0), None
-        return one, other
+
+    def released(share: float, whole: float) -> Mechanism | None:
+        """What has this share of the cost of one release with noise ``whole``: it adds up by 1/σ²."""
+        return mechanism(STATISTICS_CLIP, whole / math.sqrt(share), 1.0) if share else None
+
+    whole = 1 / math.sqrt(left) if training.rounds else calibrated(1.0, 1)
+    given = _given(privacy.split, sizes)
+    parts = given or planned(cooccurrence=sizes.cooccurrence)
+    if not training.rounds:
+        parts = parts.everything
+    second = released(parts.cooccurrence, whole)
+    if second and not head_size(sizes.n_items, second):
+        # It isn't worth a release: what was meant for it goes to the others.
+        parts = replace(given, cooccurrence=0.0) if given else planned(cooccurrence=False)
+        if not training.rounds:
+            parts = parts.everything
+    popularity, cooccurrence = (released(w, whole) for w in (parts.popularity, parts.cooccurrence))
 
     if not training.rounds:
-        noise = calibrated(1.0, 1)
-        first, second = statistics(noise)
         # Priced on a grid, two releases may cost a trifle more than the one they make up.
-        while second and not fits(
-            spent + Counter([first.event(), second.event()]),
+        while cooccurrence and not fits(
+            spent + _events(popularity, cooccurrence),
             delta=delta,
             target_epsilon=privacy.epsilon,
         ):
-            noise *= 1 + _TRIFLE
-            first, second = statistics(noise)
+            whole *= 1 + _TRIFLE
+            popularity, cooccurrence = (
+                released(w, whole) for w in (parts.popularity, parts.cooccurrence)
+            )
         never = mechanism(privacy.clip_norm, privacy.noise_multiplier or 1.0, rate)
-        return BudgetPlan(delta, privacy.epsilon, first, never, 1.0, second)
-    given = privacy.statistics_share
-    share = planned(sizes).statistics if given is None else given
-    popularity = cooccurrence = None
-    if share > 0:
-        popularity, cooccurrence = statistics(1 / math.sqrt(left * share))
-        if given is None and sizes.cooccurrence and cooccurrence is None:
-            # It isn't worth a release: what was meant for it goes to the rounds.
-            share = planned(replace(sizes, cooccurrence=False)).statistics
-            popularity = mechanism(STATISTICS_CLIP, 1 / math.sqrt(left * share), 1.0)
-        spent.update(m.event() for m in (popularity, cooccurrence) if m is not None)
+        return BudgetPlan(delta, privacy.epsilon, popularity, never, parts, cooccurrence)
+    spent += _events(popularity, cooccurrence)
     if privacy.noise_multiplier is None:
         every_round = mechanism(privacy.clip_norm, calibrated(rate, training.rounds), rate)
     else:
         every_round = mechanism(privacy.clip_norm, privacy.noise_multiplier, rate)
         _check_rounds(every_round, training.rounds, spent, delta, privacy.epsilon)
-    return BudgetPlan(delta, privacy.epsilon, popularity, every_round, share, cooccurrence)
+    return BudgetPlan(delta, privacy.epsilon, popularity, every_round, parts, cooccurrence)
 
 
 def compares(privacy: PrivacyConfig, *, n_items: int, population_size: int) -> bool:
@@ -167,11 +169,22 @@ def compares(privacy: PrivacyConfig, *, n_items: int, population_size: int) -> b
     """
     if not privacy.enabled:
         return True
-    if privacy.statistics_share == 0:
+    if privacy.split.popularity is not None and not privacy.split.cooccurrence:
         return False
     delta = privacy.delta if privacy.delta is not None else default_delta(population_size)
     mu = gaussian_mu(epsilon=privacy.epsilon, delta=delta)
     return head_size(n_items, _once(mu, population_size)) > 0
+
+
+def _given(configured: SplitConfig, sizes: Sizes) -> Split | None:
+    if configured.popularity is None:
+        return None
+    both = configured.cooccurrence if sizes.cooccurrence else 0.0
+    return Split(configured.popularity, both or 0.0)
+
+
+def _events(*mechanisms: Mechanism | None) -> Counter[DpEvent]:
+    return Counter(made.event() for made in mechanisms if made is not None)
 
 
 def _once(mu: float, population_size: int) -> Mechanism:

@@ -72,6 +72,8 @@ def cooccurrence_signal(head: int, mechanism: Mechanism) -> float:
     that get vectors; inf without noise.
 
     A tenth of what devices send is taken to add up, against noise of norm σ·C·K in the symmetric matrix.
+    K is chosen so that it is 1, unless the catalogue or the wire allow no more: how much can be learned
+    shows in K.
     """
     if not mechanism.private:
         return math.inf
@@ -109,9 +111,11 @@ class Split:
         return self.popularity + self.cooccurrence
 
     @property
-    def popularity_part(self) -> float:
-        """Of what both get."""
-        return self.popularity / self.statistics
+    def everything(self) -> Split:
+        """The same proportions, and nothing left for rounds; popularity's where neither has a share."""
+        if not self.statistics:
+            return Split(1.0)
+        return Split(self.popularity / self.statistics, self.cooccurrence / self.statistics)
 
     def within(self, most: float) -> Split:
         """The same proportions, and both together at most ``most``."""

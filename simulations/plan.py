@@ -18,11 +18,13 @@ from ..common.mechanism import Mechanism
 from ..common.messages import CooccurrenceTask, PopularityTask
 from ..server.cooccurrence import head_size, vectors_size
 from ..server.split import Sizes, cooccurrence_signal, popularity_signal, training_signal
+from ..server.split import Split as BudgetSplit
 from .run_folder import RunFolder
 from .run_ledger import earlier_releases
 from .simulate import Prepared, prepare, read
 
 _BYTES = 4  # of a float32
+_MEGABYTE = 1_000_000
 
 
 def plan(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
@@ -53,7 +55,8 @@ def plan(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         "population_size": population.size,
         "items": population.table.n_items,
         "weights": _sizes(config, prepared).weights,
-        "statistics_share": prepared.plan.share,
+        "compared_items": _compared(prepared),
+        "split": _shares(prepared.plan.split),
         "earlier_epsilon": epsilon(before, delta=delta),
         "releases": [
             {
@@ -76,38 +79,43 @@ def plan(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
 def show(planned: dict[str, Any], out: Console) -> None:
     """The plan as a table on ``out``."""
     title = f"Planned releases over {planned['population_size']:,} users"
-    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("release", no_wrap=True)
-    # As short as they are: a terminal has 80 columns.
     for heading in (
         "times",
-        "rate q",
-        "clip C",
-        "noise / C",
-        "KiB up",
+        "rate\nq",
+        "clip\nC",
+        "noise\n/ C",
+        "upload",
         "SNR",
-        "ε after",
+        "ε\nafter",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for release in planned["releases"]:
         table.add_row(
             release["task"],
             f"{release['times']:,}",
             number(release["sampling_probability"], 3),
             _infinite(release["clip_norm"], 3),
-            number(release["noise_multiplier"], 3),
-            f"{release['upload_bytes'] / 1024:,.0f}",
+            f"{release['noise_multiplier']:#.4g}",
+            _bytes(release["upload_bytes"]),
             _infinite(release["expected_signal_to_noise"], 2),
             epsilon_text(release["epsilon_after"]),
         )
     out.print(table)
+    if (compared := planned["compared_items"]) is not None:
+        why = ", as many as the noise allows" if planned["enabled"] else ""
+        out.print(
+            f"Of {planned['items']:,} items the {compared:,} most popular ones are compared{why}.",
+            soft_wrap=True,
+        )
     if not planned["enabled"]:
         out.print("Without privacy: no clip, no noise, and no budget to spend.")
         return
-    share = planned["statistics_share"]
+    split = planned["split"]
     out.print(
         f"Target: user-level (ε = {epsilon_text(planned['target_epsilon'])}, "
-        f"δ = {scientific(planned['delta'])}); {share:.0%} of μ² for statistics. Nothing was released.",
+        f"δ = {scientific(planned['delta'])}); {_words(split)}. Nothing was released.",
         soft_wrap=True,
     )
 
@@ -146,6 +154,28 @@ def _releases(
 
 def _sizes(config: RunConfig, prepared: Prepared) -> Sizes:
     return Sizes.of(prepared.encoder, config.statistics, prepared.population.table)
+
+
+def _shares(split: BudgetSplit | None) -> dict[str, float] | None:
+    if split is None:
+        return None
+    shares = {"popularity": split.popularity, "cooccurrence": split.cooccurrence}
+    return {**shares, "training": max(1 - split.statistics, 0.0)}
+
+
+def _compared(prepared: Prepared) -> int | None:
+    """Items among which pairs are told; None where the release isn't made."""
+    mechanism = prepared.plan.cooccurrence
+    return None if mechanism is None else head_size(prepared.population.table.n_items, mechanism)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= _MEGABYTE else f"{size / 1e3:,.1f} kB"
+
+
+def _words(shares: dict[str, float]) -> str:
+    parts = (f"{share:.0%} for {name}" for name, share in shares.items() if share)
+    return f"of μ² {', '.join(parts)}"
 
 
 def _finite(value: float) -> float | None:

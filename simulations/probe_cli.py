@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..common.config import RunConfig, load_config
+from ..common.config import RunConfig, SplitConfig, load_config
 from ..common.console import remark, stage
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
@@ -122,16 +122,18 @@ def _as_released(settings: RunConfig, path: Path) -> RunConfig:
     made = {e.task: e.mechanism for e in chain.entries if isinstance(e, Reserve)}
     if "training" not in made:
         return settings
-    delta, share = chain.opening.delta, 0.0
+    delta, shares = chain.opening.delta, {"popularity": 0.0, "cooccurrence": 0.0}
     if _POPULARITY in made:
         from ..common.accounting import gaussian_mu  # slow to load
 
         # As a share of μ², which is what a configuration has: noise 1/√(share · μ²).
         mu = gaussian_mu(epsilon=settings.privacy.epsilon, delta=delta)
-        share = (made[_POPULARITY].noise_multiplier * mu) ** -2
+        for name in shares:
+            if (mechanism := made.get(f"statistics/{name}")) is not None:
+                shares[name] = (mechanism.noise_multiplier * mu) ** -2
     privacy = {
         "noise_multiplier": made["training"].noise_multiplier,
-        "statistics_share": share,
+        "split": SplitConfig(**shares),
         "delta": delta,
     }
     rate = {"sampling_probability": made["training"].sampling_probability}

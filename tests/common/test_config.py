@@ -68,7 +68,17 @@ def test_the_digest_covers_what_decides_the_result():
         ("privacy", "delta", [0, 1, -0.1, math.nan]),
         ("privacy", "clip_norm", [0, math.inf]),
         ("privacy", "noise_multiplier", [0, math.nan]),
-        ("privacy", "statistics_share", [1.0, -0.1]),
+        (
+            "privacy",
+            "split",
+            [
+                {"popularity": 1.0},
+                {"popularity": -0.1},
+                {"cooccurrence": 0.2},
+                {"popularity": 0, "cooccurrence": 0.2},
+                {"popularity": 0.5, "cooccurrence": 0.5},
+            ],
+        ),
         ("training", "rounds", [-1, 2.5]),
         ("training", "sampling_probability", [0, 1.01]),
         ("training", "server_momentum", [1.0]),
@@ -134,17 +144,17 @@ def test_a_file_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
-        ("[privacy.local]\nenabled = true\n", "set privacy.statistics_share = 0"),
+        ("[privacy.local]\nenabled = true\n", "set privacy.split.popularity = 0"),
         (
-            "[privacy]\nstatistics_share = 0\nenabled = false\n[privacy.local]\nenabled = true\n",
+            "[privacy]\nsplit.popularity = 0\nenabled = false\n[privacy.local]\nenabled = true\n",
             "keep privacy.enabled = true",
         ),
         (
-            "[model]\nitem_ids = true\n[privacy]\nstatistics_share = 0\n[privacy.local]\nenabled = true\n",
+            "[model]\nitem_ids = true\n[privacy]\nsplit.popularity = 0\n[privacy.local]\nenabled = true\n",
             "set model.item_ids = false",
         ),
         (
-            "[training]\nrounds = 0\n[privacy]\nstatistics_share = 0\n[privacy.local]\nenabled = true\n",
+            "[training]\nrounds = 0\n[privacy]\nsplit.popularity = 0\n[privacy.local]\nenabled = true\n",
             "training.rounds of 1 or more",
         ),
         ("[privacy.local]\nbatch_size = 17\n", r"at most max_examples \(16\)"),

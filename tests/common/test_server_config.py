@@ -61,6 +61,6 @@ def test_the_document_is_up_to_date():
 
 
 def test_what_devices_do_not_offer_is_refused():
-    local = {"statistics_share": 0.0, "local": {"enabled": True}}
+    local = {"split": {"popularity": 0.0}, "local": {"enabled": True}}
     with pytest.raises(ConfigError, match="for simulations"):
         make(privacy=local)

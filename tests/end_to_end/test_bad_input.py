@@ -160,7 +160,7 @@ def test_too_little_to_hold_anything_out(simulate):
 def test_a_budget_too_small_for_the_first_release(fedprofile, log):
     data = log()
     Path("tight.toml").write_text(
-        "[privacy]\nnoise_multiplier = 0.5\nstatistics_share = 0.0\n[training]\nrounds = 3\n"
+        "[privacy]\nnoise_multiplier = 0.5\nsplit.popularity = 0.0\n[training]\nrounds = 3\n"
     )
     result = fedprofile("simulate", "--config", "tight.toml", "--data", data, "--epsilon", "0.1")
     refused(result, "privacy.noise_multiplier", "first round", "0.1", code=3)

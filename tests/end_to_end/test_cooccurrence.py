@@ -56,7 +56,8 @@ negatives = 8
 cohort = 30
 [privacy]
 epsilon = 8
-statistics_share = 0.9
+split.popularity = 0.1
+split.cooccurrence = 0.8
 noise_multiplier = 20
 [evaluation]
 bootstrap_samples = 0

@@ -186,7 +186,7 @@ DEATHS = [
 
 @pytest.mark.slow
 def test_a_run_that_dies_everywhere_ends_like_one_that_never_did(runs):
-    run = runs(privacy="noise_multiplier = 6.0\nstatistics_share = 0.02")
+    run = runs(privacy="noise_multiplier = 6.0\nsplit.popularity = 0.02")
     assert run.simulate("through") == 0, run.output
     reserved, spent = [], 0.0
     for kill, tried in DEATHS:

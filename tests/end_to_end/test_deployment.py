@@ -36,7 +36,7 @@ def spent(entries):
 PATIENCE = 240
 SETTINGS = {
     "federation": {"round_timeout_seconds": PATIENCE, "release_every": 0},
-    "privacy": {"statistics_share": 0.0},
+    "privacy": {"split": {"popularity": 0.0}},
     "training": {"rounds": 4, "local_steps": 150},  # a second or so after the charge
 }
 

@@ -27,7 +27,7 @@ PATIENCE = 240
 DAMAGED, AHEAD = 0, 1  # numbers of the devices
 SETTINGS = {
     "federation": {"round_timeout_seconds": PATIENCE, "release_every": 0},
-    "privacy": {"statistics_share": 0.0},
+    "privacy": {"split": {"popularity": 0.0}},
     "training": {"rounds": 3},
 }
 
@@ -145,7 +145,7 @@ disk, folder = Path(sys.argv[1]), Path(sys.argv[4])
 (folder / "0").symlink_to(disk)
 settings = {
     "federation": {"round_timeout_seconds": 20.0, "release_every": 0},
-    "privacy": {"statistics_share": 0.0},
+    "privacy": {"split": {"popularity": 0.0}},
     "training": {"rounds": 3, "local_steps": 150},
 }
 

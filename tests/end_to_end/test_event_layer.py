@@ -26,7 +26,7 @@ negatives = 8
 cohort = 20
 [privacy]
 noise_multiplier = 4.0
-statistics_share = {share}
+split.popularity = {share}
 [privacy.local]
 enabled = true
 noise_multiplier = 3.0
@@ -138,7 +138,7 @@ def test_devices_that_have_spent_their_events_decline(fedprofile, config, log, t
 
 def test_what_can_not_be_hidden_is_refused(fedprofile, config, log):
     for changes, advice in (
-        ({"share": 0.3}, "set privacy.statistics_share = 0"),
+        ({"share": 0.3}, "set privacy.split.popularity = 0"),
         ({"rounds": 0}, "training.rounds of 1 or more"),
         ({"epsilon": -1.0}, "privacy.local.epsilon"),
     ):

@@ -21,7 +21,7 @@ disk, folder = Path(sys.argv[1]), Path(sys.argv[4])
 (folder / "server").symlink_to(disk)
 settings = {
     "federation": {"round_timeout_seconds": 10.0},
-    "privacy": {"statistics_share": 0.0},
+    "privacy": {"split": {"popularity": 0.0}},
     "training": {"rounds": 2},
 }
 

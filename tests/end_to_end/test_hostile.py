@@ -78,7 +78,7 @@ SETTINGS = {
         "quorum": ONLINE,
         "release_every": 0,
     },
-    "privacy": {"statistics_share": 0.0},
+    "privacy": {"split": {"popularity": 0.0}},
     "training": {"rounds": 2},
 }
 

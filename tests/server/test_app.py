@@ -286,7 +286,7 @@ def test_what_crashes_have_eaten_is_missing_in_the_result_and_no_more(build_town
 
 
 def test_no_share_no_statistics(build_town, tmp_path):
-    town = build_town(privacy={"statistics_share": 0.0}, training={"rounds": 1})
+    town = build_town(privacy={"split": {"popularity": 0.0}}, training={"rounds": 1})
     result = town.run(tmp_path)
     np.testing.assert_allclose(np.exp(result.statistics.current), 1 / 30, rtol=1e-5)
     np.testing.assert_array_equal(result.statistics.current, result.statistics.long_run)

@@ -11,6 +11,7 @@ from fedprofile.common.errors import BudgetError, ConfigError
 from fedprofile.server.budget import plan_budget
 from fedprofile.server.split import (
     Sizes,
+    Split,
     cooccurrence_signal,
     popularity_signal,
     split,
@@ -56,7 +57,7 @@ def independent_epsilon(planned, rounds, delta):
     ],
 )
 def test_all_releases_together_spend_the_target_and_no_more(target, rounds, cohort, share):
-    planned = plan(epsilon=target, rounds=rounds, cohort=cohort, statistics_share=share)
+    planned = plan(epsilon=target, rounds=rounds, cohort=cohort, split={"popularity": share})
     reached = independent_epsilon(planned, rounds, planned.delta)
     assert reached <= target
     # Tight: what is left is less than a noise multiplier 0.1 % smaller would take.
@@ -69,7 +70,7 @@ def test_all_releases_together_spend_the_target_and_no_more(target, rounds, coho
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
 def test_the_statistics_get_their_share_of_squared_mu(share):
-    planned = plan(epsilon=3.0, statistics_share=share, noise_multiplier=1e3)
+    planned = plan(epsilon=3.0, split={"popularity": share}, noise_multiplier=1e3)
     mu = gaussian_mu(epsilon=3.0, delta=planned.delta)
     assert planned.popularity.noise_multiplier**-2 == pytest.approx(share * mu**2)
     assert planned.popularity.sampling_probability == 1
@@ -83,8 +84,10 @@ def test_unset_the_share_follows_the_rule(target):
     learned = training_signal(
         SIZES, noise_multiplier=math.sqrt(20) / mu, expected_cohort=N, rounds=20
     )
-    assert planned.share == pytest.approx(split(popularity=popularity, training=learned).popularity)
-    assert planned.popularity.noise_multiplier**-2 == pytest.approx(planned.share * mu**2)
+    assert planned.split == split(popularity=popularity, training=learned)
+    assert planned.popularity.noise_multiplier**-2 == pytest.approx(
+        planned.split.popularity * mu**2
+    )
 
 
 @pytest.mark.parametrize("noise", [12.0, 20.0, 60.0])
@@ -111,7 +114,7 @@ def test_what_is_taken_together_is_paid_from_the_share_of_the_statistics(rounds)
         else None,
     )
     spent = [m.noise_multiplier**-2 for m in (planned.popularity, planned.cooccurrence)]
-    assert spent[0] / sum(spent) == pytest.approx(expected.popularity_part)
+    assert spent[0] / sum(spent) == pytest.approx(expected.everything.popularity)
     assert 4.0 * (1 - 2e-3) < independent_epsilon(planned, rounds, planned.delta) <= 4.0
     if rounds:
         assert sum(spent) == pytest.approx(expected.statistics * mu**2)
@@ -139,20 +142,39 @@ def test_without_the_larger_statistic_the_other_one_takes_no_more_than_alone():
     both = replace(SIZES, cooccurrence=True)
     few, none = (plan(epsilon=0.2, rounds=20, sizes=sizes) for sizes in (both, SIZES))
     assert few == none
-    assert few.share <= 0.45
-    kept = plan(epsilon=0.2, rounds=20, sizes=both, statistics_share=0.6)
-    assert (kept.share, kept.cooccurrence) == (0.6, None)
+    assert few.split.statistics <= 0.45
+    given = {"popularity": 0.5, "cooccurrence": 0.1}
+    kept = plan(epsilon=0.2, rounds=20, sizes=both, split=given)
+    assert (kept.split, kept.cooccurrence) == (Split(0.5), None)
+
+
+@pytest.mark.parametrize(("rounds", "parts"), [(4, (0.1, 0.6)), (0, (1 / 7, 6 / 7))])
+def test_a_split_that_is_set_is_kept(rounds, parts):
+    given = {"popularity": 0.1, "cooccurrence": 0.6}
+    both = replace(SIZES, cooccurrence=True)
+    planned = plan(epsilon=4.0, rounds=rounds, cohort=N, sizes=both, split=given)
+    mu = gaussian_mu(epsilon=4.0, delta=planned.delta)
+    for made, part in zip((planned.popularity, planned.cooccurrence), parts, strict=True):
+        assert made.noise_multiplier**-2 == pytest.approx(part * mu**2, rel=2e-3)
+    assert (planned.split.popularity, planned.split.cooccurrence) == pytest.approx(parts)
+    assert 4.0 * (1 - 2e-3) < independent_epsilon(planned, rounds, planned.delta) <= 4.0
+    # What isn't said to be for the other one isn't for it.
+    first = plan(epsilon=4.0, rounds=4, cohort=N, sizes=both, split={"popularity": 0.1})
+    assert first.split == Split(0.1)
+    assert first.cooccurrence is None
 
 
 def test_no_share_means_no_statistics():
     planned = plan(
-        statistics_share=0.0, noise_multiplier=50.0, sizes=replace(SIZES, cooccurrence=True)
+        split={"popularity": 0.0}, noise_multiplier=50.0, sizes=replace(SIZES, cooccurrence=True)
     )
     assert planned.popularity is None
     assert planned.cooccurrence is None
 
 
-@pytest.mark.parametrize("privacy", [{}, {"noise_multiplier": 0.01}, {"statistics_share": 0.0}])
+@pytest.mark.parametrize(
+    "privacy", [{}, {"noise_multiplier": 0.01}, {"split": {"popularity": 0.0}}]
+)
 def test_without_rounds_the_statistics_get_everything(privacy):
     planned = plan(rounds=0, epsilon=1.5, **privacy)
     assert 1.5 * (1 - 2e-3) < independent_epsilon(planned, 0, planned.delta) <= 1.5
@@ -168,14 +190,14 @@ def test_an_explicit_noise_multiplier_is_taken_as_it_is():
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_noise_too_small_for_the_first_round_is_refused_before_anything(share):
     with pytest.raises(BudgetError, match=r"noise_multiplier = 0\.8 brings ε to") as caught:
-        plan(noise_multiplier=0.8, epsilon=1.0, statistics_share=share, cohort=N)
+        plan(noise_multiplier=0.8, epsilon=1.0, split={"popularity": share}, cohort=N)
     assert caught.value.epsilon_reached > 1
     assert caught.value.exit_code == 3
 
 
 def test_more_rounds_than_any_noise_fits_are_refused():
     with pytest.raises(BudgetError, match="no noise fits 1000 rounds"):
-        plan(epsilon=1e-9, delta=1e-12, rounds=1_000, cohort=N, statistics_share=0.0)
+        plan(epsilon=1e-9, delta=1e-12, rounds=1_000, cohort=N, split={"popularity": 0.0})
 
 
 @pytest.mark.parametrize(("cohort", "rate"), [(60, 0.1), (600, 1.0), (10_000, 1.0)])

@@ -259,8 +259,8 @@ def test_sentence_vectors_are_reduced_and_items_without_text_stay_zero(monkeypat
         (True, False, {}, {}, 64),
         (True, True, {"cooccurrence": 8}, {}, 8),
         (False, False, {"cooccurrence": 0}, {}, 0),
-        (False, False, {"cooccurrence": 8}, {"statistics_share": 0.0}, 0),
-        (False, False, {"cooccurrence": 8}, {"statistics_share": 0.0, "enabled": False}, 8),
+        (False, False, {"cooccurrence": 8}, {"split": {"popularity": 0.0}}, 0),
+        (False, False, {"cooccurrence": 8}, {"split": {"popularity": 0.0}, "enabled": False}, 8),
     ],
 )
 def test_there_is_room_for_what_is_taken_together(goods, texts, statistics, privacy, columns):

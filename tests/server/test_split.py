@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from fedprofile.common.mechanism import Mechanism
+from fedprofile.server.cooccurrence import head_size, vectors_size
 from fedprofile.server.split import (
     Sizes,
     Split,
+    cooccurrence_signal,
     most_kept,
     popularity_signal,
     split,
@@ -59,11 +62,29 @@ def test_what_a_crash_takes_along_fits_twice(popularity, cooccurrence, training)
     else:
         assert found.popularity + 2 * found.cooccurrence <= 0.95 + 1e-9
         assert 2 * found.popularity + found.cooccurrence <= 0.95 + 1e-9
-    assert found.popularity_part == pytest.approx(found.popularity / found.statistics)
+    assert found.everything.statistics == pytest.approx(1)
     smaller = found.within(0.04)
     assert smaller.statistics == pytest.approx(0.04)
-    assert smaller.popularity_part == pytest.approx(found.popularity_part)
+    assert smaller.everything.popularity == pytest.approx(found.everything.popularity)
     assert found.within(1.0) == found
+
+
+def test_as_many_items_are_compared_as_there_is_signal_for():
+    def compared(population, noise, n_items=3_000):
+        mechanism = Mechanism(
+            clip_norm=1.0,
+            noise_multiplier=noise,
+            sampling_probability=1.0,
+            population_size=population,
+        )
+        head = vectors_size(head_size(n_items, mechanism), mechanism)
+        return head, cooccurrence_signal(head, mechanism)
+
+    heads, signals = zip(*(compared(n, 2.0) for n in (1_000, 5_000, 20_000, 200_000)), strict=True)
+    assert heads == (50, 250, 1_000, 2_048)
+    assert signals == pytest.approx((1, 1, 1, 0.1 * 200_000 / (2 * 2_048)))
+    assert compared(5_000, 0.2)[1] == pytest.approx(0.1 * 5_000 / (0.2 * 2_048))
+    assert compared(1_000, 0.0)[1] == math.inf
 
 
 def test_a_release_alone_gets_everything():

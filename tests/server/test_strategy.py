@@ -101,7 +101,7 @@ def silent_town(build_town):
         n_items=5_000,
         model={"item_ids": True},
         training={**PLAIN, "server_learning_rate": 0.5, "sampling_probability": 0.4},
-        privacy={"noise_multiplier": 1.7, "clip_norm": 0.3, "statistics_share": 0.0},
+        privacy={"noise_multiplier": 1.7, "clip_norm": 0.3, "split": {"popularity": 0.0}},
     )
 
 

@@ -67,7 +67,7 @@ def test_more_budget_promises_more_signal(planned):
 def test_without_privacy_there_is_nothing_to_spend(planned):
     found = planned(enabled=False)
     json.dumps(found, allow_nan=False)
-    assert found["statistics_share"] is None
+    assert found["split"] is None
     assert [release["epsilon_after"] for release in found["releases"]] == [None] * 3
     assert found["releases"][-1]["clip_norm"] is None
 
@@ -77,7 +77,9 @@ def test_a_budget_that_allows_nothing_is_refused(planned):
         planned(epsilon=1.0, noise_multiplier=0.5)
 
 
-@pytest.mark.parametrize("privacy", [{}, {"enabled": False}, {"statistics_share": 0.0}])
+@pytest.mark.parametrize(
+    "privacy", [{}, {"enabled": False}, {"split": {"popularity": 0.0}}, {"epsilon": 0.01}]
+)
 def test_the_table_fits_a_terminal(planned, privacy):
     out = io.StringIO()
     show(planned(**privacy), Console(file=out, width=80))

@@ -101,7 +101,7 @@ VARIANTS = {
     },
     "plain averaging, no popularity": {
         "training": {"server_optimizer": "fedavg", "server_momentum": 0.0},
-        "privacy": {"statistics_share": 0.0},
+        "privacy": {"split": {"popularity": 0.0}},
     },
     "everyone, always": {"training": {"sampling_probability": 1.0}},
     "few, no co-occurrence": {
@@ -124,7 +124,7 @@ def test_without_a_fault_every_probe_holds(variant):
     assert report.randomness == ("csprng" if config.seed is None else "seeded")
     areas = {found.name.partition("/")[0] for found in report.probes}
     expected = {"noise", "correlation", "clip", "weights", "divisor", "sampler", "ledger"}
-    if config.privacy.statistics_share != 0:
+    if config.privacy.split.popularity != 0:
         expected |= {"popularity"} if config.statistics.cooccurrence == 0 else set(STATISTICS)
     assert areas == expected
 
@@ -251,7 +251,7 @@ SERVER = {
 
 
 def test_a_server_is_probed_with_its_own_rate_and_noise(tmp_path, monkeypatch):
-    deployed = ServerConfig.model_validate({**SERVER, "privacy": {"statistics_share": 0.3}})
+    deployed = ServerConfig.model_validate({**SERVER, "privacy": {"split": {"popularity": 0.3}}})
     (tmp_path / "server.toml").write_text(deployed.to_toml(), encoding="utf-8")
     seen = []
 

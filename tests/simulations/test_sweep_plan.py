@@ -79,7 +79,7 @@ def test_at_least_one_run():
 
 
 def test_a_value_that_makes_no_sense_with_the_rest_names_the_run():
-    base = config(privacy={"statistics_share": 0.0, "local": {"enabled": True}})
+    base = config(privacy={"split": {"popularity": 0.0}, "local": {"enabled": True}})
     with pytest.raises(ConfigError, match=r"epsilon-inf-run-1: privacy: privacy\.local hides"):
         SweepPlan.of(base, {"epsilon": (1.0, math.inf)}, 1).runs(base)
 
