@@ -48,11 +48,117 @@ class RecordEventsResponse:
         repeated: stored before, by their ids.
         unlearned: of those recorded, the ones that the model can't learn from: it doesn't know the
             item or the type, or the type's weight isn't positive. They are kept.
+        profile_change: how the profile moved, where that was asked for and there is a model.
+        list_change: how the list of the best new items changed, likewise.
     """
 
     recorded: int = 0
     repeated: int = 0
     unlearned: int = 0
+    profile_change: ProfileChange | None = None
+    list_change: ListChange | None = None
+
+
+@dataclass(frozen=True)
+class VectorShift:
+    """How far a vector moved.
+
+    Attributes:
+        old_length: its Euclidean length before, new_length: after.
+        distance: length of the difference.
+        angle: between old and new, in degrees; None where either is zero.
+    """
+
+    old_length: float
+    new_length: float
+    distance: float
+    angle: float | None = None
+
+
+@dataclass(frozen=True)
+class InterestShift:
+    """How far a decayed interest sum moved, and how fast it decays."""
+
+    clock: str
+    half_life: float
+    shift: VectorShift
+
+
+@dataclass(frozen=True)
+class WeightShift:
+    """A tag or an item, and its decayed weight before and after; 0: the profile didn't have it."""
+
+    name: str
+    old: float
+    new: float
+
+
+@dataclass(frozen=True)
+class ProfileChange:
+    """What recording did to a profile: Δu.
+
+    Attributes:
+        old_events: events learned from before, new_events: after.
+        old_repeat_rate: share of events that repeat an earlier item before, new_repeat_rate: after.
+        vector: shift of the profile vector U.
+        interests: shift of the decayed interest sum of each time scale.
+        tags: interest tags whose weight moved, the largest change first; so many are told.
+        other_tags: how many moved besides, by less.
+        frequencies: items whose decayed number of events moved, likewise.
+        other_frequencies: how many moved besides.
+        entered: events that came into the window that the encoder reads; one too old for it doesn't.
+        left: events that fell out of it.
+    """
+
+    old_events: int
+    new_events: int
+    old_repeat_rate: float
+    new_repeat_rate: float
+    vector: VectorShift
+    interests: tuple[InterestShift, ...] = ()
+    tags: tuple[WeightShift, ...] = ()
+    other_tags: int = 0
+    frequencies: tuple[WeightShift, ...] = ()
+    other_frequencies: int = 0
+    entered: tuple[RecentEvent, ...] = ()
+    left: tuple[RecentEvent, ...] = ()
+
+
+@dataclass(frozen=True)
+class RankShift:
+    """An item's place among all items that the owner hasn't met, and its score, before and after.
+
+    Ranks count from 1, also beyond the list. Rank and score are None where the owner has met the item.
+    """
+
+    item: str
+    old_rank: int | None = None
+    new_rank: int | None = None
+    old_score: float | None = None
+    new_score: float | None = None
+
+
+@dataclass(frozen=True)
+class ListChange:
+    """What recording did to the list of the best new items: Δr.
+
+    Every item of the old list or the new one is in one group; all but ``left`` are the new list.
+
+    Attributes:
+        top_k: length of the list; it is shorter where there are fewer new items.
+        entered: items that came into it, by new rank.
+        left: items that left it, by old rank.
+        rose: items with a better rank than before, by new rank.
+        fell: items with a worse one, by new rank.
+        stayed: items at the rank they had.
+    """
+
+    top_k: int
+    entered: tuple[RankShift, ...] = ()
+    left: tuple[RankShift, ...] = ()
+    rose: tuple[RankShift, ...] = ()
+    fell: tuple[RankShift, ...] = ()
+    stayed: tuple[RankShift, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,9 @@ class _Service(rpc.ProfileServiceServicer):
         def answer() -> Any:
             check_size(len(request.events), MOST_EVENTS, "events")
             events = [from_message(Interaction, event) for event in request.events]
-            return to_message(self._device.record(events), pb.RecordEventsResponse())
+            top_k = request.change_top_k if request.HasField("change_top_k") else None
+            found = self._device.record(events, change_top_k=top_k)
+            return to_message(found, pb.RecordEventsResponse())
 
         return self._answered(context, answer)
 

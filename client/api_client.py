@@ -28,7 +28,7 @@ from .answers import (
     RecommendResponse,
     RecordEventsResponse,
 )
-from .api_limits import MOST_BYTES, MOST_EVENTS
+from .api_limits import MOST_BYTES, MOST_EVENTS, check_change
 from .device_folder import DeviceFolder
 from .edge_messages import from_message, to_message
 from .interactions import Interaction
@@ -77,11 +77,14 @@ class DeviceClient:
         """Hang up."""
         self._channel.close()
 
-    def record(self, interactions: Sequence[Interaction]) -> RecordEventsResponse:
+    def record(
+        self, interactions: Sequence[Interaction], *, change_top_k: int | None = None
+    ) -> RecordEventsResponse:
         """As :meth:`Device.record`, but thousands go in parts, each of them whole."""
+        check_change(change_top_k, len(interactions))
         total = RecordEventsResponse()
-        for start in range(0, len(interactions), MOST_EVENTS):
-            request = pb.RecordEventsRequest()
+        for start in range(0, len(interactions) or 1, MOST_EVENTS):
+            request = pb.RecordEventsRequest(change_top_k=change_top_k)
             for one in interactions[start : start + MOST_EVENTS]:
                 to_message(one, request.events.add())
             part = self._ask("RecordEvents", request, RecordEventsResponse, _SLOW)
@@ -89,6 +92,9 @@ class DeviceClient:
                 recorded=total.recorded + part.recorded,
                 repeated=total.repeated + part.repeated,
                 unlearned=total.unlearned + part.unlearned,
+                # Asked for of one part at most.
+                profile_change=part.profile_change,
+                list_change=part.list_change,
             )
         return total
 

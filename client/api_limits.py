@@ -13,6 +13,9 @@ MOST_CANDIDATES = 100_000
 LONGEST_LIST = 10_000
 """Items of a recommendation."""
 
+MOST_SHIFTS = 1_000
+"""Weights of tags, and of items, whose change is told."""
+
 
 def check_size(count: int, most: int, what: str) -> None:
     """Refuse what is too much.
@@ -22,3 +25,17 @@ def check_size(count: int, most: int, what: str) -> None:
     """
     if count > most:
         raise ConfigError(f"{count:,} {what}; at most {most:,} at a time")
+
+
+def check_change(top_k: int | None, n_events: int) -> None:
+    """Refuse to tell the change of a list that is none, or of too much; None asks for nothing.
+
+    Raises:
+        ConfigError: the list has no item or too many, or there are too many events.
+    """
+    if top_k is None:
+        return
+    if top_k < 1:
+        raise ConfigError(f"change of a list of {top_k} items; ask for at least one")
+    check_size(top_k, LONGEST_LIST, "items of a list")
+    check_size(n_events, MOST_EVENTS, "events whose change is to be told")

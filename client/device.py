@@ -38,7 +38,8 @@ from .answers import (
     RecommendResponse,
     RecordEventsResponse,
 )
-from .api_limits import LONGEST_LIST, MOST_CANDIDATES, check_size
+from .api_limits import LONGEST_LIST, MOST_CANDIDATES, check_change, check_size
+from .changes import with_change
 from .device_folder import DeviceFolder
 from .erasing import Eraser
 from .interactions import Interaction, check_interaction, check_text, composed
@@ -96,27 +97,36 @@ class Device:
                 self._store.close()
             self._store = self._keeper = None
 
-    def record(self, interactions: Sequence[Interaction]) -> RecordEventsResponse:
+    def record(
+        self, interactions: Sequence[Interaction], *, change_top_k: int | None = None
+    ) -> RecordEventsResponse:
         """Store interactions durably and bring the profile up to date: all of them, or none.
 
+        Args:
+            interactions: what was done.
+            change_top_k: tell how the profile moved, and the list of so many new items; None: don't,
+                which is faster.
+
         Raises:
+            ConfigError: a change can't be told of so many items or interactions; nothing was stored.
             DataError: one of them can't be stored; the message tells its place.
             StoreError: nothing was stored.
         """
+        check_change(change_top_k, len(interactions))
         now = int(self._clock())
         checked = [
             check_interaction(one, now=now, where=f"event {place}")
             for place, one in enumerate(interactions, start=1)
         ]
         with self._opened() as store:
-            keeper, profile = self._keeper, None
+            keeper, before, profile = self._keeper, None, None
             try:
                 with store.transaction():
                     if keeper is None:
                         added = records.append(store, checked, self._values)
                         records.drop_profile(store)
                     else:
-                        added, profile = keeper.record(checked, self._values)
+                        added, before, profile = keeper.record(checked, self._values)
             except BaseException:
                 self._values.clear()
                 raise
@@ -125,11 +135,15 @@ class Device:
             else:
                 keeper.keep(profile)
                 learned = sum(keeper.learned(one) is not None for one in added)
-        return RecordEventsResponse(
-            recorded=len(added),
-            repeated=len(checked) - len(added),
-            unlearned=len(added) - learned,
-        )
+            answer = RecordEventsResponse(
+                recorded=len(added),
+                repeated=len(checked) - len(added),
+                unlearned=len(added) - learned,
+            )
+            # Only now: what is told of is on the disk.
+            if change_top_k is None or keeper is None or before is None:
+                return answer
+            return with_change(answer, keeper, before, top_k=change_top_k)
 
     def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Rank items for the owner.

@@ -23,20 +23,116 @@ class Interaction(_message.Message):
     def __init__(self, id: _Optional[str] = ..., item: _Optional[str] = ..., time: _Optional[int] = ..., event: _Optional[str] = ..., value: _Optional[float] = ..., session: _Optional[str] = ...) -> None: ...
 
 class RecordEventsRequest(_message.Message):
-    __slots__ = ("events",)
+    __slots__ = ("events", "change_top_k")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_TOP_K_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[Interaction]
-    def __init__(self, events: _Optional[_Iterable[_Union[Interaction, _Mapping]]] = ...) -> None: ...
+    change_top_k: int
+    def __init__(self, events: _Optional[_Iterable[_Union[Interaction, _Mapping]]] = ..., change_top_k: _Optional[int] = ...) -> None: ...
 
 class RecordEventsResponse(_message.Message):
-    __slots__ = ("recorded", "repeated", "unlearned")
+    __slots__ = ("recorded", "repeated", "unlearned", "profile_change", "list_change")
     RECORDED_FIELD_NUMBER: _ClassVar[int]
     REPEATED_FIELD_NUMBER: _ClassVar[int]
     UNLEARNED_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    LIST_CHANGE_FIELD_NUMBER: _ClassVar[int]
     recorded: int
     repeated: int
     unlearned: int
-    def __init__(self, recorded: _Optional[int] = ..., repeated: _Optional[int] = ..., unlearned: _Optional[int] = ...) -> None: ...
+    profile_change: ProfileChange
+    list_change: ListChange
+    def __init__(self, recorded: _Optional[int] = ..., repeated: _Optional[int] = ..., unlearned: _Optional[int] = ..., profile_change: _Optional[_Union[ProfileChange, _Mapping]] = ..., list_change: _Optional[_Union[ListChange, _Mapping]] = ...) -> None: ...
+
+class ProfileChange(_message.Message):
+    __slots__ = ("old_events", "new_events", "old_repeat_rate", "new_repeat_rate", "vector", "interests", "tags", "other_tags", "frequencies", "other_frequencies", "entered", "left")
+    OLD_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEW_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    OLD_REPEAT_RATE_FIELD_NUMBER: _ClassVar[int]
+    NEW_REPEAT_RATE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    INTERESTS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    OTHER_TAGS_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCIES_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FREQUENCIES_FIELD_NUMBER: _ClassVar[int]
+    ENTERED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    old_events: int
+    new_events: int
+    old_repeat_rate: float
+    new_repeat_rate: float
+    vector: VectorShift
+    interests: _containers.RepeatedCompositeFieldContainer[InterestShift]
+    tags: _containers.RepeatedCompositeFieldContainer[WeightShift]
+    other_tags: int
+    frequencies: _containers.RepeatedCompositeFieldContainer[WeightShift]
+    other_frequencies: int
+    entered: _containers.RepeatedCompositeFieldContainer[RecentEvent]
+    left: _containers.RepeatedCompositeFieldContainer[RecentEvent]
+    def __init__(self, old_events: _Optional[int] = ..., new_events: _Optional[int] = ..., old_repeat_rate: _Optional[float] = ..., new_repeat_rate: _Optional[float] = ..., vector: _Optional[_Union[VectorShift, _Mapping]] = ..., interests: _Optional[_Iterable[_Union[InterestShift, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[WeightShift, _Mapping]]] = ..., other_tags: _Optional[int] = ..., frequencies: _Optional[_Iterable[_Union[WeightShift, _Mapping]]] = ..., other_frequencies: _Optional[int] = ..., entered: _Optional[_Iterable[_Union[RecentEvent, _Mapping]]] = ..., left: _Optional[_Iterable[_Union[RecentEvent, _Mapping]]] = ...) -> None: ...
+
+class VectorShift(_message.Message):
+    __slots__ = ("old_length", "new_length", "distance", "angle")
+    OLD_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NEW_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    ANGLE_FIELD_NUMBER: _ClassVar[int]
+    old_length: float
+    new_length: float
+    distance: float
+    angle: float
+    def __init__(self, old_length: _Optional[float] = ..., new_length: _Optional[float] = ..., distance: _Optional[float] = ..., angle: _Optional[float] = ...) -> None: ...
+
+class InterestShift(_message.Message):
+    __slots__ = ("clock", "half_life", "shift")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    HALF_LIFE_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    clock: str
+    half_life: float
+    shift: VectorShift
+    def __init__(self, clock: _Optional[str] = ..., half_life: _Optional[float] = ..., shift: _Optional[_Union[VectorShift, _Mapping]] = ...) -> None: ...
+
+class WeightShift(_message.Message):
+    __slots__ = ("name", "old", "new")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    NEW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    old: float
+    new: float
+    def __init__(self, name: _Optional[str] = ..., old: _Optional[float] = ..., new: _Optional[float] = ...) -> None: ...
+
+class ListChange(_message.Message):
+    __slots__ = ("top_k", "entered", "left", "rose", "fell", "stayed")
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    ENTERED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    ROSE_FIELD_NUMBER: _ClassVar[int]
+    FELL_FIELD_NUMBER: _ClassVar[int]
+    STAYED_FIELD_NUMBER: _ClassVar[int]
+    top_k: int
+    entered: _containers.RepeatedCompositeFieldContainer[RankShift]
+    left: _containers.RepeatedCompositeFieldContainer[RankShift]
+    rose: _containers.RepeatedCompositeFieldContainer[RankShift]
+    fell: _containers.RepeatedCompositeFieldContainer[RankShift]
+    stayed: _containers.RepeatedCompositeFieldContainer[RankShift]
+    def __init__(self, top_k: _Optional[int] = ..., entered: _Optional[_Iterable[_Union[RankShift, _Mapping]]] = ..., left: _Optional[_Iterable[_Union[RankShift, _Mapping]]] = ..., rose: _Optional[_Iterable[_Union[RankShift, _Mapping]]] = ..., fell: _Optional[_Iterable[_Union[RankShift, _Mapping]]] = ..., stayed: _Optional[_Iterable[_Union[RankShift, _Mapping]]] = ...) -> None: ...
+
+class RankShift(_message.Message):
+    __slots__ = ("item", "old_rank", "new_rank", "old_score", "new_score")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    OLD_RANK_FIELD_NUMBER: _ClassVar[int]
+    NEW_RANK_FIELD_NUMBER: _ClassVar[int]
+    OLD_SCORE_FIELD_NUMBER: _ClassVar[int]
+    NEW_SCORE_FIELD_NUMBER: _ClassVar[int]
+    item: str
+    old_rank: int
+    new_rank: int
+    old_score: float
+    new_score: float
+    def __init__(self, item: _Optional[str] = ..., old_rank: _Optional[int] = ..., new_rank: _Optional[int] = ..., old_score: _Optional[float] = ..., new_score: _Optional[float] = ...) -> None: ...
 
 class Candidates(_message.Message):
     __slots__ = ("items",)

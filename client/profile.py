@@ -116,40 +116,6 @@ class Profile:
         }
 
 
-@dataclass(frozen=True)
-class Shift:
-    """How far a vector moved.
-
-    Attributes:
-        norm: Euclidean norm of the difference.
-        cosine: between old and new; 0 where either is zero.
-    """
-
-    norm: float
-    cosine: float
-
-
-@dataclass(frozen=True)
-class ProfileChange:
-    """What one event did to a profile: Δu.
-
-    Attributes:
-        vector: shift of the profile vector U.
-        sums: shift of the decayed interest sum of each scale.
-        tags_gained: tag → weight won.
-        tags_lost: tag → weight lost by ageing, positive.
-        entered: events that came into the window: the event, or none where it is too old.
-        left: events that fell out of the window.
-    """
-
-    vector: Shift
-    sums: tuple[Shift, ...]
-    tags_gained: dict[str, float]
-    tags_lost: dict[str, float]
-    entered: tuple[Event, ...]
-    left: tuple[Event, ...]
-
-
 Encode = Callable[[Profile], NDArray[np.float32]]
 """From sums and window of a profile to its profile vector U, float32 [k]."""
 
@@ -214,8 +180,8 @@ def empty_profile(
 
 def update(
     profile: Profile, event: Event, *, table: ItemTable, encode: Encode = content_vector
-) -> tuple[Profile, ProfileChange]:
-    """The profile after one more event, and what it changed; O(k) for the sums.
+) -> Profile:
+    """The profile after one more event; O(k) for the sums.
 
     An event older than the newest one comes in aged. On the ``events`` clock its age counts the
     later times in the window only, and what came before it doesn't age by it: a profile that took
@@ -270,8 +236,7 @@ def update(
         n_began=n_began + (event.time == began_at),
         updated_at=max(newest, event.time),
     )
-    after = replace(after, vector=encode(after))
-    return after, _change(profile, after, event, dropped)
+    return replace(after, vector=encode(after))
 
 
 def build(
@@ -341,24 +306,3 @@ def _check(item: int, weight: float, table: ItemTable) -> None:
         )
     if not 0 < weight < float("inf"):
         raise DataError(f"event: weight {weight} of item {table.ids[item]!r} must be positive")
-
-
-def _change(
-    before: Profile, after: Profile, event: Event, dropped: tuple[Event, ...]
-) -> ProfileChange:
-    moved = {tag: weight - before.tags.get(tag, 0.0) for tag, weight in after.tags.items()}
-    kept = not any(e is event for e in dropped)
-    return ProfileChange(
-        vector=_shift(before.vector, after.vector),
-        sums=tuple(_shift(a, b) for a, b in zip(before.sums, after.sums, strict=True)),
-        tags_gained={tag: by for tag, by in moved.items() if by > 0},
-        tags_lost={tag: -by for tag, by in moved.items() if by < 0},
-        entered=(event,) if kept else (),
-        left=tuple(e for e in dropped if e is not event),
-    )
-
-
-def _shift(before: NDArray[np.float32], after: NDArray[np.float32]) -> Shift:
-    norms = float(np.linalg.norm(before)) * float(np.linalg.norm(after))
-    cosine = float(before @ after) / norms if norms > 0 else 0.0
-    return Shift(norm=float(np.linalg.norm(after - before)), cosine=cosine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from .answers import (
     RecommendResponse,
     RecordEventsResponse,
 )
+from .change_text import show_change
 from .connect import connect
 from .device_cli import DEVICE, JSON, moment, plain, tell
 from .device_folder import DeviceFolder
@@ -31,6 +33,7 @@ from .interactions import Interaction, check_interaction, parse_time, read_inter
 
 _SHOWN = 15  # tags, events and items that are shown to a person
 _DEFAULT_LENGTH = 10
+_CHANGES = ("profile_change", "list_change")  # told only where they are asked for
 
 record_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 import_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -46,6 +49,9 @@ Examples:
   fedprofile device record phone --item tea-01
   fedprofile device record phone --item tea-01 --event purchase --value 2
   fedprofile device record phone --item mug-07 --time "2024-05-31 17:05" --id till-93-4711
+  fedprofile device record phone --item tea-01 --show-change --top-k 5
+
+--show-change tells how the profile moved by it, and the list of the best new items.
 
 Exit codes: 0 recorded, now or before; 2 it can't be.
 """
@@ -126,15 +132,32 @@ def record(
     name: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="recorded once, however often given")
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show-change", help="tell how the profile and the list changed")
+    ] = False,
+    top_k: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, help="length of that list; unset: 10"),
+    ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """See the help text above."""
+    if top_k is not None and not show:
+        raise ConfigError("--top-k is the length of the list that --show-change tells of: add that")
     now = int(time.time())
     seconds = now if at is None else parse_time(at, "--time")
     one = Interaction(name or uuid.uuid4().hex, item, seconds, event, value, session)
     checked = check_interaction(one, now=now, where="record")
     with connect(path) as device:
-        _told(device.record([checked]), as_json)
+        if not show:
+            _told(device.record([checked]), as_json)
+            return
+        found = device.record([checked], change_top_k=top_k or _DEFAULT_LENGTH)
+    if as_json:
+        tell(found)
+    else:
+        _told(found, as_json)
+        show_change(found, Console(highlight=False))
 
 
 @import_app.command(help=_IMPORT)
@@ -151,7 +174,7 @@ def import_file(
 
 def _told(found: RecordEventsResponse, as_json: bool) -> None:
     if as_json:
-        tell(found)
+        tell({name: value for name, value in asdict(found).items() if name not in _CHANGES})
         return
     remark(f"Recorded {found.recorded:,}" + f", {found.repeated:,} before" * bool(found.repeated))
     if found.unlearned:

@@ -90,15 +90,22 @@ class ProfileKeeper:
         cache by then.
         """
         if self._scores is None:
-            self._scores = score(self.profile(), self.bundle.served, nearest=self._nearest)
+            self._scores = self.scores_of(self.profile())
         return self._scores
+
+    def scores_of(self, profile: Profile) -> NDArray[np.float32]:
+        """What another profile of this owner says, such as the one before an event; not kept."""
+        return score(profile, self.bundle.served, nearest=self._nearest)
 
     def record(
         self, interactions: Sequence[Interaction], values: Values
-    ) -> tuple[list[Recorded], Profile]:
+    ) -> tuple[list[Recorded], Profile, Profile]:
         """Store what isn't stored yet and learn from it, within a transaction; ``values`` as in `append`.
 
-        The result holds once the transaction is committed: hand its profile to :meth:`keep` then.
+        The result holds once the transaction is committed: hand its last profile to :meth:`keep` then.
+
+        Returns:
+            What was stored, and the profile before and after; one and the same where nothing was learned.
         """
         self.follow()  # others may have committed while this transaction waited for them to end
         before = self._cached or self._saved()
@@ -106,14 +113,14 @@ class ProfileKeeper:
         events = [event for one in added if (event := self.learned(one)) is not None]
         times = [before.updated_at or 0, *(event.time for event in events)]
         if not events:
-            return added, before
+            return added, before, before
         if len(events) > _MANY or any(later < earlier for earlier, later in pairwise(times)):
-            return added, self.rebuild()
+            return added, before, self.rebuild()
         after = before
         for event in events:
-            after, _ = update(after, event, table=self.bundle.public, encode=self.bundle.encode)
+            after = update(after, event, table=self.bundle.public, encode=self.bundle.encode)
         save_profile(self._store, self._basis, profile_to_bytes(after))
-        return added, after
+        return added, before, after
 
     def rebuild(self) -> Profile:
         """The profile of all events, saved within a transaction."""

@@ -113,7 +113,7 @@ def test_errors_keep_their_kind_and_words(served, monkeypatch):
         DeviceError("no model yet"),
     ):
 
-        def fail(*_, error=error):
+        def fail(*_, error=error, **__):
             raise error
 
         for name, call in (
@@ -132,6 +132,11 @@ def test_what_is_too_much_is_refused(stub):
     code, detail = code_of(lambda: stub.RecordEvents(pb.RecordEventsRequest(events=events)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "1,001 events; at most 1,000" in detail
+    for top_k in (0, LONGEST_LIST + 1):
+        request = pb.RecordEventsRequest(events=events[:1], change_top_k=top_k)
+        code, _ = code_of(lambda request=request: stub.RecordEvents(request))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert stub.GetStatus(pb.GetStatusRequest()).events == 0
     items = pb.Candidates(items=["a"] * (MOST_CANDIDATES + 1))
     question = pb.RecommendRequest(candidates=items, top_k=1)
     assert code_of(lambda: stub.Recommend(question))[0] is grpc.StatusCode.INVALID_ARGUMENT

@@ -142,6 +142,58 @@ def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path
     assert again.wait(60) == 0
 
 
+def test_the_owner_sees_what_an_event_changed_whether_the_device_runs_or_not(
+    fedprofile, run, tmp_path
+):
+    events = [("i1", "a"), ("i2", "b"), ("i2", "b"), ("nothing", "c")]
+
+    def show(phone):
+        """What is told of each event, as data, and of the last ones in words."""
+        told = []
+        for day, (item, name) in enumerate(events, start=1):
+            event = ("record", phone, "--item", item, "--id", name, "--time", f"2024-05-0{day}")
+            told.append(last_line(fedprofile("device", *event, "--show-change", "--json")))
+            ranked = last_line(fedprofile("device", "recommend", phone, "--json"))["items"]
+            change = told[-1]["list_change"]
+            groups = (change[name] for name in ("entered", "rose", "fell", "stayed"))
+            listed = sorted((one for group in groups for one in group), key=rank_of)
+            assert [one["item"] for one in listed] == [one["item"] for one in ranked]
+        assert "Nothing changed" in fedprofile("device", *event, "--show-change").out
+        more = ("record", phone, "--item", "i3", "--time", "2024-05-09", "--show-change")
+        return told, fedprofile("device", *more, "--top-k", "2").out
+
+    def rank_of(one):
+        return one["new_rank"]
+
+    for phone in ("alone", "served"):
+        fedprofile("device", "init", phone, "--model", run)
+    told, words = show("alone")
+    program = "from fedprofile.common.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "device", "run", "served"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    try:
+        assert "Serving" in process.stderr.readline()
+        told_there, words_there = show("served")
+    finally:
+        process.kill()
+        process.wait(60)
+    assert words_there == words
+    assert [one["profile_change"] for one in told_there] == [one["profile_change"] for one in told]
+    assert "Your profile turned by" in words
+    assert "The list of the 2 best items that you haven't met" in words
+    first, second, again, unlearned = told
+    assert first["profile_change"]["new_events"] == 1
+    assert second["profile_change"]["vector"]["angle"] > 0
+    assert (again["recorded"], again["repeated"], unlearned["unlearned"]) == (0, 1, 1)
+    for nothing in (again, unlearned):
+        assert nothing["profile_change"]["vector"]["distance"] == 0
+        assert not nothing["list_change"]["left"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -152,6 +204,8 @@ def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path
         (("record", "phone", "--item", "a", "--time", "soon"), "no time in 'soon'"),
         (("record", "phone", "--item", "a", "--value", "-1"), "must be positive"),
         (("record", "phone", "--item", "a", "--time", "2999-01-01"), "between 1970 and tomorrow"),
+        (("record", "phone", "--item", "a", "--top-k", "3"), "that --show-change tells of"),
+        (("record", "phone", "--item", "a", "--show-change", "--top-k", "10001"), "at most 10,000"),
         (("import", "phone", "nothing.csv"), "can't read it"),
         (("profile", "phone"), "no model yet"),
         (("profile", "phone", "--declare", "x"), "write NAME=VALUE"),
