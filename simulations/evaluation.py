@@ -118,13 +118,14 @@ def evaluate(
         for mask_seen, found in parts.items():
             found.append(rank_metrics(scores, chunk, k=k, mask_seen=mask_seen))
     new_items, all_items = (
-        _view(_join(found, k), table, popularity, bootstrap_samples, seed)
+        _view(joined(found, k), table, popularity, bootstrap_samples, seed)
         for found in parts.values()
     )
     return Evaluation(k, new_items, all_items, targets.cold_users)
 
 
-def _join(parts: list[RankMetrics], k: int) -> RankMetrics:
+def joined(parts: list[RankMetrics], k: int) -> RankMetrics:
+    """Metrics of one chunk of users after another, as those of all."""
     if not parts:
         none = np.zeros(0)
         nobody, nothing = np.zeros(0, np.int64), np.zeros((0, k), np.int32)

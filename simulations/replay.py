@@ -18,6 +18,7 @@ from ..common.decay import Scale, decayed_sums
 from ..common.histories import Histories
 from .bootstrap import Interval, bootstrap_interval
 from .evaluation import CHUNK, Scorer
+from .fairness import MINIMUM
 from .metrics import rank_metrics
 from .splits import Targets
 
@@ -80,8 +81,8 @@ class Group:
         name: which moments.
         moments: how many.
         users: of how many users.
-        quality: policy → interval over users.
-        gain: "every event" minus "frozen", paired by user.
+        quality: policy → interval over users; NaN where these are fewer than the minimum.
+        gain: "every event" minus "frozen", paired by user; NaN likewise.
     """
 
     name: str
@@ -129,6 +130,14 @@ def moments_after(histories: Histories, start: int) -> Moments:
     )
 
 
+def some_of(moments: Moments, most: int) -> Moments:
+    """All of them, or ``most`` chosen at random, the same at every call."""
+    if moments.size <= most:
+        return moments
+    chosen = np.random.default_rng(0).choice(moments.size, most, replace=False)
+    return moments.take(np.sort(chosen))
+
+
 def known_events(
     histories: Histories, moments: Moments, *, start: int
 ) -> dict[str, NDArray[np.int64]]:
@@ -155,6 +164,7 @@ def replay(
     k: int,
     most: int,
     samples: int,
+    minimum: int = MINIMUM,
     on_chunk: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Group]]:
     """Quality of the three policies: ``all`` items and ``new`` ones.
@@ -171,12 +181,10 @@ def replay(
         k: length of the list.
         most: moments to replay; of more, a random choice with a fixed seed.
         samples: bootstrap resamples of users.
+        minimum: users of the smallest group that has figures; of fewer it is told only how many they are.
         on_chunk: called after each of the steps that :func:`steps` counts.
     """
-    moments = moments_after(histories, start)
-    if moments.size > most:
-        chosen = np.random.default_rng(0).choice(moments.size, most, replace=False)
-        moments = moments.take(np.sort(chosen))
+    moments = some_of(moments_after(histories, start), most)
     known = known_events(histories, moments, start=start)
     cosine = _turned(histories, moments, known, vectors=vectors, scales=scales)
     groups = list(_groups(moments, cosine))
@@ -194,7 +202,7 @@ def replay(
             on_chunk()
     return {
         view: [
-            _summary(name, of[:, mask], moments.users[mask], samples=samples)
+            _summary(name, of[:, mask], moments.users[mask], samples=samples, minimum=minimum)
             for name, mask in groups
         ]
         for view, of in quality.items()
@@ -254,7 +262,7 @@ def _groups(
     for low, high in _INDICES:
         yield f"moment {_span(low, high)} from the cut", _within(moments.indices, low, high)
     for low, high in _KNOWN:
-        yield f"{_span(low, high)} events known", _within(moments.known, low, high)
+        yield _known(low, high), _within(moments.known, low, high)
     moved = np.isfinite(cosine) & (moments.indices > 1)
     edge = np.quantile(cosine[moved], _DRIFTED) if moved.any() else -np.inf
     yield "interests turned, furthest quarter", moved & (cosine <= edge)
@@ -265,6 +273,10 @@ def _within(values: NDArray[np.int64], low: int, high: int | None) -> NDArray[np
     return (values >= low) & (values <= (np.iinfo(np.int64).max if high is None else high))
 
 
+def _known(low: int, high: int | None) -> str:
+    return "1 event known" if (low, high) == (1, 1) else f"{_span(low, high)} events known"
+
+
 def _span(low: int, high: int | None) -> str:
     if high is None:
         return f"{low}+"
@@ -272,12 +284,19 @@ def _span(low: int, high: int | None) -> str:
 
 
 def _summary(
-    name: str, quality: NDArray[np.float64], users: NDArray[np.int64], *, samples: int
+    name: str,
+    quality: NDArray[np.float64],
+    users: NDArray[np.int64],
+    *,
+    samples: int,
+    minimum: int,
 ) -> Group:
     real = np.isfinite(quality[0])  # moments with a target in the view, the same for all policies
     owners, row = np.unique(users[real], return_inverse=True)
     count = np.bincount(row, minlength=len(owners))
     means = [np.bincount(row, weights=of[real], minlength=len(owners)) / count for of in quality]
+    if len(owners) < minimum:  # what these few did is no figure
+        means = [np.zeros(0) for _ in means]
     return Group(
         name=name,
         moments=int(real.sum()),

@@ -6,22 +6,22 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ..common.console import stage
 from ..common.errors import ConfigError
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
-_WIDE = 110  # columns of a terminal that has room for intervals
 _HELP = """Replay what happened after a run's cut, in time order: predict, then let the profile learn it.
 
 Compares devices whose profile is frozen at the cut, updated at midnight, and updated with every event, by
-how long the cut is past, how much is known of the user, and whether interests have turned.
+how long the cut is past, how much is known of the user, and whether interests have turned. Tells how long
+a device takes to learn an event and to make a list, on this machine; and, for a cold start, what
+lists are worth where profiles know only the last 0, 1, 2 or 5 events. No figure is of fewer than 20 users.
 The encoder stays as the run released it. It's the researcher's own measurement: nothing is released.
 
 \b
@@ -46,7 +46,12 @@ def command(
         raise ConfigError(f"--moments must be 1 or more, got {moments}")
     import torch  # slow to load: --help and mistakes needn't wait
 
+    from ..client.model_bundle import ModelBundle
+    from .cold_start import cold_start, cold_steps
+    from .fairness import MINIMUM
+    from .latency import measure_latency
     from .replay import replay, steps
+    from .replay_tables import show
     from .simulate import read
     from .trained import find_run, load_scorer
 
@@ -60,52 +65,41 @@ def command(
                 "everything is held out; replay a run with split 'global-time'"
             )
         scorer = load_scorer(folder, config, log, population)
-        total = steps(log.histories, start=split.test_time, most=moments)
+        bundle = ModelBundle.load(folder.path)
+        start, k = split.test_time, config.evaluation.k
+        samples = config.evaluation.bootstrap_samples
+        total = steps(log.histories, start=start, most=moments)
         with stage("Replaying", total) as progress:
             groups = replay(
                 scorer,
                 log.histories,
-                start=split.test_time,
+                start=start,
                 vectors=scorer.table.vectors,
                 scales=config.model.scales,
-                k=config.evaluation.k,
+                k=k,
                 most=moments,
-                samples=config.evaluation.bootstrap_samples,
+                samples=samples,
                 on_chunk=progress.advance,
             )
-    found = {view: [group.to_dict() for group in of] for view, of in groups.items()}
+        with stage("Starting cold", cold_steps(split.test)) as progress:
+            cold = cold_start(
+                scorer,
+                split.test,
+                prior=scorer.prior,
+                k=k,
+                samples=samples,
+                on_chunk=progress.advance,
+            )
+        latency = measure_latency(bundle, log.histories, start=start, k=k)
+    found = {
+        "run": str(run),
+        "k": k,
+        "smallest_group": MINIMUM,
+        "replay": {view: [group.to_dict() for group in of] for view, of in groups.items()},
+        "latency": latency.to_dict() if latency else None,
+        "cold_start": cold.to_dict(),
+    }
     if as_json:
-        typer.echo(json.dumps({"run": str(run), "k": config.evaluation.k, "replay": found}))
+        typer.echo(json.dumps(found))
     else:
-        _show(found, config.evaluation.k, Console(highlight=False))
-
-
-def _show(found: dict[str, list[dict[str, Any]]], k: int, out: Console) -> None:
-    wide = out.width >= _WIDE
-    for view, groups in found.items():
-        table = Table("", title=f"NDCG@{k}, {view} items, mean over users", title_justify="left")
-        for heading in ("moments", *groups[0]["ndcg_at_k"], "gain"):
-            table.add_column(heading, justify="right")
-        for group in groups:
-            if group["moments"]:
-                means = (_number(value["mean"]) for value in group["ndcg_at_k"].values())
-                gain = _gain(group["gain"], wide=wide)
-                table.add_row(group["name"], f"{group['moments']:,}", *means, gain)
-        out.print(table)
-    out.print(
-        "gain: profile that follows every event, against the frozen one"
-        + ("" if wide else "; * where the 95 % interval excludes 0")
-    )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _gain(gain: dict[str, float | None], *, wide: bool) -> str:
-    mean, low, high = gain["mean"], gain["low"], gain["high"]
-    if mean is None or low is None or high is None:
-        return "–" if mean is None else f"{mean:+.4f}"
-    if wide:
-        return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-    return f"{mean:+.4f}{'*' if low > 0 or high < 0 else ' '}"
+        show(found, Console(highlight=False))

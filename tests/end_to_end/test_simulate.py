@@ -265,13 +265,23 @@ def test_the_installed_command_in_a_plain_environment(tmp_path):
 
 
 def test_a_finished_run_is_replayed_with_its_own_model(fedprofile, small, log):
-    path = log()
+    path = log(users=100, items=12)
     run = summary(fedprofile("simulate", "--config", small(), "--data", path, "--json"))
     folder = run["paths"]["run"]
     found = summary(fedprofile("replay", folder, "--json"))
     whole = found["replay"]["all"][0]
     assert whole["moments"] >= run["data"]["test_users"] > 0
-    assert fedprofile("replay", folder).out.count("all moments") == 2
+    metrics = json.loads(Path(run["paths"]["metrics"]).read_text(encoding="utf-8"))
+    measured = metrics["models"][0]["test"]["new"]
+    cold = found["cold_start"]
+    assert cold["users"] == measured["users"] >= found["smallest_group"]
+    # All events known: the run's own figure.
+    assert cold["lists"][-1]["ndcg_at_k"]["mean"] == measured["ndcg_at_k"]["mean"]
+    assert [row["known"] for row in cold["lists"]] == [None, 0, 1, 2, 5, None]
+    assert 0 < found["latency"]["moments"] <= whole["moments"]
+    shown = fedprofile("replay", folder).out
+    assert shown.count("all moments") == 2
+    assert max(map(len, shown.splitlines())) <= 80
 
     found = summary(fedprofile("strategies", folder, "--diversity", "0.4", "--json"))
     content, pooled, _, hybrid, diverse = found["strategies"]

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from fedprofile.common.decay import Scale
 from fedprofile.common.histories import Histories
-from fedprofile.simulations.replay import POLICIES, known_events, moments_after, replay, steps
+from fedprofile.simulations.fairness import MINIMUM
+from fedprofile.simulations.replay import (
+    POLICIES,
+    known_events,
+    moments_after,
+    replay,
+    some_of,
+    steps,
+)
 
 N_ITEMS, DAY = 5, 86_400
 START = 10 * DAY + 3_600
@@ -83,7 +91,7 @@ def ndcg(held, targets, k, *, masked):
     return gain / sum(1 / math.log2(place + 2) for place in range(min(k, len(targets))))
 
 
-def run(log, *, k=3, most=1_000, **settings):
+def run(log, *, k=3, most=1_000, minimum=1, **settings):
     return replay(
         Counting(),
         build(log),
@@ -93,6 +101,7 @@ def run(log, *, k=3, most=1_000, **settings):
         k=k,
         most=most,
         samples=0,
+        minimum=minimum,
         **settings,
     )
 
@@ -135,6 +144,28 @@ def test_no_more_moments_than_asked_for_and_as_many_steps_as_announced():
     groups = run(log, most=600, on_chunk=lambda: done.append(1))
     assert groups["all"][0].moments == 600
     assert len(done) == steps(build(log), start=START, most=600) == 6
+
+
+def test_few_users_have_no_figures_and_are_counted():
+    few = [[(START - 1, 0), (START + 1, 4)] for _ in range(19)]  # one event known
+    many = [[(START - 2, 0), (START - 1, 1), (START + 1, 4)] for _ in range(20)]
+    for groups in run(few + many, minimum=MINIMUM).values():
+        found = {group.name: group for group in groups}
+        assert (found["1 event known"].users, found["1 event known"].moments) == (19, 19)
+        assert found["1 event known"].to_dict()["gain"]["mean"] is None
+        assert np.isnan([of.mean for of in found["1 event known"].quality.values()]).all()
+        assert found["2 events known"].users == 20
+        assert found["2 events known"].quality["frozen"].mean >= 0
+        assert found["all moments"].users == 39
+
+
+def test_moments_that_are_chosen_are_the_same_every_time():
+    moments = moments_after(build([[(START + n, n % N_ITEMS) for n in range(50)]]), START)
+    first, second = some_of(moments, 20), some_of(moments, 20)
+    assert first.size == 20
+    assert (np.diff(first.times) > 0).all()
+    np.testing.assert_array_equal(first.times, second.times)
+    assert some_of(moments, 50) is moments
 
 
 def test_nobody_came_back():
