@@ -112,7 +112,7 @@ def _times(
     columns = (histories.items, histories.times, histories.weights, histories.types)
     event = Event(*(column[place].item() for column in columns))
     began = time.perf_counter()
-    after, _ = update(before, event, table=bundle.public, encode=bundle.encode)
+    after = update(before, event, table=bundle.public, encode=bundle.encode)
     learned = time.perf_counter()
     scores = score(after, bundle.served, nearest=nearest)
     top_k(after, bundle.served, k, scores=scores)
