@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime as dt
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DataError
+from ..common.times import read_time
 from .device_config import event_name
 
 LONGEST_TEXT = 256
@@ -109,26 +109,17 @@ def check_text(value: str, name: str, where: str) -> str:
 
 
 def parse_time(text: str, where: str) -> int:
-    """Seconds since 1970-01-01 UTC of ISO 8601 text (UTC unless it carries a zone) or an epoch.
+    """Seconds since 1970-01-01 UTC of whatever :func:`read_time` takes.
 
     Raises:
-        DataError: it is neither.
+        DataError: it holds no time.
     """
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            moment = dt.datetime.fromisoformat(text)
-        except ValueError:
-            seconds = math.nan
-        else:
-            zoned = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-            seconds = zoned.timestamp()
-    if not math.isfinite(seconds):
+    seconds = read_time(text)
+    if seconds is None:
         raise DataError(
             f"{where}: no time in {text!r}; write ISO 8601 (2024-05-31 17:05:00) or epoch seconds"
         )
-    return math.floor(seconds)
+    return seconds
 
 
 def read_interactions(path: Path, *, now: int) -> list[Interaction]:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import polars as pl
 
 from ..common.errors import DataError
+from ..common.times import FIRST_DAY, ISO_8601, LAST_DAY, LAST_SECOND, epoch_unit
 from .sources import LIST_SEPARATOR
 
 MISSING = ("", "nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A")
 """What writers put into a cell that holds nothing."""
 
-_LAST_SECOND = 253_402_300_799  # the end of the year 9999
-_TIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d")
+_CLOCK_SINCE_1970 = 1e8  # of 1973: a smaller number may be a day, or of a clock begun elsewhere
 
 
 def as_text(column: pl.Series) -> pl.Series:
@@ -47,18 +47,21 @@ def as_seconds(column: pl.Series) -> pl.Series:
     """Int64, seconds since 1970-01-01 UTC; null where the cell holds nothing or no time.
 
     Takes dates, datetimes (UTC unless they carry a zone), ISO 8601 text, 20240531, and epochs in
-    seconds, milli-, micro- or nanoseconds, told by the median of the column.
+    seconds, milli-, micro- or nanoseconds, whose unit is told by the median of the column's epochs. A
+    column may mix them: each cell is read by itself, so that one that is odd spoils no other.
     """
     if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
         return column.cast(pl.Datetime("us")).dt.epoch("s")
     if column.dtype == pl.String:
         text = as_text(column)
-        number = text.cast(pl.Float64, strict=False)
-        if number.is_not_null().any():
-            return _from_epoch(number)
-        return _from_iso(text)
+        number = _finite(text.cast(pl.Float64, strict=False))
+        if number.null_count() == text.null_count():  # numbers alone, as most large logs have
+            return _from_number(number)
+        iso = _from_iso(text.set(number.is_not_null(), None))
+        seconds = _from_number(number, beside=iso.count())
+        return pl.select(pl.coalesce(seconds, iso)).to_series()
     if column.dtype.is_numeric():
-        return _from_epoch(column.cast(pl.Float64))
+        return _from_number(_finite(column.cast(pl.Float64)))
     return pl.Series(column.name, [None] * len(column), dtype=pl.Int64)
 
 
@@ -107,27 +110,59 @@ def parse_times(column: pl.Series, rows: pl.Series, tables: pl.Series) -> pl.Ser
     return seconds
 
 
+def _finite(number: pl.Series) -> pl.Series:
+    return number.set(~number.is_finite(), None)
+
+
+def _from_number(number: pl.Series, *, beside: int = 0) -> pl.Series:
+    """Days such as 20240531, and epochs.
+
+    What a column mostly holds decides on numbers that could be either: among days, or among more
+    times written as text (``beside`` of them), a small number is no epoch; among epochs of 1973 or
+    later, one that reads as a day is one.
+    """
+    size = number.abs()
+    typical = size.quantile(0.5, "lower")
+    if typical is None:
+        return number.cast(pl.Int64)
+    among_days = FIRST_DAY <= typical <= LAST_DAY or beside > number.count()
+    whole = (number == number.floor()) & number.is_between(FIRST_DAY, LAST_DAY)
+    if not among_days and (typical < _CLOCK_SINCE_1970 or not whole.any()):
+        return _from_epoch(number)
+    day = _from_iso(number.set(~whole, None).cast(pl.Int64).cast(pl.String))
+    epoch = number.set(day.is_not_null(), None)
+    if among_days:
+        epoch = epoch.set(size < _CLOCK_SINCE_1970, None)
+    return pl.select(pl.coalesce(day, _from_epoch(epoch))).to_series()
+
+
 def _from_epoch(number: pl.Series) -> pl.Series:
-    number = number.set(~number.is_finite(), None)
     typical = number.abs().quantile(0.5, "lower")
     if typical is None:
         return number.cast(pl.Int64)
-    if 19000101 <= typical <= 21001231:  # 20240531, no epoch of 1970
-        return _from_iso(number.cast(pl.Int64).cast(pl.String))
-    # Seconds stay below 1e11 until the year 5138; each finer unit is a thousand times larger.
-    scale = next((s for s in (1, 1e3, 1e6) if typical / s < 1e11), 1e9)
-    seconds = (number / scale).floor()
-    return seconds.set(seconds.abs() > _LAST_SECOND, None).cast(pl.Int64)
+    seconds = (number / epoch_unit(float(typical))).floor()
+    return seconds.set(seconds.abs() > LAST_SECOND, None).cast(pl.Int64)
 
 
 def _from_iso(text: pl.Series) -> pl.Series:
-    plain = text.str.replace("T", " ", literal=True).str.replace(r"\s?UTC$|Z$", "+00:00")
-    # An offset such as +02:00 is taken off the local time that it follows.
-    offset = plain.str.extract_groups(r":\d\d(?:\.\d+)?\s?([+-])(\d\d):?(\d\d)$").struct.unnest()
-    minutes = offset["2"].cast(pl.Int64) * 60 + offset["3"].cast(pl.Int64)
-    shift = minutes * 60 * pl.select(sign=pl.when(offset["1"] == "-").then(-1).otherwise(1))["sign"]
-    local = plain.str.replace(r"(:\d\d(?:\.\d+)?)\s?[+-]\d\d:?\d\d$", "$1")
-    times = pl.select(
-        pl.coalesce(local.str.to_datetime(f, strict=False, time_unit="us") for f in _TIME_FORMATS)
-    ).to_series()
-    return times.dt.epoch("s") - shift.fill_null(0)
+    parts = text.str.strip_chars().str.extract_groups(ISO_8601).struct.unnest()
+    digits, clock = pl.col("digits"), pl.col("clock")
+    written = pl.concat_str(
+        digits.str.slice(0, 4), digits.str.slice(4, 2), digits.str.slice(6), separator="-"
+    )
+    day = pl.coalesce("date", written).str.to_date("%Y-%m-%d", strict=False)
+    hour, minute, second, zone_hours, zone_minutes = (
+        # What the clock doesn't say is 0, and so is an empty rest of it.
+        part.replace("", None).cast(pl.Int64).fill_null(0)
+        for part in (
+            pl.coalesce("hour", clock.str.slice(0, 2)),
+            pl.coalesce("minute", clock.str.slice(2, 2)),
+            pl.coalesce("second", clock.str.slice(4)),
+            pl.col("zone_hours"),
+            pl.col("zone_minutes"),
+        )
+    )
+    sign = pl.when(pl.col("sign") == "-").then(-60).otherwise(60)
+    shift = (zone_hours * 60 + zone_minutes) * sign
+    seconds = day.dt.epoch("s") + hour * 3_600 + minute * 60 + second - shift
+    return parts.select(seconds.cast(pl.Int64)).to_series()

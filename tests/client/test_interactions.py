@@ -60,14 +60,20 @@ def test_clocks_may_differ_by_a_day():
         ("2024-05-31 17:05:00", 1717175100),
         ("2024-05-31T17:05:00Z", 1717175100),
         ("2024-05-31T19:05:00+02:00", 1717175100),
+        ("2024-05-31 19:05:00+02", 1717175100),
+        ("2024-05-31 19:05:00.25+0200", 1717175100),
+        ("2024-05-31 17:05 UTC", 1717175100),
+        ("20240531T170500Z", 1717175100),
+        ("1717175100250", 1717175100),
         ("2024-05-31", 1717113600),
+        ("20240531", 1717113600),
     ],
 )
 def test_times(text, seconds):
     assert parse_time(text, "x") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "nan", "inf", "2024-13-01"])
+@pytest.mark.parametrize("text", ["", "yesterday", "nan", "inf", "2024-13-01", "1_717_175_100"])
 def test_no_times(text):
     with pytest.raises(DataError, match="line 3: no time"):
         parse_time(text, "line 3")
