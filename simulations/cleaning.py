@@ -280,8 +280,13 @@ def remove_rare(cleaner: Cleaner, minimum_user_events: int, minimum_item_events:
 
 def event_weights(preset: Preset, config: DataConfig) -> dict[str, float]:
     """Event type → weight, names as :func:`event_names` writes them."""
+    return {**preset.event_weights, **own_weights(config)}
+
+
+def own_weights(config: DataConfig) -> dict[str, float]:
+    """What ``data.event_weights`` says, names as :func:`event_names` writes them."""
     own = event_names(as_text(pl.Series(list(config.event_weights), dtype=pl.String)))
-    return {**preset.event_weights, **dict(zip(own, config.event_weights.values(), strict=True))}
+    return dict(zip(own, config.event_weights.values(), strict=True))
 
 
 def event_names(column: pl.Series) -> pl.Series:

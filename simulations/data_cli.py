@@ -10,11 +10,14 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..common.config import load_config
+from ..common.console import remark
 from ..common.errors import FedprofileError
-from .dataset import InteractionLog
+from .data_remarks import data_remarks
+from .dataset import InteractionLog, QualityReport
 from .loading import load_log
 
 _HELP = """Clean the data and account for every row.
@@ -55,10 +58,13 @@ def describe(
     """See the help text above."""
     overrides = {"data": {"path": path, "preset": preset, "items": items}}
     try:
-        log = load_log(load_config(config, overrides).data)
+        settings = load_config(config, overrides).data
+        log = load_log(settings)
     except FedprofileError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
+    for line in data_remarks(settings, log.quality):
+        remark(line, style="yellow")
     if as_json:
         typer.echo(json.dumps(log.quality.to_dict(), ensure_ascii=False))
     else:
@@ -97,8 +103,19 @@ def _show(log: InteractionLog, console: Console) -> None:
             f"{name} {count:,}" for name, count in zip(log.event_types, types, strict=True)
         ),
         "user attributes": ", ".join(log.users.columns[1:]) or "none",
+        "unused columns": _unused(report),
     }
     summary = Table("log", "", show_header=False)
     for name, fact in facts.items():
-        summary.add_row(name, fact)
+        summary.add_row(name, escape(fact))
     console.print(summary)
+
+
+def _unused(report: QualityReport) -> str:
+    tables = [f"{', '.join(names)} ({table})" for table, names in report.unused_columns]
+    if not tables:
+        return "none"
+    return (
+        f"{'; '.join(tables)}. Set data.columns to read one as a role, data.group_column to group users "
+        "by one"
+    )

@@ -42,6 +42,8 @@ class QualityReport:
         sessions: baskets or sessions over all users.
         first_time: seconds since 1970-01-01 UTC of the first event.
         last_time: seconds since 1970-01-01 UTC of the last event.
+        named_types: event types that rows name, those of rows removed included.
+        unused_columns: (interactions, items or users; columns of that table that nothing was read from).
     """
 
     source: str
@@ -54,6 +56,8 @@ class QualityReport:
     sessions: int
     first_time: int
     last_time: int
+    named_types: tuple[str, ...]
+    unused_columns: tuple[tuple[str, tuple[str, ...]], ...]
 
     @property
     def rows_read(self) -> int:
@@ -70,6 +74,7 @@ class QualityReport:
         return {
             **asdict(self),
             "rows_per_file": dict(self.rows_per_file),
+            "unused_columns": dict(self.unused_columns),
             "rules": [asdict(rule) for rule in self.rules],
             "rows_read": self.rows_read,
             "rows_removed": self.rows_removed,

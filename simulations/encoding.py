@@ -166,8 +166,13 @@ def assemble(
     rules: Sequence[Rule],
     rare_ids: Sequence[str] = (),
     rare: Histories | None = None,
+    named_types: Sequence[str] | None = None,
+    unused_columns: Mapping[str, Sequence[str]] | None = None,
 ) -> InteractionLog:
-    """The log with its quality report, whose figures are counted from the histories."""
+    """The log with its quality report, whose figures are counted from the histories.
+
+    ``named_types`` are ``event_types`` where no rows of others were removed.
+    """
     last_events = histories.offsets[1:][histories.lengths > 0] - 1
     return InteractionLog(
         user_ids=tuple(users["user_id"]),
@@ -186,6 +191,8 @@ def assemble(
             sessions=int((histories.sessions[last_events] + 1).sum()),
             first_time=int(histories.times.min()),
             last_time=int(histories.times.max()),
+            named_types=tuple(event_types if named_types is None else named_types),
+            unused_columns=tuple((t, tuple(names)) for t, names in (unused_columns or {}).items()),
         ),
         rare_ids=tuple(rare_ids),
         rare=histories.take(np.zeros(0, np.int64)) if rare is None else rare,

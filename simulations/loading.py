@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -24,7 +25,7 @@ from .cleaning import (
     stack,
     usable_price,
 )
-from .dataset import InteractionLog
+from .dataset import InteractionLog, Rule
 from .encoding import assemble, build_catalogue, build_users, encode_events, require_population
 from .parsing import as_text, parse_description
 from .presets import Preset, find_preset
@@ -36,6 +37,35 @@ BUILT_IN = {"synthetic": synthesise, "sequences": sequences}
 """``data.path`` → a population made on the spot."""
 
 _USER = ("user", "user_id")  # who somebody is, which is no group
+
+
+@dataclass(frozen=True, eq=False)
+class _Cleaned:
+    """Interactions after all rules.
+
+    Attributes:
+        events: what is left, one row an event.
+        rules: the account.
+        described: the rows before merging, which describe items.
+        merged: events before rare users and items went.
+        named_types: event types that any row named, ascending.
+        unused: columns that nothing was read from.
+    """
+
+    events: pl.DataFrame
+    rules: tuple[Rule, ...]
+    described: pl.DataFrame
+    merged: pl.DataFrame
+    named_types: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """What a table says of items or users, and its columns that nothing was read from."""
+
+    rows: pl.DataFrame
+    unused: tuple[str, ...]
 
 
 def load_log(config: DataConfig) -> InteractionLog:
@@ -54,7 +84,7 @@ def load_log(config: DataConfig) -> InteractionLog:
                 )
         make = BUILT_IN[config.path]
         log = make(config.synthetic_users, config.synthetic_items, config.synthetic_seed)
-        _check_group(config, log.users)
+        _check_group(config, log.users, ())
         return log
     path = Path(config.path)
     files = list_files(path)
@@ -64,27 +94,32 @@ def load_log(config: DataConfig) -> InteractionLog:
     preset = find_preset(config.preset, files, config.columns)
     if items_path is None:
         items_path = preset.companion(path, preset.item_tables)
-    item_table = _read_items(items_path, config, preset) if items_path is not None else None
+    items = _read_items(items_path, config, preset) if items_path is not None else None
     users_path = preset.companion(path, preset.user_tables)
-    user_table = _read_users(users_path, preset, config) if users_path is not None else None
-    tables = _read_interactions(config, files, preset, item_table is not None)
-    listed = item_table["item_id"] if item_table is not None else None
-    cleaner, described, merged = _clean(tables, config, preset, listed, str(items_path))
-    events = cleaner.rows
-    require_population(config.path, events, cleaner.rules)
-    described = described.filter(
+    people = _read_users(users_path, preset, config) if users_path is not None else None
+    tables = _read_interactions(config, files, preset, items is not None)
+    listed = items.rows["item_id"] if items is not None else None
+    cleaned = _clean(tables, config, preset, listed, str(items_path))
+    events = cleaned.events
+    require_population(config.path, events, cleaned.rules)
+    described = cleaned.described.filter(
         pl.col("user").is_in(events["user"].implode())
         & pl.col("item").is_in(events["item"].implode())
     )
-    catalogue = build_catalogue(described, item_table)
-    users = build_users(described, user_table)
-    _check_group(config, users)
+    catalogue = build_catalogue(described, items.rows if items is not None else None)
+    users = build_users(described, people.rows if people is not None else None)
+    unused = {
+        "interactions": cleaned.unused,
+        "items": items.unused if items is not None else (),
+        "users": people.unused if people is not None else (),
+    }
+    _check_group(config, users, (*unused["interactions"], *unused["users"]))
     event_types = sorted(events["event"].unique())
     weights = event_weights(preset, config)
     histories, moved = encode_events(
         events, users["user_id"], catalogue["item_id"], event_types, weights
     )
-    rare_events = merged.filter(
+    rare_events = cleaned.merged.filter(
         ~pl.col("user").is_in(events["user"].implode())
         & pl.col("item").is_in(catalogue["item_id"].implode())
         & pl.col("event").is_in(event_types)
@@ -99,9 +134,11 @@ def load_log(config: DataConfig) -> InteractionLog:
         source=config.path,
         preset=preset.name,
         rows_per_file=[(table.name, table.frame.height) for table in tables],
-        rules=(*cleaner.rules, moved),
+        rules=(*cleaned.rules, moved),
         rare_ids=rare_ids.to_list(),
         rare=rare,
+        named_types=cleaned.named_types,
+        unused_columns={table: names for table, names in unused.items() if names},
     )
 
 
@@ -111,9 +148,8 @@ def _clean(
     preset: Preset,
     listed: pl.Series | None,
     items_source: str,
-) -> tuple[Cleaner, pl.DataFrame, pl.DataFrame]:
-    """Apply all rules; besides the events that are left, the rows before merging, which describe items,
-    and the merged events, those of rare users and items among them.
+) -> _Cleaned:
+    """Apply all rules.
 
     ``listed`` are the ids of the item table, if there is one, and ``items_source`` names it.
     """
@@ -122,7 +158,9 @@ def _clean(
     columns = cleaner.rows.columns
     roles = preset.resolve(config.columns, columns, config.path, listed is not None)
     names = [table.name for table in tables]
-    interpret(cleaner, roles, _attributes(preset, config, columns), preset.event, names)
+    attributes = _attributes(preset, config, columns)
+    interpret(cleaner, roles, attributes, preset.event, names)
+    named_types = cleaner.rows["event"].unique().sort()
     remove_unusable(cleaner, preset, config)
     if listed is not None:
         remove_unknown_items(cleaner, listed, items_source)
@@ -131,7 +169,14 @@ def _clean(
     merge_baskets(cleaner)
     merged = cleaner.rows
     remove_rare(cleaner, config.minimum_user_events, config.minimum_item_events)
-    return cleaner, described, merged
+    return _Cleaned(
+        events=cleaner.rows,
+        rules=tuple(cleaner.rules),
+        described=described,
+        merged=merged,
+        named_types=tuple(named_types),
+        unused=_unused(columns, (*roles.values(), *attributes.values())),
+    )
 
 
 def _read_interactions(
@@ -153,7 +198,7 @@ def _read_interactions(
     return tables
 
 
-def _read_items(path: Path, config: DataConfig, preset: Preset) -> pl.DataFrame:
+def _read_items(path: Path, config: DataConfig, preset: Preset) -> _Described:
     """``item_id`` (unique) and what the table says about it; the first line of an item counts."""
     rows = stack(read_tables(path, preset.header(path), preset.fallback_encoding))
     found = [name for name in rows.columns if name not in (TABLE, ROW)]
@@ -164,16 +209,23 @@ def _read_items(path: Path, config: DataConfig, preset: Preset) -> pl.DataFrame:
     table = pl.DataFrame([ids, *parse_description(rows, roles)])
     if "price" in table.columns:
         table = table.with_columns(usable_price())
-    return table.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
+    table = table.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
+    return _Described(table, _unused(found, roles.values()))
 
 
-def _read_users(path: Path, preset: Preset, config: DataConfig) -> pl.DataFrame:
+def _read_users(path: Path, preset: Preset, config: DataConfig) -> _Described:
     """``user_id`` (unique) and attributes of the users."""
     rows = stack(read_tables(path, preset.header(path), preset.fallback_encoding))
     attributes = _attributes(preset, config, rows.columns)
     columns = {"user_id": preset.columns["user"][0], **attributes}
     table = pl.DataFrame([as_text(rows[column]).alias(name) for name, column in columns.items()])
-    return table.unique("user_id", keep="first", maintain_order=True)
+    table = table.unique("user_id", keep="first", maintain_order=True)
+    return _Described(table, _unused(rows.columns, columns.values()))
+
+
+def _unused(found: Iterable[str], used: Iterable[str]) -> tuple[str, ...]:
+    taken = {*used, TABLE, ROW}
+    return tuple(name for name in found if name not in taken)
 
 
 def _attributes(preset: Preset, config: DataConfig, found: Sequence[str]) -> dict[str, str]:
@@ -185,10 +237,12 @@ def _attributes(preset: Preset, config: DataConfig, found: Sequence[str]) -> dic
     return attributes
 
 
-def _check_group(config: DataConfig, users: pl.DataFrame) -> None:
+def _check_group(config: DataConfig, users: pl.DataFrame, others: Sequence[str]) -> None:
+    """``others`` are columns that nothing was read from, any of which could be named."""
     if config.group_column is not None and config.group_column not in users.columns[1:]:
+        could = f"; columns that could be: {', '.join(others)}" if others else ""
         raise DataError(
             f"{config.path}: data.group_column = '{config.group_column}', but nothing of that name is "
-            f"known of its users (known: {', '.join(users.columns[1:]) or 'nothing'}); name a column of "
-            "the interactions or the user table, or an attribute of the preset"
+            f"known of its users (known: {', '.join(users.columns[1:]) or 'nothing'}{could}); name a "
+            "column of the interactions or the user table, or an attribute of the preset"
         )

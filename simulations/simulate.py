@@ -30,6 +30,7 @@ from ..server.split import Sizes
 from ..server.statistics import ItemStatistics
 from ..server.strategy import RoundRecord
 from .comparison import ModelResult, compare, mean_ndcg
+from .data_remarks import data_remarks
 from .dataset import InteractionLog
 from .device_ledgers import open_device_ledgers
 from .event_layer import EventLayer, event_metrics, open_event_layer
@@ -157,6 +158,8 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
     """
     remark(f"Reading {config.data.path}")
     log = load_log(config.data)
+    for line in data_remarks(config.data, log.quality):
+        remark(line, style="yellow")
     members = None
     if config.data.user_share < 1:
         members = taking_part(log.user_ids, config.data.user_share)

@@ -398,6 +398,19 @@ def test_a_group_column_that_says_nothing_of_users_is_refused(tmp_path, column):
         load_log(DataConfig(group_column=column, synthetic_users=5, synthetic_items=5))
 
 
+def test_a_group_column_that_is_spelled_wrong_gets_the_columns_that_could_be(tmp_path):
+    path = write(
+        tmp_path / "log.csv",
+        "user_id,item_id,timestamp,country,region,shop\na,x,1,A,n,1\na,y,2,A,n,1\nb,x,1,A,s,1\nb,y,2,A,s,2\n",
+    )
+    with pytest.raises(DataError, match="known: country; columns that could be: region, shop"):
+        load_log(DataConfig(path=path, group_column="regin"))
+    assert load_log(DataConfig(path=path, group_column="shop")).users["shop"].to_list() == [
+        "1",
+        "1",
+    ]
+
+
 def test_users_who_did_too_little_are_kept_beside_with_what_they_did(tmp_path):
     path = tmp_path / "log.csv"
     lines = ["a,x,1", "a,y,2", "b,x,3", "b,y,4", "solo,y,5", "other,z,6"]
