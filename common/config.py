@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .decay import Scale
 from .errors import ConfigError
@@ -263,6 +264,16 @@ class PrivacyConfig(Section):
     )
     split: SplitConfig = SplitConfig()
     local: LocalPrivacyConfig = LocalPrivacyConfig()
+
+    @field_validator("epsilon", mode="before")
+    @classmethod
+    def _epsilon(cls, value: Any) -> Any:
+        if value == math.inf:
+            raise ValueError(
+                "must be a finite number; no privacy at all, for research only, is simulate --no-privacy, "
+                "or enabled = false in [privacy]"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> PrivacyConfig:

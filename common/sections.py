@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -20,12 +20,33 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """TOML tells true from 1; pydantic would take one for the other."""
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """TOML tells true from 1, and 1 from "1"; pydantic would take one for the other."""
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise ValueError("true and false are no value here")
+        wanted = _without_quotes(kind)
+        if wanted and any(isinstance(part, str) for part in _parts(value)):
+            raise ValueError(f"must be {wanted}, written without quotes")
         return value
+
+
+def _without_quotes(kind: Any) -> str | None:
+    """What a key of this type holds, in words, where no text is among it."""
+    held = get_args(kind) or (kind,)
+    if get_origin(kind) is dict:
+        held = held[1:]
+    if str in held or not {int, float, bool} & {part for part in held if isinstance(part, type)}:
+        return None
+    if bool in held:
+        return "true or false"
+    return "numbers" if get_origin(kind) in (tuple, dict) else "a number"
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 S = TypeVar("S", bound=Section)
