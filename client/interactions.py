@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DataError
+from ..common.formatting import printable
 from ..common.times import read_time
 from .device_config import event_name
 
@@ -28,6 +29,8 @@ _FIELDS = {  # field → accepted names, as in the generic layout of a simulatio
     "session": ("session_id", "session"),
     "id": ("event_id", "id"),
 }
+_OWNER = ("user_id", "user")
+"""Columns that say whose row it is. A device has one owner, so nothing else is read from them."""
 _MISSING = ("", "nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A")
 
 
@@ -129,7 +132,8 @@ def read_interactions(path: Path, *, now: int) -> list[Interaction]:
     before: the same file read again names the same interactions.
 
     Raises:
-        DataError: the file can't be read, or a line of it can't be used; nothing is returned then.
+        DataError: the file can't be read, is of several users, or a line of it can't be used; nothing is
+            returned then.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -138,11 +142,26 @@ def read_interactions(path: Path, *, now: int) -> list[Interaction]:
         raise DataError(f"{path}: can't read it ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); convert it") from error
+    _check_owner([row for _, row in rows], path)
     seen: Counter[str] = Counter()
     return [
         check_interaction(_interaction(row, where, seen), now=now, where=where)
         for where, row in rows
     ]
+
+
+def _check_owner(rows: Iterable[Mapping[str, str]], path: Path) -> None:
+    """Refuse a log of several people: one of them would get everybody's interests."""
+    for column in _OWNER:
+        named = dict.fromkeys(composed(row[column]) for row in rows if column in row)
+        users = [user for user in named if user not in _MISSING]
+        if len(users) > 1:
+            first, second = (printable(user, 40) for user in users[:2])
+            raise DataError(
+                f"{path}: column {column!r} names {len(users):,} users ({first}, {second}"
+                f"{', …' * (len(users) > 2)}), and a device has one owner: keep the rows of one user "
+                "in the file, and import that"
+            )
 
 
 def _is_json(path: Path) -> bool:

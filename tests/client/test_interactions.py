@@ -145,6 +145,29 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, name, text, message):
         read_interactions(written(tmp_path, text, name), now=NOW)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "user_id,item_id,timestamp\n聴0,tea,5\n聴1,tea,5\n聴2,tea,6\n,cup,7\n"),
+        ("a.jsonl", '{"user_id": "聴0", "item": "tea", "time": 5}\n' * 2
+         + '{"user_id": "聴1", "item": "tea", "time": 6}\n{"user_id": "聴2", "item": "tea", "time": 6}'),
+    ],
+)  # fmt: skip
+def test_a_log_of_several_users_is_refused(tmp_path, name, text):
+    with pytest.raises(
+        DataError, match=r"'user_id' names 3 users \(聴0, 聴1, …\).*rows of one user"
+    ):
+        read_interactions(written(tmp_path, text, name), now=NOW)
+    two = text.replace("聴2", "聴1").replace("user_id", "user")
+    with pytest.raises(DataError, match=r"'user' names 2 users \(聴0, 聴1\)"):
+        read_interactions(written(tmp_path, two, name), now=NOW)
+
+
+def test_a_log_of_one_user_is_read_however_often_they_are_named(tmp_path):
+    text = "user_id,item_id,timestamp\nCafe\u0301,tea,5\n Caf\u00e9 ,cup,6\n,mug,7\nnull,jug,8\n"
+    assert len(read_interactions(written(tmp_path, text), now=NOW)) == 4
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.csv: can't read it"):
         read_interactions(tmp_path / "nothing.csv", now=NOW)
