@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,10 @@ from ..common.flower_switches import quieten_flower
 from ..common.sections import read_toml, validated
 from ..common.server_config import ServerConfig
 from ..common.stopping import stopped_by_signals
+from ..common.strength import Statement
 from .enrolment import Enrolment
 from .folder import ServerFolder
+from .moment import check_moment
 
 _JSON = typer.Option("--json", help="one JSON object as the last line of standard output")
 _DIR = typer.Argument(metavar="DIR", help="folder of the server")
@@ -91,19 +94,20 @@ def init(
     content: dict[str, Any] = {} if config is None else read_toml(config)
     given = {"host": host, "port": port, "name": name, "population_size": population}
     _lay_over(content, "federation", given)
-    today = dt.datetime.now(dt.UTC).date()
+    today = _today()
     if isinstance(content.setdefault("statistics", {}), dict):
         content["statistics"].setdefault("as_of", today)
     where = "" if config is None else f"{config}: "
     settings = validated(
         ServerConfig, content, where=where, documented="docs/server-configuration.md"
     )
+    dated = list(check_moment(settings.statistics, today=today, where=where))
     folder = create_server(path, settings, items=items)
     remark(
         f"Server: {path}, devices connect to {settings.federation.host}:{settings.federation.port}"
     )
     remark(f"Hand to devices: {folder.bundle}")
-    _warn(settings)
+    _warn([*settings.warnings(), *dated])
 
 
 @enroll_app.command(help=_ENROLL)
@@ -157,11 +161,15 @@ def run(
     from .supervisor import supervise
 
     folder = ServerFolder.open(path)
+    dated: list[Statement] = []
+    if not folder.begun:  # afterwards the statistics are out, or paid for
+        where = f"{folder.config_file}: "
+        dated += check_moment(folder.config.statistics, today=_today(), where=where)
     _settle(folder, rounds=rounds, epsilon=epsilon)
     folder = ServerFolder.open(path)
     if after_crashes:
         accept_crashes(folder)
-    _warn(folder.config)
+    _warn([*folder.config.warnings(), *dated])
     with stopped_by_signals() as stop:
         supervise(folder, stop)
     standing = read_standing(folder)
@@ -240,6 +248,10 @@ def _lay_over(content: dict[str, Any], section: str, given: dict[str, Any]) -> N
         target.update({key: value for key, value in given.items() if value is not None})
 
 
-def _warn(config: ServerConfig) -> None:
-    for warning in config.warnings():
+def _today() -> dt.date:
+    return dt.datetime.now(dt.UTC).date()
+
+
+def _warn(warnings: Iterable[Statement]) -> None:
+    for warning in warnings:
         remark(f"{warning.title}. {warning.text}", style="yellow")

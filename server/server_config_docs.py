@@ -20,7 +20,9 @@ compares. -->
 with all keys, from `--config FILE` where that is given. Change `[federation]` with an editor and start the
 server again; what decides the result (`items`, `statistics`, `model`, `training`, `privacy`, and the
 population's name and size) is fixed once something has been released. `statistics.as_of` must be set;
-`init` takes the day. Devices keep the address that was in their bundle.
+`init` takes the day. Until something has been released, `init` and `run` refuse a day before 1970 or more
+than 30 days ahead, and warn of one that lies further back than the shortest of
+`statistics.half_lives_days`. Devices keep the address that was in their bundle.
 """
 
 

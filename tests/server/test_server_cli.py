@@ -156,6 +156,39 @@ def test_a_ledger_that_grows_while_it_is_read_is_read_again(server, monkeypatch)
     assert status.read_standing(server).lost == 1
 
 
+@pytest.mark.parametrize(
+    ("as_of", "why"),
+    [
+        ("1900-01-01", "statistics.as_of = 1900-01-01: devices record nothing before 1970"),
+        ("2100-01-01", "statistics.as_of = 2100-01-01: is "),
+    ],
+)
+def test_statistics_of_a_senseless_day_are_refused(fedprofile, tmp_path, server, as_of, why):
+    config = tmp_path / "shop.toml"
+    config.write_text(f"[statistics]\nas_of = {as_of}\n")
+    found = fedprofile("server", "init", tmp_path / "new", "--config", config)
+    assert found.code == 2
+    assert f"error: {config}: {why}" in found.err
+    assert not (tmp_path / "new").exists()
+    settings = server.config_file.read_text(encoding="utf-8")
+    day = str(server.config.statistics.as_of)
+    server.config_file.write_text(settings.replace(day, as_of), encoding="utf-8")
+    found = fedprofile("server", "run", server.path)
+    assert found.code == 2
+    assert f"error: {server.config_file}: {why}" in found.err
+    assert not server.begun
+
+
+def test_statistics_of_a_day_long_past_are_warned_of(fedprofile, tmp_path):
+    config = tmp_path / "shop.toml"
+    config.write_text("[statistics]\nas_of = 2020-01-01\n")
+    found = fedprofile("server", "init", tmp_path / "new", "--config", config)
+    assert found.code == 0, found.err
+    assert "statistics.as_of is 2," in found.err
+    found = fedprofile("server", "init", tmp_path / "today", "--population", 40)
+    assert "statistics.as_of" not in found.err
+
+
 @pytest.mark.usefixtures("begun")
 def test_a_budget_that_was_begun_is_not_changed(fedprofile, server):
     found = fedprofile("server", "run", server.path, "--rounds", 99)
