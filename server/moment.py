@@ -43,8 +43,8 @@ def check_moment(
     ahead = (as_of - today).days
     if ahead > AHEAD:
         raise ConfigError(
-            f"{key}: is {ahead:,} days after today ({today}), so that most of the budget would be spent on "
-            f"events that have faded before they are counted; {advice}, at most {AHEAD} days ahead"
+            f"{key}: is {ahead:,} days after today ({today}), so that most of what popularity costs is "
+            f"spent on events that have faded before they are counted; {advice}, at most {AHEAD} days ahead"
         )
     shortest = min(statistics.half_lives_days)
     if -ahead > shortest:
