@@ -47,6 +47,15 @@ class EncoderScorer:
 
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probability of each item to come next, float32 [m, n_items]."""
+        served = self._served()
+        return mix_repeats(self._unmixed(history, served), history, served)
+
+    def unmixed(self, history: Histories) -> NDArray[np.float32]:
+        """What a device without ``--include-seen`` ranks by, float32 [m, n_items]: new items stand in
+        the same order as by :meth:`scores`."""
+        return self._unmixed(history, self._served())
+
+    def _unmixed(self, history: Histories, served: ItemTable) -> NDArray[np.float32]:
         users = profile_vectors(
             self.encoder,
             self.weights,
@@ -55,11 +64,11 @@ class EncoderScorer:
             scales=self.model.scales,
             window=self.model.window,
         )
+        return score_matrix(users, history, served, window=self.model.window)
+
+    def _served(self) -> ItemTable:
         ids = self.weights[ID_TABLE].detach().numpy() if ID_TABLE in self.weights else None
-        served = serving_table(self.table, prior=self.prior, ids=ids)
-        return mix_repeats(
-            score_matrix(users, history, served, window=self.model.window), history, served
-        )
+        return serving_table(self.table, prior=self.prior, ids=ids)
 
 
 def train_centrally(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ..common.console import remark, stage
 from ..common.errors import RunFolderError
 from ..common.files import write_atomically
+from ..common.histories import Histories
 from .dataset import InteractionLog
 from .evaluation import CHUNK, Scorer
 from .run_folder import check_writable
@@ -29,13 +32,22 @@ def check_recommendations(path: Path) -> None:
         raise RunFolderError(f"{path}: exists already; remove it or name another file")
 
 
+class ListScorer(Scorer, Protocol):
+    """A scorer that also says what devices rank new items by."""
+
+    def unmixed(self, history: Histories) -> NDArray[np.float32]:
+        """Scores without a mixture with repeats, float32 [m, n_items]; higher is better."""
+        ...
+
+
 def write_recommendations(
-    path: Path, scorer: Scorer, log: InteractionLog, *, k: int, include_seen: bool
+    path: Path, scorer: ListScorer, log: InteractionLog, *, k: int, include_seen: bool
 ) -> None:
     """Write ``user_id, rank, item_id, score``: rank from 1, original ids, best first.
 
     Each user is asked at the end of the log, those who did too little to learn from among them. A user
-    has fewer than ``k`` rows where fewer items are left.
+    has fewer than ``k`` rows where fewer items are left. Scores are those of the user's device: with
+    ``include_seen`` probabilities of the mixture with repeats, else what it ranks new items by.
 
     Raises:
         RunFolderError: the file can't be written.
@@ -52,8 +64,10 @@ def write_recommendations(
     with stage("Recommending", len(chunks)) as progress:
         for ids, histories, users in chunks:
             history = histories.take(users)
-            scores = scorer.scores(history, np.full(len(users), now, dtype=np.int64))
-            if not include_seen:
+            if include_seen:
+                scores = scorer.scores(history, np.full(len(users), now, dtype=np.int64))
+            else:
+                scores = scorer.unmixed(history)
                 scores[history.devices, history.items] = -np.inf
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             values = np.take_along_axis(scores, best, axis=1)

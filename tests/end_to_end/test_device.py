@@ -94,7 +94,9 @@ def test_a_device_ranks_as_the_run_did(fedprofile, small, log, tmp_path):
         *("--recommendations", "lists.parquet", "--top-k", "5"),
     )
     assert found.code == 0, found.err
-    lists = pl.read_parquet("lists.parquet")
+    seen = ("--recommendations", "every.parquet", "--top-k", "5", "--include-seen")
+    assert fedprofile("simulate", "--resume", "--out", "run", *seen).code == 0
+    new, every = pl.read_parquet("lists.parquet"), pl.read_parquet("every.parquet")
     events = pl.read_csv(data)
     for user in ("u0", "u5", "u11"):
         mine = events.filter(pl.col("user_id") == user).drop("user_id")
@@ -102,10 +104,16 @@ def test_a_device_ranks_as_the_run_did(fedprofile, small, log, tmp_path):
         assert fedprofile("device", "init", user, "--model", "run").code == 0
         answer = last_line(fedprofile("device", "import", user, f"{user}.csv", "--json"))
         assert answer == {"recorded": 7, "repeated": 0, "unlearned": 0}
-        ranking = last_line(fedprofile("device", "recommend", user, "--top-k", "5", "--json"))
-        theirs = lists.filter(pl.col("user_id") == user).sort("rank")["item_id"].to_list()
-        assert [one["item"] for one in ranking["items"]] == theirs
-        assert len(theirs) == 5
+        for asked, lists in ((), new), (("--include-seen",), every):
+            recommend = ("device", "recommend", user, "--top-k", "5", "--json", *asked)
+            ranking = last_line(fedprofile(*recommend))["items"]
+            theirs = lists.filter(pl.col("user_id") == user).sort("rank")
+            assert [one["item"] for one in ranking] == theirs["item_id"].to_list()
+            assert theirs.height == 5
+            # The same numbers, so that a threshold means the same here and there.
+            assert [one["score"] for one in ranking] == pytest.approx(
+                theirs["score"].to_list(), rel=1e-3, abs=1e-4
+            )
 
 
 def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path):

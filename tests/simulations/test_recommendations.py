@@ -14,10 +14,14 @@ class Ascending:
     """Likes the last item best; notes what it was asked."""
 
     def __init__(self, n_items):
-        self.n_items, self.asked = n_items, []
+        self.n_items, self.asked, self.held = n_items, [], []
 
     def scores(self, history, now):
         self.asked.append((history, now))
+        return self.unmixed(history) / 100
+
+    def unmixed(self, history):
+        self.held.append(history)
         return np.tile(np.arange(self.n_items, dtype=np.float32), (history.n_devices, 1))
 
 
@@ -64,13 +68,14 @@ def test_best_first_from_rank_1_by_original_ids_without_what_was_seen(tmp_path):
 def test_what_was_seen_stays_in_on_request(tmp_path):
     lists, _ = write(tmp_path, make_log([[4], [0, 4]], 5), k=1, include_seen=True)
     assert lists["item_id"].to_list() == ['"4",', '"4",']
+    assert lists["score"].to_list() == pytest.approx([0.04, 0.04])  # of the mixture with repeats
 
 
 def test_users_who_did_too_little_to_learn_from_get_lists_too(tmp_path):
     lists, scorer = write(tmp_path, make_log([[4], [0]], 5, rare=[[4]]), k=1, include_seen=False)
     assert lists["user_id"].to_list() == ["佐藤 0", "佐藤 1", "rare 0"]
     assert lists["item_id"].to_list() == ['"3",', '"4",', '"3",']
-    assert [history.n_devices for history, _ in scorer.asked] == [2, 1]
+    assert [history.n_devices for history in scorer.held] == [2, 1]
 
 
 def test_those_who_had_everything_are_told_of(tmp_path, capsys):
@@ -86,7 +91,7 @@ def test_a_list_is_as_long_as_there_are_items_left(tmp_path):
 
 def test_everybody_is_asked_at_the_end_of_the_log_with_all_they_did(tmp_path):
     log = make_log([[number % 7] for number in range(CHUNK + 3)], 7)
-    lists, scorer = write(tmp_path, log, k=1, include_seen=False)
+    lists, scorer = write(tmp_path, log, k=1, include_seen=True)
     assert lists["user_id"].to_list() == list(log.user_ids)
     assert {int(t) for _, now in scorer.asked for t in now} == {CHUNK + 3}
     assert sum(history.n_events for history, _ in scorer.asked) == CHUNK + 3
