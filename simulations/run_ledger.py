@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ..common.code_version import code_version
@@ -9,7 +10,7 @@ from ..common.config import RunConfig
 from ..common.earlier import find_earlier
 from ..common.errors import RunFolderError
 from ..common.ledger import Ledger
-from ..common.ledger_entries import Earlier, read_chain
+from ..common.ledger_entries import Commit, Earlier, read_chain
 from ..common.signing import SigningKey
 from ..server.budget import BudgetPlan
 from .run_folder import RunFolder, check_writable
@@ -34,6 +35,29 @@ def earlier_releases(
         [Path(path) for path in config.ledger.earlier],
         population=population_name(config),
         population_size=population_size,
+    )
+
+
+def check_checkpoints(folder: RunFolder) -> None:
+    """Refuse to go on where the ledger tells of releases and no checkpoint does what they led to.
+
+    A release is confirmed once its checkpoint is on disk, so a crash alone never leaves one without the
+    other. Made again, it would be charged again. The ledger is only read.
+
+    Raises:
+        LedgerError: the ledger can't be read or doesn't hold together.
+        RunFolderError: the checkpoints are gone.
+    """
+    if not folder.ledger.exists() or any(folder.checkpoints.glob("round-*.safetensors")):
+        return
+    made = sum(isinstance(entry, Commit) for entry in read_chain(folder.ledger).entries)
+    if not made:
+        return
+    instead = "use its model as it is, or start" if folder.model.is_file() else "start"
+    raise RunFolderError(
+        f"{folder.checkpoints}: no checkpoint to go on from, but {folder.ledger.name} tells of {made:,} "
+        "releases, which would be charged a second time; put the run's checkpoints back, or "
+        f"{instead} another run with --earlier {shlex.quote(str(folder.path))} and another --out"
     )
 
 

@@ -44,7 +44,7 @@ from .recommendations import check_recommendations, write_recommendations
 from .report import write_report
 from .results import run_metrics
 from .run_folder import RunFolder
-from .run_ledger import check_keys, earlier_releases, open_ledger
+from .run_ledger import check_checkpoints, check_keys, earlier_releases, open_ledger
 from .splits import Split, make_split
 from .subsample import taking_part
 
@@ -92,6 +92,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     started = time.monotonic()
     # 1. Refuse at once what would fail in the end.
     folder = _find_folder(config, options)
+    check_checkpoints(folder)
     check_keys(config)
     if options.recommendations is not None:
         check_recommendations(options.recommendations)

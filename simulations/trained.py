@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +34,11 @@ def find_run(path: Path) -> tuple[RunFolder, RunConfig]:
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise RunFolderError(f"{path}: no run here (config.toml is missing); name a run folder")
-    if not folder.model.is_file() or not folder.items.is_file():
+    missing = [file.name for file in (folder.model, folder.items) if not file.is_file()]
+    if missing:
         raise RunFolderError(
-            f"{path}: the run hasn't ended; go on with it by fedprofile simulate --resume --out"
+            f"{path}: the run hasn't ended ({' and '.join(missing)} missing); go on with it by "
+            f"fedprofile simulate --resume --out {shlex.quote(str(path))}"
         )
     return folder, load_config(folder.config)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,30 @@ def test_no_rounds_release_popularity_alone(fedprofile, small, log):
     entries = read_ledger(Path(found["paths"]["ledger"]))
     assert [e.task for e in entries if isinstance(e, Reserve)] == ["statistics/popularity"]
     assert math.isclose(found["privacy"]["epsilon"], 1, rel_tol=1e-3)
+
+
+def test_a_run_without_its_checkpoints_is_not_charged_again(fedprofile, small, log):
+    path = log()
+    run = ("simulate", "--config", small(), "--data", path, "--out", "a run")
+    assert fedprofile(*run).code == 0
+    ledger, anchor = Path("a run/ledger.jsonl"), Path("a run/anchor.json")
+    before = ledger.read_bytes(), anchor.read_bytes()
+    shutil.rmtree("a run/checkpoints")
+    for model in ("use its model as it is, or start", "start"):
+        resumed = fedprofile("simulate", "--resume", "--out", "a run")
+        assert resumed.code == 2
+        message = resumed.err.splitlines()[-1]
+        assert message.startswith("error: a run/checkpoints: no checkpoint to go on from")
+        assert "tells of 3 releases" in message
+        assert f"or {model} another run with --earlier 'a run'" in message
+        assert (ledger.read_bytes(), anchor.read_bytes()) == before
+        Path("a run/model.safetensors").unlink(missing_ok=True)
+    Path("a run/items.safetensors").unlink()
+    for command in ("strategies", "replay"):
+        refused = fedprofile(command, "a run")
+        assert refused.code == 2
+        assert "fedprofile simulate --resume --out 'a run'" in refused.err
+        assert "(model.safetensors and items.safetensors missing)" in refused.err
 
 
 def test_everything_may_train_and_everybody_gets_a_list(fedprofile, small):
