@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -13,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.errors import BadEntry, LedgerError
-from ..common.formatting import number, printable
+from ..common.formatting import epsilon as epsilon_text
+from ..common.formatting import printable
 from ..common.signing import read_public_key
 from .findings import Finding
 from .ledgers import Evidence, find_evidence
@@ -122,10 +124,10 @@ def compose(
     table = Table("ledger", "ε", box=None)
     table.columns[1].justify = "right"
     for path, figure in found.each:
-        table.add_row(_plain(str(path)), number(figure))
+        table.add_row(_plain(str(path)), epsilon_text(figure))
     table.add_section()
-    table.add_row("added up", number(found.total))
-    table.add_row("together", number(found.joint), style="bold")
+    table.add_row("added up", epsilon_text(found.total))
+    table.add_row("together", epsilon_text(found.joint), style="bold")
     out = Console(highlight=False)
     out.print(table)
     out.print(
@@ -168,9 +170,9 @@ def forecast(
     table = Table(f"more {found.rounds}", "ε", box=None)
     for column in table.columns:
         column.justify = "right"
-    table.add_row("0", number(found.spent))
+    table.add_row("0", epsilon_text(found.spent))
     for more, figure in found.after:
-        table.add_row(f"{more:,}", number(figure))
+        table.add_row(f"{more:,}", epsilon_text(figure))
     out = Console(highlight=False)
     out.print(table)
     mechanism = found.mechanism
@@ -230,9 +232,18 @@ def _show(found: Verification) -> None:
         table.add_row(_plain(finding.check), outcome, _plain(finding.what))
     out = Console(highlight=False)
     out.print(table)
+    out.print(_plain(_verdict(found)), style="bold")
+
+
+def _verdict(found: Verification) -> str:
     failed = [finding.check for finding in found.findings if finding.outcome == "fails"]
-    verdict = "The ledger holds." if found.holds else f"Does not hold: {', '.join(failed)}."
-    out.print(_plain(verdict), style="bold")
+    if failed:
+        return f"Does not hold: {', '.join(failed)}."
+    cost = found.cost
+    if cost is None or cost.credited is None or math.isinf(cost.credited):
+        # Who reads the last line only must not take a whole ledger for a promise.
+        return "The ledger holds, and it promises no privacy: ε is infinite."
+    return "The ledger holds."
 
 
 def _tell(content: dict[str, Any]) -> None:

@@ -40,6 +40,17 @@ def test_a_ledger_that_holds(audit, path, forge):
     assert content["public_key"] == forge.key.public_key
 
 
+def test_a_ledger_that_holds_and_promises_nothing_says_so_last(audit, tmp_path, forge):
+    exact = forge.mechanism(noise_multiplier=0.0, sampling_probability=1.0)
+    writer = forge.Writer().open(target_epsilon=None)
+    writer.commit(writer.reserve(exact), cohort_size=1_000, replies_counted=1_000).stop()
+    found = audit("verify", writer.write(tmp_path / "ledger.jsonl"))
+    assert (found.code, found.err) == (0, "")
+    assert found.out.splitlines()[-1] == (
+        "The ledger holds, and it promises no privacy: ε is infinite."
+    )
+
+
 def test_a_ledger_that_does_not_hold(audit, path):
     path.write_bytes(path.read_bytes().replace(b'"round":3', b'"round":9'))
     found = audit("verify", path)
@@ -73,9 +84,12 @@ def test_what_can_not_be_read_is_one_line(audit, path, tmp_path):
 
 
 def test_compose_and_forecast_tell_people_and_machines(audit, path):
-    assert "together" in audit("compose", path).out
+    told = audit("compose", path).out
+    assert "together" in told
+    shown = float(told.split("together")[1].split()[0])
     content = json.loads(audit("compose", path, "--json").out)
     assert content["epsilon"] == pytest.approx(content["sum"])
+    assert 0 <= shown - content["epsilon"] < 1e-3  # rounded up: it is a bound
     assert "rounds are left of ε = 1.5" in audit("forecast", path).out
     found = json.loads(audit("forecast", path, "--epsilon", "1.2", "--rounds", "7", "--json").out)
     assert found["after"][0]["rounds"] == 7
