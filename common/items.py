@@ -56,6 +56,18 @@ class ItemTable:
         """Length of an item vector."""
         return int(self.vectors.shape[1])
 
+    @property
+    def has_content(self) -> bool:
+        """Whether anything is known of the items but their ids, and what a release fills in."""
+        bare = ID_BLOCK in self.blocks and set(self.blocks) <= {ID_BLOCK, COOCCURRENCE_BLOCK}
+        return not bare
+
+    @property
+    def tells_likeness(self) -> bool:
+        """Whether vectors say which items are alike: random directions in place of content don't."""
+        start, stop = self.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
+        return self.has_content or bool(self.vectors[:, start:stop].any())
+
     def width_of(self, name: str) -> int:
         """Columns of a block; 0 where there is none of this name."""
         start, stop = self.blocks.get(name, (0, 0))

@@ -42,7 +42,8 @@ class View:
     Attributes:
         ranks: per-user accuracy, for paired comparisons.
         means: ``hr_at_k``, ``recall_at_k``, ``ndcg_at_k``, ``mrr``, ``diversity_at_k`` and
-            ``novelty_at_k`` as means over users.
+            ``novelty_at_k`` as means over users; diversity is NaN where vectors don't say which items
+            are alike.
         coverage_at_k: share of the catalogue in anybody's list.
     """
 
@@ -107,7 +108,7 @@ def evaluate(
     Args:
         scorer: the model.
         targets: validation or test targets.
-        table: public item vectors, for diversity.
+        table: item vectors that lists are made with, for diversity.
         popularity: float [n_items], distinct users of each item in training, for novelty.
         k: length of the lists.
         bootstrap_samples: resamples of users; 0 for means without intervals.
@@ -142,7 +143,8 @@ def _view(
     seed: int,
 ) -> View:
     blocks = [ranks.lists[i : i + CHUNK] for i in range(0, len(ranks.lists), CHUNK)]
-    spread = [diversity(block, table.vectors) for block in blocks]
+    # Random directions that stand in for content would make every list look as varied as can be.
+    spread = [diversity(block, table.vectors) for block in blocks if table.tells_likeness]
     values = {
         "hr_at_k": ranks.hr,
         "recall_at_k": ranks.recall,

@@ -20,7 +20,6 @@ from ..common.config import RunConfig
 from ..common.console import remark, stage
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import DataError
-from ..common.items import COOCCURRENCE_BLOCK, ID_BLOCK
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier
 from ..server.app import FederationResult
@@ -222,7 +221,7 @@ def prepare(
         f"{population.size:,} devices, {log.n_items:,} items, {population.histories.n_events:,} "
         f"events to learn from; {sum(p.numel() for p in encoder.parameters()):,} shared weights"
     )
-    if set(population.table.blocks) <= {ID_BLOCK, COOCCURRENCE_BLOCK}:
+    if not population.table.has_content:
         _advise_on_bare_ids(config, plan)
     return Prepared(log, split, population, encoder, trainer, earlier, plan)
 

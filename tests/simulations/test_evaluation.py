@@ -1,12 +1,13 @@
 """One evaluation: both views from one pass, whatever the number of users."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fedprofile.common.histories import Histories
-from fedprofile.common.items import ItemTable
+from fedprofile.common.items import COOCCURRENCE_BLOCK, ID_BLOCK, ItemTable
 from fedprofile.simulations import evaluation
 from fedprofile.simulations.evaluation import evaluate
 from fedprofile.simulations.metrics import rank_metrics
@@ -73,6 +74,18 @@ def test_chunks_change_nothing(targets, table, monkeypatch):
     parts = evaluate(scorer, targets, table, POPULARITY, k=5, bootstrap_samples=50).to_dict()
     assert scorer.sizes == [7] * 7 + [1]  # each user scored once for both views
     assert parts == whole
+
+
+def test_diversity_needs_to_know_what_is_alike(targets, table):
+    def diversity(table):
+        view = evaluate(Fixed(), targets, table, POPULARITY, k=5, bootstrap_samples=0).new_items
+        return view.to_dict()["diversity_at_k"]["mean"]
+
+    bare = replace(table, blocks={ID_BLOCK: (0, 3), COOCCURRENCE_BLOCK: (3, 5)})
+    assert diversity(bare) == diversity(table)  # what is taken together was released
+    empty = bare.with_values(COOCCURRENCE_BLOCK, np.zeros((N_ITEMS, 2), np.float32))
+    assert diversity(empty) is None
+    assert diversity(replace(empty, blocks={"text": (0, 3), **empty.blocks})) is not None
 
 
 def test_the_dictionary_is_json(targets, table):
