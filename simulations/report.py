@@ -161,7 +161,8 @@ def _charts(
         for release in privacy["releases"]
         if known(release["epsilon_after"])
     ]
-    if spent:
+    # Statistics alone are all at round 0, which is no curve; the table of releases tells their ε.
+    if any(number for number, _ in spent):
         yield "budget", budget_curve(spent, target=privacy["target_epsilon"])
     if curve:
         rounds = [entry["round"] for entry in curve]
