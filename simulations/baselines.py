@@ -252,16 +252,21 @@ def tune(candidates: Iterable[S], validation: Targets, *, k: int, mask_seen: boo
 
 
 def tuned_baselines(
-    split: Split, table: ItemTable, *, k: int, names: Collection[str] | None = None
+    split: Split,
+    table: ItemTable,
+    *,
+    k: int,
+    names: Collection[str] | None = None,
+    without: Collection[str] = (),
 ) -> dict[str, Scorer]:
     """All baselines, or those in ``names``: settings chosen on validation, fitted on ``split.train``.
 
-    ``personal-frequency`` is chosen for repeat purchases, the others for new items. ``ease`` is
-    missing above :data:`MAXIMUM_EASE_ITEMS` items.
+    Those in ``without`` are left out. ``personal-frequency`` is chosen for repeat purchases, the others
+    for new items. ``ease`` is missing above :data:`MAXIMUM_EASE_ITEMS` items.
     """
     found: dict[str, Scorer] = {}
     for name, candidates in _grids(split.choosing, table).items():
-        if names is None or name in names:
+        if (names is None or name in names) and name not in without:
             repeats = name == "personal-frequency"
             chosen = tune(candidates, split.validation, k=k, mask_seen=not repeats)
             found[name] = chosen.refit(split.train, table) if split.refitted else chosen

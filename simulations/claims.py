@@ -7,11 +7,18 @@ added and kept secret.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from ..common.formatting import count, epsilon, factor, known, number, scientific
+from ..common.formatting import count, epsilon, factor, known, number, scientific, share
 from ..common.strength import Level, Statement, strength, weaknesses
+
+REPEATS = 0.1
+"""Share of test targets that users had before, from which on all items are told of beside new ones."""
+
+M = TypeVar("M", bound=Mapping[str, Any])
+
+_PLACES = {"better": "better than", "level": "level with", "behind": "behind"}
 
 
 def own_model(models: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -25,18 +32,47 @@ def ndcg(model: Mapping[str, Any], view: str = "new") -> float:
     return math.nan if mean is None else float(mean)
 
 
-def compared(model: Mapping[str, Any]) -> str:
+def difference(model: Mapping[str, Any], view: str = "new") -> Mapping[str, Any]:
+    """NDCG@k of the run's own model minus that of ``model``; empty where it was not measured."""
+    return model["difference" if view == "new" else "difference_all"] or {}
+
+
+def compared(model: Mapping[str, Any], view: str = "new") -> str:
     """How the run's own model fares against ``model``: better, level, behind or unknown.
 
     Better and behind by a paired interval that leaves zero out; unknown where there is none.
     """
-    difference = model["difference"] or {}
-    low, high = difference.get("low"), difference.get("high")
+    gap = difference(model, view)
+    low, high = gap.get("low"), gap.get("high")
     if not known(low) or not known(high):
         return "unknown"
     if low > 0:
         return "better"
     return "behind" if high < 0 else "level"
+
+
+def baselines(
+    models: Sequence[M], view: str = "new", *, quality: Callable[[M, str], float] = ndcg
+) -> list[M]:
+    """The baselines that were measured, the best first.
+
+    On new items without those that can't differ from popularity there, or have nothing to go by.
+
+    Args:
+        models: of a run, or the references of a sweep.
+        view: ``new`` or ``all``.
+        quality: finds what a model reaches in a view.
+    """
+    found = [m for m in models if m["kind"] == "baseline" and known(quality(m, view))]
+    if view == "new":
+        found = [model for model in found if not model["aside"]]
+    return sorted(found, key=lambda model: -quality(model, view))
+
+
+def repeats(data: Mapping[str, Any]) -> bool:
+    """Whether users take things again so often that new items are half the story at most."""
+    share = data["repeated_targets"]
+    return known(share) and share >= REPEATS
 
 
 def protected(privacy: Mapping[str, Any]) -> bool:
@@ -56,9 +92,12 @@ def level(privacy: Mapping[str, Any]) -> Level:
 
 
 def verdict(
-    run: Mapping[str, Any], privacy: Mapping[str, Any], models: Sequence[dict[str, Any]]
+    run: Mapping[str, Any],
+    privacy: Mapping[str, Any],
+    models: Sequence[dict[str, Any]],
+    data: Mapping[str, Any],
 ) -> str:
-    """The run in one sentence: what privacy, what quality, against what."""
+    """The run in a sentence: what privacy, what quality, against what; and one more where users repeat."""
     spent = f"ε = {epsilon(privacy['epsilon'])} per user"
     if not protected(privacy):
         start = "Without any privacy"
@@ -74,29 +113,43 @@ def verdict(
             "recommends was not measured."
         )
     quality = f"{own['label']} reaches NDCG@{own['test']['k']} = {number(ndcg(own))} on new items"
-    return f"{start}, {quality}{_against_baselines(models)}."
+    again = _with_repeats(own, models, data) if repeats(data) else ""
+    return f"{start}, {quality}{_against_baselines(models)}.{again}"
+
+
+def _with_repeats(
+    own: Mapping[str, Any], models: Sequence[dict[str, Any]], data: Mapping[str, Any]
+) -> str:
+    if not known(ndcg(own, "all")):
+        return ""
+    had = f"On all items ({share(data['repeated_targets'], 1)} of what test users took was had before)"
+    reached = f" {had} it reaches {number(ndcg(own, 'all'))}"
+    others = baselines(models, "all")
+    if not others:
+        return f"{reached}; no baseline was measured."
+    named = f"the best baseline, “{others[0]['label']}”"
+    place = _PLACES.get(compared(others[0], "all"))
+    if place is None:
+        return f"{reached}; {named}, reaches {number(ndcg(others[0], 'all'))}."
+    return f"{reached}, {place} {named}, with {number(ndcg(others[0], 'all'))}."
 
 
 def _against_baselines(models: Sequence[dict[str, Any]]) -> str:
-    baselines = [m for m in models if m["kind"] == "baseline" and known(ndcg(m))]
-    if not baselines:
+    others = baselines(models)
+    if not others:
         return "; no baseline was measured"
-    best = max(baselines, key=ndcg)
+    best = others[0]
     named = f"“{best['label']}”, reaches {number(ndcg(best))}"
-    outcomes = [compared(model) for model in baselines]
+    outcomes = [compared(model) for model in others]
     if "unknown" in outcomes:
         return f"; the best baseline, {named}"
     places = [
         f"{words} {outcomes.count(outcome)}"
-        for outcome, words in (
-            ("better", "better than"),
-            ("level", "level with"),
-            ("behind", "behind"),
-        )
+        for outcome, words in _PLACES.items()
         if outcome in outcomes
     ]
     listed = " and ".join(filter(None, [", ".join(places[:-1]), places[-1]]))
-    return f": {listed} of {len(baselines)} baselines (the best, {named})"
+    return f": {listed} of {len(others)} baselines (the best, {named})"
 
 
 def guarantee(privacy: Mapping[str, Any]) -> str | None:

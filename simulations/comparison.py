@@ -19,11 +19,12 @@ from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.console import stage
 from ..common.encoder import Encoder
+from ..common.items import ItemTable
 from ..common.ledger import Ledger
 from ..common.signing import SigningKey
 from ..server.budget import plan_budget
 from ..server.split import Sizes
-from .baselines import Popularity, tuned_baselines
+from .baselines import MAXIMUM_EASE_ITEMS, Popularity, tuned_baselines
 from .bootstrap import Interval, paired_difference
 from .evaluation import Evaluation, Scorer, evaluate, score_chunks
 from .exact_statistics import exact_statistics
@@ -50,6 +51,9 @@ LABELS = {
 CLASSICAL = "classical baselines"
 """Those of :mod:`.baselines`, in :func:`references`."""
 
+_ASIDE = {"personal-frequency": "new items stand in popularity's order"}
+"""Key of a baseline that adds nothing on new items → why."""
+
 _EPOCHS, _STEPS_OF_IDS, _PATIENCE, _MOST_EPOCHS = 6, 500, 2, 100
 """Of central training: the least, without and with a table of ids; without a better one; the most."""
 
@@ -63,6 +67,7 @@ class Candidate:
     private: bool
     scorer: Scorer
     settings: str
+    aside: str = ""
 
 
 Maker = Callable[[], list[Candidate]]
@@ -81,6 +86,8 @@ class ModelResult:
             trained on them.
         settings: what validation chose.
         difference: NDCG@k of the run's own model minus this one's, paired by user, new items.
+        difference_all: the same on all items.
+        aside: why the model doesn't count as a baseline on new items; empty where it does.
     """
 
     key: str
@@ -90,6 +97,8 @@ class ModelResult:
     validation_ndcg: float | None
     settings: str
     difference: Interval | None
+    difference_all: Interval | None
+    aside: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready content."""
@@ -102,6 +111,8 @@ class ModelResult:
             "validation_ndcg": self.validation_ndcg,
             "settings": self.settings,
             "difference": self.difference.to_dict() if self.difference else None,
+            "difference_all": self.difference_all.to_dict() if self.difference_all else None,
+            "aside": self.aside,
         }
 
 
@@ -119,7 +130,7 @@ def compare(
     counts = Popularity.fit(split.train, population.table)
     if config.evaluation.baselines:
         makers: dict[str, Maker] = {}
-        if config.privacy.enabled and config.training.rounds:
+        if config.privacy.enabled:
             makers["federated without DP"] = lambda: [
                 _without_privacy(config, population, trainer, encoder, split)
             ]
@@ -130,7 +141,35 @@ def compare(
             for name, make in makers.items():
                 candidates += make()
                 progress.advance(name)
-    return _measure(candidates, config, split, population, counts)
+    # What devices rank with: what is taken together makes items alike too, once it is released.
+    return _measure(candidates, config, split, scorer.table, counts)
+
+
+def left_out(config: RunConfig, n_items: int, content: bool) -> Iterator[str]:
+    """Which models a comparison goes without, and why, in words.
+
+    Args:
+        config: of the run or sweep.
+        n_items: of the catalogue.
+        content: whether anything is known of the items but ids.
+    """
+    if not config.evaluation.baselines or config.evaluation.split == "none":
+        return
+    if not content:
+        yield (
+            "Content cosine is not among the baselines: of the items nothing is known but ids, so there "
+            "is no content to go by."
+        )
+    if config.model.item_ids:
+        yield (
+            "The encoder trained on each device alone is not among the baselines: alone, a device would "
+            "learn vectors of its own items only."
+        )
+    if n_items > MAXIMUM_EASE_ITEMS:
+        yield (
+            f"EASE is not among the baselines: of more than {MAXIMUM_EASE_ITEMS:,} items it takes too much "
+            "time and memory."
+        )
 
 
 def references(
@@ -145,12 +184,18 @@ def references(
     called together; each is made when it is asked for."""
 
     def local() -> list[Candidate]:
-        alone = LocalOnly(encoder, population.table, config.model, config.training, trainer)
-        return [Candidate("local-only", "baseline", True, alone, "nothing is shared")]
+        table = population.table
+        alone = LocalOnly(encoder, table, config.model, config.training, trainer)
+        aside = "" if table.has_content else "ids tell a device alone nothing of new items"
+        return [Candidate("local-only", "baseline", True, alone, "nothing is shared", aside)]
 
     def classical() -> list[Candidate]:
-        tuned = tuned_baselines(split, population.table, k=config.evaluation.k)
-        return [Candidate(n, "baseline", False, m, _settings(m)) for n, m in tuned.items()]
+        without = () if population.table.has_content else ("content-cosine",)
+        tuned = tuned_baselines(split, population.table, k=config.evaluation.k, without=without)
+        return [
+            Candidate(name, "baseline", False, model, _settings(model), _ASIDE.get(name, ""))
+            for name, model in tuned.items()
+        ]
 
     makers: dict[str, Maker] = {
         "central training": lambda: [_central(config, population, trainer, encoder, split)]
@@ -164,28 +209,29 @@ def _measure(
     candidates: Sequence[Candidate],
     config: RunConfig,
     split: Split,
-    population: Population,
+    table: ItemTable,
     counts: Popularity,
 ) -> list[ModelResult]:
     evaluation = config.evaluation
+
+    def ahead(view: str, test: Evaluation) -> Interval | None:
+        """Of the run's own model, which is the first."""
+        if not results:
+            return None
+        ours, theirs = (getattr(found, view).ranks for found in (results[0].test, test))
+        return paired_difference(ours, theirs, samples=evaluation.bootstrap_samples)
+
     results: list[ModelResult] = []
     with stage("Measuring", len(candidates)) as progress:
         for candidate in candidates:
             test = evaluate(
                 candidate.scorer,
                 split.test,
-                population.table,
+                table,
                 counts.counts,
                 k=evaluation.k,
                 bootstrap_samples=evaluation.bootstrap_samples,
             )
-            difference = None
-            if results:
-                difference = paired_difference(
-                    results[0].test.new_items.ranks,
-                    test.new_items.ranks,
-                    samples=evaluation.bootstrap_samples,
-                )
             validation = None
             if not split.refitted:
                 validation = mean_ndcg(candidate.scorer, split.validation, k=evaluation.k)
@@ -197,7 +243,9 @@ def _measure(
                     test,
                     validation,
                     candidate.settings,
-                    difference,
+                    ahead("new_items", test),
+                    ahead("all_items", test),
+                    candidate.aside,
                 )
             )
             progress.advance(candidate.key)

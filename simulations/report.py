@@ -15,7 +15,9 @@ from ..common.formatting import known
 from ..common.pages import render_page
 from .charts import Level, cohort_bars, norm_curves, training_curve
 from .claims import (
+    baselines,
     compared,
+    difference,
     event_level,
     guarantee,
     level,
@@ -23,6 +25,7 @@ from .claims import (
     ndcg,
     own_model,
     protected,
+    repeats,
     verdict,
     warnings,
 )
@@ -49,9 +52,9 @@ def write_report(metrics: dict[str, Any], path: Path) -> None:
 
     Args:
         metrics: what ``metrics.json`` holds. The run's own model is the first of kind ``ours``; a
-            model's ``difference`` is the run's own NDCG@k minus that model's, on new items, so that
-            positive is in the run's favour. None and NaN are unknown, save for an ε of None,
-            which is infinite.
+            model's ``difference`` is the run's own NDCG@k minus that model's, on new items
+            (``difference_all``: on all), so that positive is in the run's favour. None and NaN are
+            unknown, save for an ε of None, which is infinite.
         path: file to write; its folder exists.
 
     Raises:
@@ -70,6 +73,7 @@ def render_report(metrics: dict[str, Any]) -> str:
         Path(__file__).with_name("report.html.j2"),
         version=run["version"],
         compared=compared,
+        difference=difference,
         event_level=event_level,
         run=run,
         data=metrics["data"],
@@ -79,13 +83,16 @@ def render_report(metrics: dict[str, Any]) -> str:
         models=ranked,
         measured=[model for model in ranked if model["test"]],
         own=own,
-        best=next((m for m in ranked if m["kind"] == "baseline" and known(ndcg(m))), None),
+        best=next(iter(baselines(ranked)), None),
+        best_of_all=next(iter(baselines(ranked, "all")), None),
+        repeats=repeats(metrics["data"]),
         ceiling=next((m for m in ranked if m["kind"] == "ceiling" and known(ndcg(m))), None),
         k=next((model["test"]["k"] for model in ranked if model["test"]), None),
         views=VIEWS,
         measures=MEASURES,
+        diverse=any(known(m["test"]["all"]["diversity_at_k"]["mean"]) for m in ranked if m["test"]),
         protected=protected(privacy),
-        verdict=verdict(run, privacy, metrics["models"]),
+        verdict=verdict(run, privacy, metrics["models"], metrics["data"]),
         warnings=list(warnings(run, privacy)),
         guarantee=guarantee(privacy),
         level=level(privacy),

@@ -15,10 +15,11 @@ from ..common.code_version import code_version
 from ..common.config import RunConfig
 from ..common.encoder import Encoder
 from ..common.errors import ConfigError
+from ..common.items import ItemTable
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Commit, Reserve
 from ..server.app import FederationResult
-from .comparison import ModelResult
+from .comparison import ModelResult, left_out
 from .dataset import InteractionLog
 from .federate import time_is_read_off_data
 from .splits import Split
@@ -48,6 +49,7 @@ def run_metrics(
     seconds: float,
     log: InteractionLog,
     split: Split,
+    table: ItemTable,
     encoder: Encoder,
     result: FederationResult,
     validation: Mapping[int, float | None],
@@ -63,6 +65,7 @@ def run_metrics(
         seconds: it took.
         log: the data.
         split: what was held out.
+        table: public item table.
         encoder: architecture.
         result: of the federation.
         validation: round → mean NDCG@k on validation.
@@ -86,7 +89,7 @@ def run_metrics(
             "stopped": result.stopped,
             "dataset": config.data.path,
         },
-        "data": _data(log, split, config),
+        "data": {**_data(log, split, config), "content": table.has_content},
         "privacy": {**_privacy(config, ledger, releases), "local": local},
         "curve": [
             {
@@ -99,7 +102,7 @@ def run_metrics(
             if record["round"] > 0
         ],
         "models": [model.to_dict() for model in models],
-        "notes": [*_NOTES, *_sampled(config)],
+        "notes": [*_NOTES, *_sampled(config), *left_out(config, table.n_items, table.has_content)],
     }
     cleaned: dict[str, Any] = _finite(document)
     return cleaned
@@ -130,6 +133,7 @@ def _data(log: InteractionLog, split: Split, config: RunConfig) -> dict[str, Any
         "validation_users": split.validation.n_users,
         "test_users": split.test.n_users,
         "cold_users": split.test.cold_users,
+        "repeated_targets": split.test.repeated,
         "split": config.evaluation.split,
         "refitted": split.refitted,
         "validation_from": day(split.validation_time),

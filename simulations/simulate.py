@@ -91,8 +91,8 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
     started = time.monotonic()
     # 1. Refuse at once what would fail in the end.
     folder = _find_folder(config, options)
-    check_checkpoints(folder)
     check_keys(config)
+    check_checkpoints(folder)
     if options.recommendations is not None:
         check_recommendations(options.recommendations)
     # 2. Read, clean, split; build the public item table. Bad input ends here, nothing is written.
@@ -130,6 +130,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
             seconds=time.monotonic() - started,
             log=prepared.log,
             split=prepared.split,
+            table=prepared.population.table,
             encoder=prepared.encoder,
             result=result,
             validation=progress.validation,

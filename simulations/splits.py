@@ -47,6 +47,15 @@ class Targets:
         """int64 [targets], the row that each target belongs to."""
         return np.repeat(np.arange(self.n_users, dtype=np.int64), np.diff(self.offsets))
 
+    @property
+    def repeated(self) -> float | None:
+        """Share of the targets that their users had had before; None where there are no targets."""
+        if not len(self.items):
+            return None
+        wanted = self.rows << 32 | self.items
+        had = self.history.devices.astype(np.int64) << 32 | self.history.items
+        return float(np.isin(wanted, had).mean())
+
     def chunk(self, start: int, stop: int) -> Targets:
         """Rows ``start:stop``, fewer where they run past the end."""
         start, stop, _ = slice(start, stop).indices(self.n_users)

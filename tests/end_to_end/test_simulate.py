@@ -142,6 +142,20 @@ def test_no_rounds_release_popularity_alone(fedprofile, small, log):
     assert math.isclose(found["privacy"]["epsilon"], 1, rel_tol=1e-3)
 
 
+def test_without_rounds_the_same_statistics_without_noise_stand_beside(fedprofile, small, log):
+    config = small().read_text().replace("baselines = false", "baselines = true")
+    Path("with.toml").write_text(config.replace("rounds = 2", "rounds = 0"))
+    found = summary(fedprofile("simulate", "--config", "with.toml", "--data", log(), "--json"))
+    assert "federated-no-dp" in found["metrics"]
+    assert "content-cosine" not in found["metrics"]  # bare ids
+    written = json.loads(Path(found["paths"]["metrics"]).read_text(encoding="utf-8"))
+    assert any("Content cosine is not among" in note for note in written["notes"])
+    assert {m["key"] for m in written["models"] if m["aside"]} == {
+        "personal-frequency",
+        "local-only",
+    }
+
+
 def test_a_run_without_its_checkpoints_is_not_charged_again(fedprofile, small, log):
     path = log()
     run = ("simulate", "--config", small(), "--data", path, "--out", "a run")
@@ -313,7 +327,8 @@ def test_a_finished_run_is_replayed_with_its_own_model(fedprofile, small, log):
     metrics = json.loads(Path(run["paths"]["metrics"]).read_text(encoding="utf-8"))
     own = metrics["models"][0]["test"]["new"]
     assert [s["private"] for s in (content, pooled, hybrid)] == [True, False, True]
-    assert hybrid["ndcg_at_k"]["mean"] == own["ndcg_at_k"]["mean"]
+    for measure in ("ndcg_at_k", "diversity_at_k", "novelty_at_k"):
+        assert hybrid[measure]["mean"] == own[measure]["mean"]
     assert (diverse["name"], diverse["users"]) == ("+ diversity 0.4", hybrid["users"])
     assert "+ diversity 0.5" in fedprofile("strategies", folder).out
     assert "from 0 to 1" in fedprofile("strategies", folder, "--calibration", "2").err

@@ -2,9 +2,11 @@ from dataclasses import dataclass
 from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fedprofile.common.config import load_config
+from fedprofile.common.items import COOCCURRENCE_BLOCK, ID_BLOCK, ItemTable
 from fedprofile.simulations import comparison
 
 
@@ -79,3 +81,53 @@ def test_a_ceiling_without_a_validation_part_is_the_last_epoch_looked_at(central
 
 def test_a_ceiling_that_always_gains_ends(centrally):
     assert centrally(lambda epoch: epoch / 1000) == (100, 100)
+
+
+def table(**blocks):
+    return ItemTable(np.ones((3, 4), np.float32), ("a", "b", "c"), ((),) * 3, blocks)
+
+
+@pytest.mark.parametrize(
+    ("items", "content"),
+    [
+        (table(**{ID_BLOCK: (0, 2), COOCCURRENCE_BLOCK: (2, 4)}), False),
+        (table(**{ID_BLOCK: (0, 2), "category": (2, 4)}), True),
+        (table(text=(0, 4)), True),
+    ],
+)
+def test_baselines_that_have_nothing_to_go_by_are_left_out_or_not_counted(
+    monkeypatch, items, content
+):
+    asked = {}
+
+    def tuned(split, table, **options):
+        asked.update(options)
+        return {"popularity": None, "personal-frequency": None}
+
+    monkeypatch.setattr(comparison, "tuned_baselines", tuned)
+    makers = comparison.references(
+        load_config(None),
+        split=None,
+        population=SimpleNamespace(table=items),
+        trainer=None,
+        encoder=None,
+    )
+    popularity, frequency = makers[comparison.CLASSICAL]()
+    assert asked["without"] == (() if content else ("content-cosine",))
+    assert (popularity.aside, frequency.aside) == ("", "new items stand in popularity's order")
+    [alone] = makers["local only"]()
+    assert bool(alone.aside) is not content
+
+
+def test_what_a_comparison_goes_without_is_said():
+    config = load_config(None)
+    assert not [*comparison.left_out(config, 300, True)]
+    [note] = comparison.left_out(config, 300, False)
+    assert note.startswith("Content cosine is not among the baselines")
+    [note] = comparison.left_out(config, 10_001, True)
+    assert note.startswith("EASE is not among")
+    ids = load_config(None, {"model": {"item_ids": True}})
+    [note] = comparison.left_out(ids, 300, True)
+    assert "on each device alone" in note
+    for section in ({"baselines": False}, {"split": "none"}):
+        assert not [*comparison.left_out(load_config(None, {"evaluation": section}), 300, False)]

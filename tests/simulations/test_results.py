@@ -62,6 +62,7 @@ def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None):
             seconds=1.25,
             log=log,
             split=make_split(log.histories, config.evaluation),
+            table=SimpleNamespace(n_items=20, has_content=True),
             encoder=SimpleNamespace(parameters=list),
             result=SimpleNamespace(
                 checkpoint=SimpleNamespace(round=rounds - 1, rounds=records), stopped=None

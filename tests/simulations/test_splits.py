@@ -57,6 +57,16 @@ def logs(draw):
     return log(*devices)
 
 
+def test_targets_that_were_had_before_are_counted():
+    histories = log(
+        [(1, 0, 5), (22, 1, 5), (22, 1, 6)],
+        [(1, 0, 6), (2, 0, 5), (25, 1, 6)],
+        [(1, 0, 7), (21, 1, 5)],  # others had it, not this one
+    )
+    assert global_time_split(histories, 10, 20).test.repeated == 2 / 4
+    assert global_time_split(histories, 10, 20).validation.repeated is None  # nobody was there
+
+
 def test_global_cut_by_hand():
     histories = log(
         [(1, 0, 5), (11, 1, 7), (11, 1, 6), (11, 1, 7), (15, 2, 1), (22, 3, 4), (25, 4, 2)],
