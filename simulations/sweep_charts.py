@@ -50,17 +50,19 @@ def sweep_charts(
             )
     if len(document["sweep"]["users"]) > 1:
         yield from _users_chart(document)
-    for by, groups in curve[0]["groups"].items():
-        lines = [
-            _line(name, zip(at, (group_of(point, by, name) for point in curve), strict=True))
-            for name in [group["name"] for group in groups[:_MOST_GROUPS]]
-        ]
-        if lines:
-            axis = f"NDCG@{k}, by {shortened(by, 20)}"
-            yield (
-                f"group: {by}",
-                interval_lines(lines, axis=axis, below="ε", ticks=ticks, apart=apart),
-            )
+    for by in curve[0]["groups"]:
+        for view in VIEWS:
+            names = [group["name"] for group in groups_of(curve[0], by, view)[:_MOST_GROUPS]]
+            lines = [
+                _line(name, zip(at, (group_of(p, by, name, view) for p in curve), strict=True))
+                for name in names
+            ]
+            if lines:
+                axis = f"NDCG@{k} ({view}), by {shortened(by, 20)}"
+                yield (
+                    group_chart(by, view),
+                    interval_lines(lines, axis=axis, below="ε", ticks=ticks, apart=apart),
+                )
 
 
 def _users_chart(document: Cell) -> Iterator[tuple[str, str]]:
@@ -121,9 +123,20 @@ def _levels(models: Sequence[Cell], view: str) -> list[Level]:
     return [Level(m["label"], m["kind"], ndcg(m, view)) for m in chosen]
 
 
-def group_of(cell: Cell, by: str, name: str) -> Cell | None:
+def group_chart(by: str, view: str) -> str:
+    """Name of the drawing of groups in one view."""
+    return f"group: {by}, {view}"
+
+
+def groups_of(cell: Cell, by: str, view: str = "new") -> Sequence[Cell]:
+    """What ``cell`` holds of the groups by one attribute in one view."""
+    groups: Sequence[Cell] = cell["groups" if view == "new" else "groups_all"][by]
+    return groups
+
+
+def group_of(cell: Cell, by: str, name: str, view: str = "new") -> Cell | None:
     """What ``cell`` holds of one group."""
-    return next((group for group in cell["groups"][by] if group["name"] == name), None)
+    return next((group for group in groups_of(cell, by, view) if group["name"] == name), None)
 
 
 def ndcg(cell: Cell, view: str = "new") -> float:

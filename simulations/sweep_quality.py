@@ -87,23 +87,22 @@ class Panel:
         """Means of one or several models of a kind with intervals, JSON-ready.
 
         ``new`` and ``all`` are views over the own test users; ``common`` is new items over the common
-        ones, and ``groups`` new items over groups of the own ones. With ``against``, as many models of
-        another kind, each has its ``difference`` to those, paired by user. The two kinds were trained
-        independently, so any pairing of their models gives the variance of both.
+        ones, ``groups`` new items over groups of the own ones, and ``groups_all`` all items over groups of
+        those who took any: as more people did, groups may be cut elsewhere. With ``against``, as many
+        models of another kind, each has its ``difference`` to those, paired by user. The two kinds were
+        trained independently, so any pairing of their models gives the variance of both.
         """
         new, every = (
             (_matrix(found, view), None if against is None else _matrix(against, view))
             for view in ("new_items", "all_items")
         )
-        users = found[0].new_items.ranks.users
+        users, any_users = found[0].new_items.ranks.users, found[0].all_items.ranks.users
         return {
             "new": self._cell(*new),
             "all": self._cell(*every),
             "common": self._cell(*new, rows=np.flatnonzero(self.common[users])),
-            "groups": {
-                by: [{"name": g.name, **self._cell(*new, rows=g.rows)} for g in groups]
-                for by, groups in self._groups(users).items()
-            },
+            "groups": self._by_group(users, *new),
+            "groups_all": self._by_group(any_users, *every),
         }
 
     def _cell(
@@ -120,6 +119,17 @@ class Panel:
             "users": values[:, rows].shape[1],
             "ndcg_at_k": interval(values),
             "difference": None if against is None else interval(values - against),
+        }
+
+    def _by_group(
+        self,
+        users: NDArray[np.int64],
+        values: NDArray[np.float64],
+        against: NDArray[np.float64] | None,
+    ) -> dict[str, list[dict[str, Any]]]:
+        return {
+            by: [{"name": g.name, **self._cell(values, against, rows=g.rows)} for g in groups]
+            for by, groups in self._groups(users).items()
         }
 
     def _groups(self, users: NDArray[np.int64]) -> dict[str, list[Group]]:
@@ -215,6 +225,8 @@ class _References:
                 raise RunFolderError(
                     f"{path}: can't be read ({error}); delete it, and it is measured again"
                 ) from error
+            # What was measured before there were groups on all items is measured again.
+            self.models = [model for model in self.models if "groups_all" in model]
 
     def complete(
         self, share: float, makers: dict[str, Callable[[], list[Candidate]]], panel: Panel
@@ -234,6 +246,7 @@ class _References:
                         "label": LABELS[candidate.key],
                         "kind": candidate.kind,
                         "settings": candidate.settings,
+                        "aside": candidate.aside,
                         **panel.describe([panel.evaluate(candidate.scorer)]),
                     }
                     for candidate in make()

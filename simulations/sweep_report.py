@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from ..common.files import write_atomically
 from ..common.formatting import epsilon, known, number, scientific, share
 from ..common.pages import render_page
 from ..common.strength import Level, Statement, strength
+from .claims import baselines, repeats
 from .report import VIEWS
-from .sweep_charts import group_of, ndcg, sweep_charts
+from .sweep_charts import group_chart, group_of, groups_of, ndcg, sweep_charts
 
 
 def write_sweep_report(document: Mapping[str, Any], path: Path) -> None:
@@ -28,7 +30,13 @@ def render_sweep_report(document: Mapping[str, Any]) -> str:
     sweep, points, references = document["sweep"], document["points"], document["references"]
     largest = max(sweep["users"])
     curve = [point for point in points if point["share"] == largest]
-    beside = sorted((m for m in references if m["share"] == largest), key=_place)
+    beside_in = {
+        view: sorted(
+            (m for m in references if m["share"] == largest), key=partial(_place, view=view)
+        )
+        for view in VIEWS
+    }
+    beside = beside_in["new"]
     without = next((point for point in curve if point["epsilon"] is None), None)
     return render_page(
         Path(__file__).with_name("sweep.html.j2"),
@@ -38,15 +46,22 @@ def render_sweep_report(document: Mapping[str, Any]) -> str:
         points=points,
         references=references,
         beside=beside,
+        beside_in=beside_in,
         without=without,
-        best=next((m for m in beside if m["kind"] == "baseline" and known(ndcg(m))), None),
+        best=next(iter(baselines(beside, quality=ndcg)), None),
+        best_of_all=next(iter(baselines(beside, "all", quality=ndcg)), None),
+        repeats=repeats(sweep),
         runs=document["runs"],
         privacy=document["privacy"],
         notes=document["notes"],
         views=VIEWS,
         by_users=_by_users(document) if len(sweep["users"]) > 1 else [],
         groupings=list(curve[0]["groups"]),
-        group_rows={by: _group_rows(curve, beside, by) for by in curve[0]["groups"]},
+        group_rows={
+            by: {view: _group_rows(curve, beside_in[view], by, view) for view in VIEWS}
+            for by in curve[0]["groups"]
+        },
+        group_chart=group_chart,
         verdict=verdict(document),
         cost=cost(document["privacy"]),
         level=_level(document["privacy"], curve[0]["population_size"]),
@@ -75,12 +90,29 @@ def verdict(document: Mapping[str, Any]) -> str:
     sentence = (
         f"The federated encoder reaches NDCG@{sweep['k']} on new items of {', '.join(parts)}."
     )
-    baselines = [m for m in document["references"] if m["share"] == largest]
-    baselines = [m for m in baselines if m["kind"] == "baseline" and known(ndcg(m))]
-    if baselines:
-        best = max(baselines, key=ndcg)
+    others = [m for m in document["references"] if m["share"] == largest]
+    for best in baselines(others, quality=ndcg)[:1]:
         sentence += f" The best baseline, “{best['label']}”, reaches {number(ndcg(best))}."
+    if repeats(sweep):
+        sentence += _with_repeats(sweep, [*private, *filter(None, [without])], others)
     return sentence
+
+
+def _with_repeats(
+    sweep: Mapping[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
+) -> str:
+    reached = [ndcg(point, "all") for point in points]
+    sentence = (
+        f" On all items ({share(sweep['repeated_targets'], 1)} of what test users took was had before) "
+        f"the encoder reaches "
+    )
+    low, high = number(min(reached)), number(max(reached))
+    sentence += low if low == high else f"{low} to {high}"
+    for best in baselines(references, "all", quality=ndcg)[:1]:
+        sentence += f", the best baseline, “{best['label']}”, {number(ndcg(best, 'all'))}"
+    return sentence + "."
 
 
 def cost(privacy: Mapping[str, Any]) -> str:
@@ -160,21 +192,21 @@ def _limits(document: Mapping[str, Any]) -> Iterator[Statement]:
 
 
 def _group_rows(
-    curve: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]], by: str
+    curve: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]], by: str, view: str
 ) -> list[dict[str, Any]]:
-    """A row for each group: its size, and each point's and model's interval for it."""
+    """A row for each group: its size, and each point's and model's interval for it in one view."""
     return [
         {
             "name": group["name"],
             "users": group["users"],
-            "points": [group_of(point, by, group["name"]) for point in curve],
-            "models": [group_of(model, by, group["name"]) for model in beside],
+            "points": [group_of(point, by, group["name"], view) for point in curve],
+            "models": [group_of(model, by, group["name"], view) for model in beside],
         }
-        for group in curve[0]["groups"][by]
+        for group in groups_of(curve[0], by, view)
     ]
 
 
-def _place(model: Mapping[str, Any]) -> tuple[bool, float]:
-    """Best on new items first, what was not measured last."""
-    quality = ndcg(model)
+def _place(model: Mapping[str, Any], view: str) -> tuple[bool, float]:
+    """Best in a view first, what was not measured last."""
+    quality = ndcg(model, view)
     return (not known(quality), -quality if known(quality) else 0.0)

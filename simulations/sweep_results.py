@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..common import accounting
 from ..common.config import RunConfig
 from ..common.ledger_entries import Earlier, Reserve, read_chain
+from .comparison import left_out
 from .fairness import MINIMUM
 from .results import provenance
 from .sweep_plan import PlannedRun, SweepFolder, SweepPlan
@@ -41,11 +42,12 @@ def sweep_document(
         folder: of the sweep.
     """
     first = metrics[0]
+    most = next(m for run, m in zip(runs, metrics, strict=True) if run.share == plan.shares[-1])
     return {
         "sweep": {
             **provenance(base),
             "name": folder.path.name,
-            "repeat": _repeat(plan),
+            "repeat": _repeat(plan, folder),
             "dataset": base.data.path,
             "encoder": first["run"]["encoder"],
             "parameters": first["run"]["parameters"],
@@ -54,6 +56,7 @@ def sweep_document(
             "seeds": plan.seeds,
             "k": base.evaluation.k,
             "split": base.evaluation.split,
+            "repeated_targets": most["data"].get("repeated_targets"),
             "smallest_group": MINIMUM,
             "group_column": base.data.group_column,
             "seconds": sum(run["run"]["seconds"] for run in metrics),
@@ -62,7 +65,11 @@ def sweep_document(
         "references": list(references),
         "runs": [_run(run, found) for run, found in zip(runs, metrics, strict=True)],
         "privacy": joint_cost({folder.run(run).ledger: math.isfinite(run.epsilon) for run in runs}),
-        "notes": first["notes"],
+        "notes": [
+            *first["notes"],
+            # Runs of a sweep have no baselines of their own, and say nothing of them.
+            *left_out(base, first["data"]["items"], first["data"].get("content", True)),
+        ],
     }
 
 
@@ -103,15 +110,15 @@ def joint_cost(ledgers: Mapping[Path, bool]) -> dict[str, Any]:
     }
 
 
-def _repeat(plan: SweepPlan) -> str:
-    """The command that runs the same sweep again, from within its folder."""
+def _repeat(plan: SweepPlan, folder: SweepFolder) -> str:
+    """The command that runs the same sweep again, where it was run: paths are as they were given."""
     axes = {"epsilon": plan.epsilons, "users": plan.shares}
     options = [
         word
         for axis, values in axes.items()
         for word in ("--sweep", f"{axis}=" + ",".join(f"{value:.12g}" for value in values))
     ]
-    words = ["fedprofile", "simulate", "--config", "base.toml", *options, "--seeds"]
+    words = ["fedprofile", "simulate", "--config", str(folder.base), *options, "--seeds"]
     return shlex.join([*words, str(plan.seeds)])
 
 

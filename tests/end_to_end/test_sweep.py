@@ -1,6 +1,7 @@
 """A sweep as a user runs it: every run an ordinary one, nothing twice, nothing lost."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -103,9 +104,10 @@ def test_a_sweep_is_measured_resumed_and_told_alike(fedprofile, town, monkeypatc
         else:
             without = cells[None, share]["new"]["ndcg_at_k"]["mean"]
             assert difference["mean"] == pytest.approx(sum(means) / 2 - without)
-        for groups in point["groups"].values():
-            assert sum(group["users"] for group in groups) in (0, point["new"]["users"])
-            assert all(group["users"] >= 20 for group in groups)
+        for view, name in (("new", "groups"), ("all", "groups_all")):
+            for groups in point[name].values():
+                assert sum(group["users"] for group in groups) in (0, point[view]["users"])
+                assert all(group["users"] >= 20 for group in groups)
     # The same people are asked at every share: those who take part at the smallest.
     few, all_ = cells[8.0, 0.6], cells[8.0, 1.0]
     assert few["common"]["users"] == few["new"]["users"]
@@ -174,6 +176,11 @@ def test_one_axis_without_baselines(fedprofile, small):
         "sweep.json",
         "sweep.toml",
     ]
+    # It is repeated by the command on its page, from where it was begun.
+    repeat = shlex.split(json.loads((folder / "sweep.json").read_text())["sweep"]["repeat"])
+    assert repeat[:4] == ["fedprofile", "simulate", "--config", str(folder / "base.toml")]
+    again = fedprofile(*repeat[1:], "--out", "again")
+    assert again.code == 0, again.err
     opening = read_ledger(folder / "epsilon-8-run-1" / "ledger.jsonl")[0]
     assert opening.randomness == "csprng"
     assert "the private run costs" in found.out

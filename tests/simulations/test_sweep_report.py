@@ -18,6 +18,7 @@ HOSTILE = "<script>alert(1)</script>&\"'$x^$"
 
 
 LOSS = {"mean": -0.0123, "low": -0.02, "high": -0.004}
+GAIN = {"mean": 0.0321, "low": 0.01, "high": 0.05}
 
 
 def cell(mean, users=400, difference=None):
@@ -26,22 +27,27 @@ def cell(mean, users=400, difference=None):
     return {"users": users, "ndcg_at_k": interval, "difference": difference}
 
 
+def grouped(mean, difference=None, first=2):
+    countries = {"United Kingdom": 1.0, "Germany": 0.8, "others (7 groups)": 1.2}
+    return {
+        "training events": [
+            {"name": f"{start}–{start + 9} events", **cell(mean * (1 + start / 50), 133)}
+            for start in (first, first + 10, first + 20)
+        ],
+        "country": [
+            {"name": n, **cell(mean * times, 60, difference)} for n, times in countries.items()
+        ],
+    }
+
+
 def measured(mean, share, difference=None):
-    groups = {"United Kingdom": 1.0, "Germany": 0.8, "others (7 groups)": 1.2}
     return {
         "share": share,
         "new": cell(mean, difference=difference),
-        "all": cell(3 * mean, 450),
+        "all": cell(3 * mean, 450, difference and GAIN),
         "common": cell(1.05 * mean, 90),
-        "groups": {
-            "training events": [
-                {"name": f"{first}–{first + 9} events", **cell(mean * (1 + first / 50), 133)}
-                for first in (2, 12, 22)
-            ],
-            "country": [
-                {"name": n, **cell(mean * times, 60, difference)} for n, times in groups.items()
-            ],
-        },
+        "groups": grouped(mean, difference),
+        "groups_all": grouped(3 * mean, difference and GAIN, first=3),
     }
 
 
@@ -68,6 +74,7 @@ def example(epsilons=(1.0, 8.0, None), shares=(0.5, 1.0)):
     )
     references = [
         {"part": kind, "key": key, "label": label, "kind": kind, "settings": "half-life 30 days"}
+        | {"aside": ""}
         | measured(mean * share**0.2, share)
         for share in shares
         for key, label, kind, mean in models
@@ -88,6 +95,7 @@ def example(epsilons=(1.0, 8.0, None), shares=(0.5, 1.0)):
             "seeds": 2,
             "k": 10,
             "split": "global-time",
+            "repeated_targets": 0.031,
             "smallest_group": 20,
             "group_column": "country",
             "seconds": 754.0,
@@ -154,13 +162,14 @@ def test_the_page_needs_nothing_but_itself(html):
     assert len(page.ids) == len(set(page.ids))
     assert not page.tags & {"script", "link", "img", "iframe", "object", "image"}
     assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", html))
-    assert html.count("<svg") == 5  # new, all, users, activity, country
+    assert html.count("<svg") == 7  # new, all, users; activity and country in both views
 
 
 def test_everything_measured_is_there(html):
     text, document = Page(html).text, example()
     for part in (*document["points"], *document["references"]):
-        for view in ("new", "common"):
+        largest = part["share"] == 1.0
+        for view in ("new", "all", "common") if largest else ("new", "common"):
             assert f"{part[view]['ndcg_at_k']['mean']:.4f}" in text
     for model in document["references"]:
         assert model["label"] in text
@@ -173,11 +182,55 @@ def test_everything_measured_is_there(html):
         "400 test users with new items, 450 with any",
         "only the 90 test users who take part at the smallest share",
         "−0.0123 −0.0200 to −0.0040",
+        "+0.0321 +0.0100 to +0.0500",  # on all items
+        "13–22 events",  # of those who took anything, cut elsewhere
         "2025-03-04 15:12:09 UTC",
         document["sweep"]["repeat"],
         document["notes"][0],
     ):
         assert words in text
+
+
+def test_groups_are_told_of_in_both_views(html):
+    text = Page(html).text
+    section = text[text.index("Whom it serves") :]
+    for part in example()["points"][3:]:  # at the largest share
+        for groups in (part["groups"], part["groups_all"]):
+            for group in (*groups["country"], *groups["training events"]):
+                assert f"{group['ndcg_at_k']['mean']:.4f}" in section
+    assert section.count("New items: all groups") == section.count("All items: all groups") == 2
+    assert section.count("+0.0321") == 6  # three countries at two ε
+
+
+def test_each_view_has_its_own_best_models_beside_its_groups():
+    document = example()
+    for model in document["references"]:
+        if model["key"] == "popularity":
+            model["all"] = cell(0.9)
+    text = Page(render_sweep_report(document)).text
+    section = text[text.index("Whom it serves") :]
+    assert "ε = ∞ Same encoder trained centrally EASE on the decayed profile Popularity" in section
+    assert "ε = ∞ Popularity Same encoder trained centrally EASE on the decayed profile" in section
+
+
+def test_where_users_repeat_all_items_are_part_of_the_verdict():
+    document = example()
+    document["sweep"]["repeated_targets"] = 0.868
+    assert verdict(document).endswith(
+        " On all items (86.8 % of what test users took was had before) the encoder reaches 0.1313 to "
+        "0.2100, the best baseline, “EASE on the decayed profile”, 0.1593."
+    )
+    document["references"] = []
+    assert verdict(document).endswith("the encoder reaches 0.1313 to 0.2100.")
+
+
+def test_a_baseline_that_adds_nothing_is_not_the_best():
+    document = example()
+    for model in document["references"]:
+        if model["key"] == "ease":
+            model["aside"] = "new items stand in popularity's order"
+    assert "The best baseline, “Popularity”" in verdict(document)
+    assert "new items stand in popularity's order" in Page(render_sweep_report(document)).text
 
 
 def test_what_all_runs_cost_together_and_what_no_epsilon_covers(html):
@@ -235,7 +288,7 @@ def test_nobody_to_measure_and_no_groups():
     document = example()
     for part in (*document["points"], *document["references"]):
         part.update(new=cell(None, 0), all=cell(None, 0), common=cell(None, 0))
-        part["groups"] = {"training events": []}
+        part["groups"] = part["groups_all"] = {"training events": []}
     for point in document["points"]:
         point["runs"] = [{"name": "a", "new": None, "all": None}]
         point["new"]["difference"] = {"mean": None, "low": None, "high": None}
@@ -259,9 +312,9 @@ def test_every_text_is_escaped_and_other_scripts_survive(tmp_path):
     document["runs"][0].update(name=HOSTILE, stopped=HOSTILE)
     document["notes"] = [HOSTILE]
     for part in (*document["points"], *document["references"]):
-        part["groups"]["country"][0]["name"] = HOSTILE
-        part["groups"][HOSTILE] = part["groups"]["country"]
-        part["groups"]["国"] = part["groups"]["country"]
+        for groups in (part["groups"], part["groups_all"]):
+            groups["country"][0]["name"] = HOSTILE
+            groups[HOSTILE] = groups["国"] = groups["country"]
     write_sweep_report(document, tmp_path / "sweep.html")
     page = Page((tmp_path / "sweep.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
