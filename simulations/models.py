@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,8 +55,14 @@ class EncoderScorer:
         the same order as by :meth:`scores`."""
         return self._unmixed(history, self._served())
 
-    def _unmixed(self, history: Histories, served: ItemTable) -> NDArray[np.float32]:
-        users = profile_vectors(
+    def alone(self, history: Histories) -> NDArray[np.float32]:
+        """⟨U, v⟩ of the encoder's profile vector, without popularity and all that is pooled with it."""
+        silent = replace(self, prior=np.zeros_like(self.prior))
+        logits: NDArray[np.float32] = self._profiles(history) @ silent._served().vectors.T
+        return logits
+
+    def _profiles(self, history: Histories) -> NDArray[np.float32]:
+        return profile_vectors(
             self.encoder,
             self.weights,
             history,
@@ -64,6 +70,9 @@ class EncoderScorer:
             scales=self.model.scales,
             window=self.model.window,
         )
+
+    def _unmixed(self, history: Histories, served: ItemTable) -> NDArray[np.float32]:
+        users = self._profiles(history)
         return score_matrix(users, history, served, window=self.model.window)
 
     def _served(self) -> ItemTable:

@@ -1,4 +1,5 @@
-"""Ways to make a list, side by side: by content, from neighbours, by the encoder, and all of it together.
+"""Ways to make a list, side by side: by content, from neighbours, by what follows what, by the encoder,
+and all of it together.
 
 The last is what devices do, and it is measured again with lists re-ranked for diversity and calibration.
 Everything is measured on new items of the run's test users. It's the researcher's own measurement:
@@ -8,7 +9,7 @@ nothing is released.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy.sparse import csr_matrix
 
 from ..client.profile import HABITS
 from ..client.reranking import Aims, choose, distribution, divergence, pool_size
+from ..client.succession import mixed, next_matrix
 from ..common.decay import decayed_weights
 from ..common.histories import Histories
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
@@ -118,6 +120,38 @@ class Reranked:
         return scores
 
 
+@dataclass(frozen=True, eq=False)
+class EncoderAlone:
+    """⟨U, v⟩ of the encoder's profile vector, without popularity, nearest item and what follows what.
+
+    Attributes:
+        scorer: of the run.
+    """
+
+    scorer: EncoderScorer
+
+    def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [m, n_items]."""
+        return self.scorer.alone(history)
+
+
+@dataclass(frozen=True, eq=False)
+class Following:
+    """What follows on the last events, as it was released, and popularity where nothing does.
+
+    Attributes:
+        scorer: of the run.
+    """
+
+    scorer: EncoderScorer
+
+    def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [m, n_items]."""
+        table, model = self.scorer.table, self.scorer.model
+        prior = np.broadcast_to(self.scorer.prior, (history.n_devices, table.n_items))
+        return mixed(prior, next_matrix(table, history, window=model.window))
+
+
 @dataclass(frozen=True)
 class Strategy:
     """A way to make lists, and what came of it.
@@ -177,6 +211,11 @@ def compare_strategies(
     return found
 
 
+def ways(table: ItemTable) -> int:
+    """How many ways there are to make a list, before re-ranking."""
+    return 3 + table.has_content + bool(table.successors)
+
+
 def _strategies(
     scorer: EncoderScorer, split: Split, tags: TagShares, k: int, aims: Sequence[Aims]
 ) -> Iterator[tuple[str, bool, Scorer]]:
@@ -184,10 +223,14 @@ def _strategies(
     if columns := table.width_of(COOCCURRENCE_BLOCK):  # what is taken together is no content
         nothing = np.zeros((table.n_items, columns), dtype=np.float32)
         table = table.with_values(COOCCURRENCE_BLOCK, nothing)
-    tuned = tuned_baselines(split, table, k=k, names=(_CONTENT, _NEIGHBOURS))
-    yield "content", True, tuned[_CONTENT]
+    names = (_CONTENT, _NEIGHBOURS) if table.has_content else (_NEIGHBOURS,)
+    tuned = tuned_baselines(split, table, k=k, names=names)
+    if table.has_content:
+        yield "content", True, tuned[_CONTENT]
     yield "collaborative", False, tuned[_NEIGHBOURS]
-    yield "neural", True, replace(scorer, prior=np.zeros_like(scorer.prior))
+    if scorer.table.successors:
+        yield "sequential", True, Following(scorer)
+    yield "neural", True, EncoderAlone(scorer)
     yield "hybrid", True, scorer
     for aim in aims:
         wishes = (("diversity", aim.diversity), ("calibration", aim.calibration))

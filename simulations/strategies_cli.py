@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..common.console import stage
+from ..common.console import remark, stage
 from ..common.errors import ConfigError
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
@@ -28,9 +28,11 @@ _HEADINGS = {
 _SHARES = (0.2, 0.5)
 _HELP = """Measure ways to make a list from a run's model, on new items of its test users.
 
-By content, from neighbours, by the encoder, by all of it together as devices do; and the last re-ranked for
-diversity (maximal marginal relevance) and for calibration to the profile's tags. It's the researcher's
-own measurement: nothing is released.
+content: cosine with the decayed profile. collaborative: from co-occurrence neighbours, pooled in one place.
+sequential: what follows on the last events, as released. neural: the encoder's profile vector alone.
+hybrid: all of it with popularity and the nearest item, as devices do; and the last re-ranked for diversity
+(maximal marginal relevance) and for calibration to the profile's tags. What a run has nothing for is left
+out. It's the researcher's own measurement: nothing is released.
 
 \b
 Examples:
@@ -66,7 +68,7 @@ def command(
     import torch  # slow to load: --help and mistakes needn't wait
 
     from .simulate import read
-    from .strategies import compare_strategies
+    from .strategies import compare_strategies, ways
     from .trained import find_run, load_scorer
 
     torch.set_num_threads(1)
@@ -79,7 +81,11 @@ def command(
                 "run with another split"
             )
         scorer = load_scorer(folder, config, log, population)
-        with stage("Measuring", 4 + len(aims)) as progress:
+        if not any(scorer.table.tags):
+            if calibration:
+                remark("No item has a tag: lists calibrated to tags are left out.")
+            aims = [aim for aim in aims if not aim.calibration]
+        with stage("Measuring", ways(scorer.table) + len(aims)) as progress:
             strategies = compare_strategies(
                 scorer,
                 split,

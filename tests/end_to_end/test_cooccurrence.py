@@ -137,6 +137,16 @@ def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_pat
     compared = told(fedprofile("strategies", "run", "--json"))["strategies"]
     # Users count as such, too, where no item has a tag.
     assert all(strategy["users"] > 0 for strategy in compared)
+    names = [
+        "collaborative",
+        "sequential",
+        "neural",
+        "hybrid",
+        "+ diversity 0.2",
+        "+ diversity 0.5",
+    ]
+    # And what a log of bare ids has nothing for isn't there.
+    assert [strategy["name"] for strategy in compared] == names
     assert fedprofile("device", "init", "phone", "--model", "run").code == 0
     told(fedprofile("device", "record", "phone", "--item", served.ids[0], "--json"))
     ranking = told(fedprofile("device", "recommend", "phone", "--top-k", "3", "--json"))

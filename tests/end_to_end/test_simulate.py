@@ -323,7 +323,9 @@ def test_a_finished_run_is_replayed_with_its_own_model(fedprofile, small, log):
     assert max(map(len, shown.splitlines())) <= 80
 
     found = summary(fedprofile("strategies", folder, "--diversity", "0.4", "--json"))
-    content, pooled, _, hybrid, diverse = found["strategies"]
+    ways = {strategy["name"]: strategy for strategy in found["strategies"]}
+    content, pooled, hybrid = (ways[name] for name in ("content", "collaborative", "hybrid"))
+    diverse = found["strategies"][-1]
     metrics = json.loads(Path(run["paths"]["metrics"]).read_text(encoding="utf-8"))
     own = metrics["models"][0]["test"]["new"]
     assert [s["private"] for s in (content, pooled, hybrid)] == [True, False, True]

@@ -1,5 +1,6 @@
 """Re-ranked lists of a whole population are those that each device would make."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,22 @@ from hypothesis import strategies as st
 from fedprofile.client.profile import build
 from fedprofile.client.reranking import Aims, distribution, divergence, pool_size, rerank
 from fedprofile.client.scoring import Ranking
+from fedprofile.common.config import ModelConfig
 from fedprofile.common.decay import Scale
+from fedprofile.common.encoder import build_encoder
 from fedprofile.common.histories import Histories
 from fedprofile.common.items import COOCCURRENCE_BLOCK, ItemTable
+from fedprofile.common.successors import Successors
 from fedprofile.simulations import strategies
+from fedprofile.simulations.models import EncoderScorer
 from fedprofile.simulations.splits import Targets
-from fedprofile.simulations.strategies import Reranked, TagShares, _miscalibration
+from fedprofile.simulations.strategies import (
+    EncoderAlone,
+    Following,
+    Reranked,
+    TagShares,
+    _miscalibration,
+)
 
 DAY = 86_400
 
@@ -129,3 +140,38 @@ def test_content_is_content_alone(monkeypatch):
     assert asked[0] is public
     np.testing.assert_array_equal(asked[1].vectors[:, :5], public.vectors)
     assert not asked[1].vectors[:, 5:].any()
+
+
+def test_each_way_has_its_own_part_alone():
+    histories, table, _ = town(3, n_items=12, users=2)
+    told = Successors.of(
+        np.array([histories.items[-1]]),
+        np.array([int(histories.items[-1] + 1) % 12]),
+        np.array([0.6]),
+    )
+    encoder = build_encoder(
+        ModelConfig(encoder="mean", width=4, window=4),
+        blocks=table.blocks,
+        n_items=12,
+        n_types=1,
+        seed=0,
+    )
+    prior = np.random.default_rng(1).normal(size=12).astype(np.float32)
+    scorer = EncoderScorer(
+        encoder=encoder,
+        weights=dict(encoder.named_parameters()),
+        table=replace(table, successors=told),
+        prior=prior,
+        model=ModelConfig(encoder="mean", width=4, window=4),
+    )
+    now = np.zeros(2, dtype=np.int64)
+    alone = EncoderAlone(scorer).scores(histories, now)
+    # Whatever popularity and successors are.
+    bare = replace(scorer, table=table, prior=np.zeros(12, np.float32))
+    np.testing.assert_array_equal(alone, EncoderAlone(bare).scores(histories, now))
+    assert np.abs(alone - scorer.unmixed(histories)).max() > 0.1
+    followed = Following(scorer).scores(histories, now)
+    after = int(told.pairs[0, 1])
+    risen = followed[1] - followed[0]
+    assert risen.argmax() == after
+    np.testing.assert_allclose(np.exp(followed).sum(axis=1), np.exp(prior).sum(), rtol=1e-5)
