@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -30,6 +30,10 @@ from .connect import connect
 from .device_cli import DEVICE, JSON, moment, plain, tell
 from .device_folder import DeviceFolder
 from .interactions import Interaction, check_interaction, parse_time, read_interactions
+
+if TYPE_CHECKING:
+    from .api_client import DeviceClient
+    from .device import Device
 
 _SHOWN = 15  # tags, events and items that are shown to a person
 _DEFAULT_LENGTH = 10
@@ -149,14 +153,12 @@ def record(
     one = Interaction(name or uuid.uuid4().hex, item, seconds, event, value, session)
     checked = check_interaction(one, now=now, where="record")
     with connect(path) as device:
-        if not show:
-            _told(device.record([checked]), as_json)
-            return
-        found = device.record([checked], change_top_k=top_k or _DEFAULT_LENGTH)
-    if as_json:
+        found = device.record([checked], change_top_k=(top_k or _DEFAULT_LENGTH) if show else None)
+        if not (show and as_json):
+            _told(found, device, as_json)
+    if show and as_json:
         tell(found)
-    else:
-        _told(found, as_json)
+    elif show:
         show_change(found, Console(highlight=False))
 
 
@@ -169,15 +171,17 @@ def import_file(
     """See the help text above."""
     found = read_interactions(file, now=int(time.time()))
     with connect(path) as device:
-        _told(device.record(found), as_json)
+        _told(device.record(found), device, as_json)
 
 
-def _told(found: RecordEventsResponse, as_json: bool) -> None:
+def _told(found: RecordEventsResponse, device: Device | DeviceClient, as_json: bool) -> None:
     if as_json:
         tell({name: value for name, value in asdict(found).items() if name not in _CHANGES})
         return
     remark(f"Recorded {found.recorded:,}" + f", {found.repeated:,} before" * bool(found.repeated))
-    if found.unlearned:
+    if found.unlearned and device.status().model is None:
+        remark("There is no model yet that learns from it: fedprofile device model installs one.")
+    elif found.unlearned:
         remark(
             f"{found.unlearned:,} of them the model can't learn from: it doesn't know the item or "
             "the event type (device status names those it knows), or the type has no weight. They are "
@@ -211,9 +215,11 @@ def profile(
 
 def _show_profile(found: GetProfileResponse, out: Console) -> None:
     updated = "never" if found.updated_at is None else moment(found.updated_at)
+    # A rate that a few events tell is mostly what was expected of anybody.
+    repeats = f"about {found.repeat_rate:.0%} of what comes next is expected to be had before; "
     out.print(
-        f"{found.events:,} events, the newest {updated}; {found.repeat_rate:.0%} repeat an earlier "
-        f"item; vector of {len(found.vector)} numbers by model {found.model}",
+        f"{found.events:,} events, the newest {updated}; {repeats * (found.events > 0)}"
+        f"vector of {len(found.vector)} numbers by model {found.model}",
         soft_wrap=True,
     )
     for title, shares in (
@@ -311,11 +317,11 @@ def _show_ranking(found: RecommendResponse, explain: bool, out: Console) -> None
 def _because(one: Recommendation) -> str:
     events = [f"{e.event} of {e.item} on {moment(e.time)[:10]}" for e in one.events]
     tags = [f"{t.tag} ({t.share:.0%} of your interests)" for t in one.tags]
-    follows = [f"often comes after {e.item}" for e in one.follows]
+    follows = dict.fromkeys(f"often comes after {e.item}" for e in one.follows)
     # Of an event that is named already, that it is most like it goes without saying.
     named = {e.item for e in (*one.events, *one.follows)}
-    nearest = [f"like {n.item}" for n in one.nearest if n.item not in named]
-    return "; ".join([*follows, *events, *nearest, *tags]) or "liked by many"
+    nearest = [f"similar to {n.item}" for n in one.nearest if n.item not in named]
+    return "; ".join([*follows, *events, *nearest, *tags]) or "popular"
 
 
 @forget_app.command(help=_FORGET)

@@ -20,11 +20,12 @@ class Reasons:
 
     Attributes:
         events: recent events and their parts of the cosine between interests and item (mean over
-            the time scales), largest first; the parts of all events of a history add up to it.
+            the time scales), largest first; the parts of all events of a history add up to it. What was
+            done again and again is told once, of the last time, with all its parts.
         tags: tags of the item that the profile holds, and their share of all tag weight, largest
             first.
         follows: recent events that the item often follows on, and their parts of the chance that it
-            comes next, largest first.
+            comes next, largest first; likewise.
         nearest: the item held that is most like it, and the cosine; None where nothing tells that.
     """
 
@@ -74,5 +75,9 @@ def why(
 
 
 def _largest(parts: list[tuple[Event, float]], top: int) -> tuple[tuple[Event, float], ...]:
-    """Those that say something, most first."""
-    return tuple(sorted((p for p in parts if p[1] > 0), key=lambda part: -part[1])[:top])
+    """Those that say something, most first; events of one type and item are the newest of them."""
+    found: dict[tuple[int, int], tuple[Event, float]] = {}
+    for event, part in parts:  # oldest first
+        _, before = found.get((event.item, event.type), (event, 0.0))
+        found[event.item, event.type] = (event, before + part)
+    return tuple(sorted((p for p in found.values() if p[1] > 0), key=lambda part: -part[1])[:top])

@@ -285,6 +285,27 @@ def test_reasons_name_the_like_event_and_the_shared_tag():
     assert why(profile, table, 3) == Reasons()
 
 
+def test_what_was_done_again_and_again_is_told_once():
+    table = ItemTable(np.eye(3, dtype=np.float32), tuple("abc"), ((),) * 3, {"text": (0, 3)})
+    times = np.arange(5, dtype=np.int64) * DAY
+    history = Histories(
+        offsets=np.array([0, 5], dtype=np.int64),
+        items=np.array([1, 0, 0, 0, 0], dtype=np.int32),
+        times=times,
+        sessions=np.arange(5, dtype=np.int32),
+        weights=np.ones(5, dtype=np.float32),
+        types=np.array([0, 0, 1, 0, 0], dtype=np.int16),
+    )
+    profile = build(history, table=table, scales=SCALES, window_size=9)
+    events = why(profile, table, 0).events
+    assert [(event.item, event.type, event.time) for event, _ in events] == [
+        (0, 0, 4 * DAY),
+        (0, 1, 2 * DAY),
+    ]
+    cosine = (profile.sums[:, 0] / np.linalg.norm(profile.sums, axis=1)).mean()
+    assert sum(part for _, part in events) == pytest.approx(float(cosine), rel=1e-5)
+
+
 def test_nothing_known_nothing_explained():
     reasons = why(empty_profile(TABLE, scales=SCALES, window_size=5), TABLE, 0)
     assert reasons == Reasons()
