@@ -87,6 +87,8 @@ class ModelBundle:
             what = str(error).partition("\n")[0]
             raise DataError(f"{path}: no model of a run ({what}); get it again") from error
         hashed, table = hash_of_weights(weights), ItemTable.load(folder / ITEMS)
+        if metadata.get("hash", hashed) != hashed:  # older runs don't tell it
+            raise DataError(f"{path}: the weights aren't those the run wrote; get it again")
         # Column by column in memory: one user's scores of all items then take half the time.
         served = replace(table, vectors=np.asfortranarray(table.vectors))
         public = _public(served, blocks, folder)

@@ -157,6 +157,7 @@ def model_file(
             "blocks": json.dumps(table.blocks),
             "event_types": json.dumps(config.federation.event_types),
             "item_table": table.content_hash,
+            "hash": hash_of_weights(weights),
         },
     )
     return content

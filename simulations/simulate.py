@@ -22,6 +22,7 @@ from ..common.encoder import Encoder, build_encoder
 from ..common.errors import DataError
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier
+from ..common.weights import hash_of_weights
 from ..server.app import FederationResult
 from ..server.budget import BudgetPlan, plan_budget
 from ..server.item_vectors import build_item_table, with_room
@@ -335,6 +336,7 @@ def _write(
             "blocks": json.dumps(prepared.population.table.blocks),
             "event_types": json.dumps(prepared.log.event_types),
             "item_table": prepared.population.table.content_hash,
+            "hash": hash_of_weights({name: weight.numpy() for name, weight in weights.items()}),
         },
     )
     ids = weights[ID_TABLE].numpy() if ID_TABLE in weights else None

@@ -16,6 +16,7 @@ from fedprofile.client.serving import serving_table
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.items import ItemTable
+from fedprofile.common.weights import hash_of_weights
 
 NOW = 1_750_000_000
 N_ITEMS, K = 40, 6
@@ -54,6 +55,7 @@ def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, id
         "blocks": json.dumps(BLOCKS),
         "event_types": json.dumps(event_types),
         "item_table": table.content_hash,
+        "hash": hash_of_weights(weights),
     }
     save_file(weights, folder / "model.safetensors", metadata)
     return config, encoder, weights, table
