@@ -251,7 +251,7 @@ def test_a_damaged_model_does_not_keep_the_owner_from_recording(make_device):
     path.write_bytes(content)
     device = Device(device.folder, clock=lambda: NOW)
     assert device.record(some(1, start=2)).recorded == 1
-    with pytest.raises(DataError, match="content doesn't match its name"):
+    with pytest.raises(DataError, match="the weights aren't those the run wrote"):
         device.profile()
     assert device.erase(EraseProfileRequest(item="商品0")).erased == 1
     device.close()

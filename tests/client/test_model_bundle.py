@@ -110,3 +110,11 @@ def test_files_of_two_runs_do_not_mix(bundle_writer, tmp_path):
     )
     with pytest.raises(DataError):
         ModelBundle.load(tmp_path / "b")
+
+
+def test_a_model_in_the_place_of_another_is_noticed(folder, bundle_writer, tmp_path):
+    bundle_writer(tmp_path / "a")
+    name = install_bundle(folder, tmp_path / "a")
+    bundle_writer(folder.models / name, seed=1)
+    with pytest.raises(DataError, match="content doesn't match its name"):
+        current_bundle(folder)

@@ -552,7 +552,7 @@ def release_of(bundle, key, *, number=5, round_=2, value=0.25, **changes):
 
     with safe_open(bundle.model, framework="np") as file:
         metadata = file.metadata()
-    model = save(weights, metadata)
+    model = save(weights, {**metadata, "hash": hash_of_weights(weights)})
     popularity = np.full(bundle.items.n_items, -1.0, dtype="<f4").tobytes()
     values = {
         "federation": bundle.facts.federation,
