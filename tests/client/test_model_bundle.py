@@ -114,7 +114,7 @@ def test_files_of_two_runs_do_not_mix(bundle_writer, tmp_path):
 
 def test_a_model_in_the_place_of_another_is_noticed(folder, bundle_writer, tmp_path):
     bundle_writer(tmp_path / "a")
-    name = install_bundle(folder, tmp_path / "a")
+    name = install_bundle(folder, tmp_path / "a").name
     bundle_writer(folder.models / name, seed=1)
     with pytest.raises(DataError, match="content doesn't match its name"):
         current_bundle(folder)

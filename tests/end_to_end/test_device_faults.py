@@ -50,7 +50,8 @@ def install_a_later_model(loopback, number):
     bundle = ServerBundle.load(folder.server)
     weights = {name: weight + np.float32(0.25) for name, weight in load_file(bundle.model).items()}
     with safe_open(bundle.model, framework="np") as file:
-        model = save(weights, file.metadata())
+        metadata = {**file.metadata(), "hash": hash_of_weights(weights)}
+        model = save(weights, metadata)
     popularity = np.full(bundle.items.n_items, -1.0, dtype="<f4").tobytes()
     manifest = Manifest(
         federation=bundle.facts.federation,
