@@ -210,11 +210,13 @@ class RecommendResponse:
         model: name of the bundle that ranked.
         items: the ranking.
         unknown_candidates: candidates that the model doesn't know; they are left out.
+        rejected_candidates: candidates that the owner turned down last; likewise.
     """
 
     model: str
     items: tuple[Recommendation, ...] = ()
     unknown_candidates: int = 0
+    rejected_candidates: int = 0
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,16 @@ def show_change(found: RecordEventsResponse, out: Console) -> None:
             "There is no usable model to make a profile and a list with, so neither changed; "
             "fedprofile device model installs one.",
         )
-    elif found.recorded == found.unlearned:
-        why = "was recorded before" if found.repeated else "teaches the model nothing"
-        _say(out, f"Nothing changed: this {why}, so your profile and your list stay as they were.")
-    else:
+    elif found.recorded > found.unlearned:
         _show_profile(profile, out)
         out.print()
-        _show_list(ranking, out)
+        _show_list(ranking, out, gone="you have met it now")
+    elif ranking.entered or ranking.left or ranking.rose or ranking.fell:
+        _say(out, "Your profile stays as it was: this teaches the model nothing.")
+        _show_list(ranking, out, gone="you turned it down")
+    else:
+        why = "was recorded before" if found.repeated else "teaches the model nothing"
+        _say(out, f"Nothing changed: this {why}, so your profile and your list stay as they were.")
 
 
 def _show_profile(change: ProfileChange, out: Console) -> None:
@@ -95,7 +98,8 @@ def _show_weights(title: str, shifts: tuple[WeightShift, ...], others: int, out:
         _say(out, f"{others:,} {kinds[others != 1]} moved by {less}.")
 
 
-def _show_list(change: ListChange, out: Console) -> None:
+def _show_list(change: ListChange, out: Console, *, gone: str) -> None:
+    """``gone`` says why an item is in no list any more."""
     groups = (("in", change.entered), ("up", change.rose), ("down", change.fell))
     rows = [(one, way) for way, group in groups for one in group]
     rows.sort(key=lambda row: row[0].new_rank or 0)
@@ -115,7 +119,7 @@ def _show_list(change: ListChange, out: Console) -> None:
     out.print(table)
     for one in change.left:
         if one.new_rank is None:
-            _say(out, f"{one.item} is out because you have met it now.")
+            _say(out, f"{one.item} is out because {gone}.")
     _say(out, "The higher a score, the better the item fits.")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .answers import RecordEventsResponse
 from .list_change import list_change
 from .profile import Profile
@@ -13,7 +16,12 @@ from .scoring import top_k as best
 
 
 def with_change(
-    answer: RecordEventsResponse, keeper: ProfileKeeper, before: Profile, *, top_k: int
+    answer: RecordEventsResponse,
+    keeper: ProfileKeeper,
+    before: Profile,
+    rejected: NDArray[np.int32],
+    *,
+    top_k: int,
 ) -> RecordEventsResponse:
     """``answer``, and how profile and list changed.
 
@@ -21,14 +29,18 @@ def with_change(
         answer: what became of the events.
         keeper: holds the profile as it is now.
         before: the profile as it was.
+        rejected: items that were turned down then, int32 [n].
         top_k: length of the list, ≥ 1.
     """
     bundle, after, table = keeper.bundle, keeper.profile(), keeper.bundle.served
     # The old scores first: what is kept for scoring then only has to learn what came.
     old_scores = keeper.scores() if before is after else keeper.scores_of(before)
     rankings = [
-        best(profile, table, max(table.n_items, 1), scores=scores)
-        for profile, scores in ((before, old_scores), (after, keeper.scores()))
+        best(profile, table, max(table.n_items, 1), left_out=out, scores=scores)
+        for profile, out, scores in (
+            (before, rejected, old_scores),
+            (after, keeper.rejected(), keeper.scores()),
+        )
     ]
     return replace(
         answer,

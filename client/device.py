@@ -120,15 +120,21 @@ class Device:
         ]
         with self._opened() as store:
             keeper, before, profile = self._keeper, None, None
+            rejected = np.zeros(0, dtype=np.int32)
             try:
                 with store.transaction():
                     if keeper is None:
                         added = records.append(store, checked, self._values)
                         records.drop_profile(store)
                     else:
+                        if change_top_k is not None:
+                            keeper.follow()  # the list before is what others left
+                            rejected = keeper.rejected()
                         added, before, profile = keeper.record(checked, self._values)
             except BaseException:
                 self._values.clear()
+                if keeper is not None:
+                    keeper.keep(None)
                 raise
             if keeper is None:
                 learned = 0
@@ -143,12 +149,13 @@ class Device:
             # Only now: what is told of is on the disk.
             if change_top_k is None or keeper is None or before is None:
                 return answer
-            return with_change(answer, keeper, before, top_k=change_top_k)
+            return with_change(answer, keeper, before, rejected, top_k=change_top_k)
 
     def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Rank items for the owner.
 
-        A threshold that lets more than :data:`LONGEST_LIST` items through yields the best of them.
+        A threshold that lets more than :data:`LONGEST_LIST` items through yields the best of them. What the
+        owner turned down last is in no list.
 
         Raises:
             ConfigError: not exactly one of top k and threshold is given, k < 1, too much is
@@ -164,15 +171,18 @@ class Device:
         with self._opened():
             keeper = self._need_model()
             bundle, profile = keeper.bundle, keeper.profile()
-            candidates, unknown = None, 0
+            candidates, unknown, turned_down = None, 0, 0
+            rejected = keeper.rejected()
             if request.candidates is not None:
                 names = map(composed, request.candidates.items)
                 found = [bundle.index.get(name) for name in names]
                 known = [index for index in found if index is not None]
                 candidates, unknown = np.array(known, dtype=np.int32), len(found) - len(known)
+                turned_down = int(np.isin(candidates, rejected).sum())
             options: dict[str, Any] = {
                 "candidates": candidates,
                 "include_seen": request.include_seen,
+                "left_out": rejected,
                 # Of a few candidates, they are sooner worked out than those of all items, if they
                 # don't depend on them.
                 "scores": keeper.scores()
@@ -190,7 +200,7 @@ class Device:
                 raise ConfigError("recommend: give either top_k or a finite threshold")
             ranking = ranking.first(LONGEST_LIST)
             items = self._explained(keeper, ranking, explain=request.explain)
-            return RecommendResponse(bundle.name, items, unknown)
+            return RecommendResponse(bundle.name, items, unknown, turned_down)
 
     def profile(self) -> GetProfileResponse:
         """The whole profile, for its owner's eyes.

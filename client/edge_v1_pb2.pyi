@@ -203,14 +203,16 @@ class Recommendation(_message.Message):
     def __init__(self, item: _Optional[str] = ..., score: _Optional[float] = ..., events: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[ReasonTag, _Mapping]]] = ..., follows: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., nearest: _Optional[_Iterable[_Union[ReasonItem, _Mapping]]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
-    __slots__ = ("model", "items", "unknown_candidates")
+    __slots__ = ("model", "items", "unknown_candidates", "rejected_candidates")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     model: str
     items: _containers.RepeatedCompositeFieldContainer[Recommendation]
     unknown_candidates: int
-    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Recommendation, _Mapping]]] = ..., unknown_candidates: _Optional[int] = ...) -> None: ...
+    rejected_candidates: int
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Recommendation, _Mapping]]] = ..., unknown_candidates: _Optional[int] = ..., rejected_candidates: _Optional[int] = ...) -> None: ...
 
 class GetProfileRequest(_message.Message):
     __slots__ = ()

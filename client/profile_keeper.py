@@ -29,6 +29,7 @@ from .records import (
     load_profile,
     save_profile,
 )
+from .rejections import Rejections, Signs
 from .scoring import score
 from .store import Store
 
@@ -63,6 +64,8 @@ class ProfileKeeper:
         self._cached: Profile | None = None
         self._scores: NDArray[np.float32] | None = None
         self._nearest = NearestHeld(bundle.served)
+        signs = Signs.of(weights, learned=bundle.event_types)
+        self._rejections = Rejections(store, bundle.index, signs)
 
     def profile(self) -> Profile:
         """The profile as of the last event that was committed."""
@@ -80,8 +83,14 @@ class ProfileKeeper:
             self.keep(None)
 
     def keep(self, profile: Profile | None) -> None:
-        """``profile`` is what was committed; None: read it from the store when it is asked for."""
+        """``profile`` is what was committed; None: read all from the store when it is asked for."""
         self._cached, self._scores = profile, None
+        if profile is None:
+            self._rejections.clear()
+
+    def rejected(self) -> NDArray[np.int32]:
+        """Items that the owner turned down last, which no list names: int32 [n], not to be changed."""
+        return self._rejections.items()
 
     def scores(self) -> NDArray[np.float32]:
         """What the profile says of every item, float32 [n_items]; worked out once until it changes.
@@ -102,7 +111,8 @@ class ProfileKeeper:
     ) -> tuple[list[Recorded], Profile, Profile]:
         """Store what isn't stored yet and learn from it, within a transaction; ``values`` as in `append`.
 
-        The result holds once the transaction is committed: hand its last profile to :meth:`keep` then.
+        The result holds once the transaction is committed: hand its last profile to :meth:`keep` then, or
+        None if it failed.
 
         Returns:
             What was stored, and the profile before and after; one and the same where nothing was learned.
@@ -110,6 +120,7 @@ class ProfileKeeper:
         self.follow()  # others may have committed while this transaction waited for them to end
         before = self._cached or self._saved()
         added = append(self._store, interactions, values)
+        self._rejections.learn(added)
         events = [event for one in added if (event := self.learned(one)) is not None]
         times = [before.updated_at or 0, *(event.time for event in events)]
         if not events:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from .interactions import Interaction
@@ -127,6 +127,38 @@ def in_order_of_time(store: Store) -> list[Recorded]:
     """All events by time; those of one time in the order of recording."""
     rows = store.query(f"SELECT {_COLUMNS} FROM events ORDER BY time, seq")
     return [_recorded(row) for row in rows]
+
+
+def turned_down(
+    store: Store, rejecting: Collection[str], neutral: Collection[str]
+) -> frozenset[str]:
+    """Items whose last event of a type that isn't ``neutral`` is of one that is ``rejecting``."""
+    rows = store.query(
+        f"SELECT item, event FROM events WHERE event NOT IN ({_marks(neutral)}) AND item IN "
+        f"(SELECT item FROM events WHERE event IN ({_marks(rejecting)})) ORDER BY time, seq",
+        (*neutral, *rejecting),
+    )
+    last = dict(rows)  # a later row overwrites an earlier one
+    return frozenset(item for item, event in last.items() if event in rejecting)
+
+
+def newest_time(store: Store) -> int:
+    """Time of the newest event, of at least one."""
+    return int(store.query("SELECT max(time) FROM events")[0][0])
+
+
+def last_type(store: Store, item: str, neutral: Collection[str]) -> str | None:
+    """Type of the last event with ``item`` whose type isn't ``neutral``; None where there is none."""
+    rows = store.query(
+        f"SELECT event FROM events WHERE item = ? AND event NOT IN ({_marks(neutral)}) "
+        "ORDER BY time DESC, seq DESC LIMIT 1",
+        (item, *neutral),
+    )
+    return str(rows[0][0]) if rows else None
+
+
+def _marks(values: Collection[str]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def recorded_after(store: Store, seq: int) -> list[Recorded]:

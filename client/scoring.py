@@ -141,6 +141,7 @@ def top_k(
     *,
     candidates: NDArray[np.int32] | None = None,
     include_seen: bool = False,
+    left_out: NDArray[np.int32] | None = None,
     scores: NDArray[np.float32] | None = None,
 ) -> Ranking:
     """The k best candidates, fewer where there are fewer.
@@ -152,6 +153,8 @@ def top_k(
         candidates: item indices; None: all items.
         include_seen: rank seen items too, by the mixture over the candidates; else leave them out
             and rank by s.
+        left_out: item indices that aren't ranked whatever else is asked; the scores of the others stay as
+            they are, shares of the mixture too.
         scores: what :func:`score` says of all items, where that is known; it is not changed.
 
     Raises:
@@ -160,7 +163,7 @@ def top_k(
     """
     if k < 1:
         raise ConfigError(f"top-k: k = {k}; ask for at least one item")
-    items, chosen = _choices(profile, table, candidates, include_seen, scores)
+    items, chosen = _choices(profile, table, candidates, include_seen, left_out, scores)
     # Everything that ties with the k-th stays in until the index decides.
     return _ranking(items, chosen, table, least=_kth_largest(chosen, k)).first(k)
 
@@ -190,10 +193,11 @@ def above_threshold(
     *,
     candidates: NDArray[np.int32] | None = None,
     include_seen: bool = False,
+    left_out: NDArray[np.int32] | None = None,
     scores: NDArray[np.float32] | None = None,
 ) -> Ranking:
     """All candidates that score at least ``threshold``; otherwise as :func:`top_k`."""
-    items, chosen = _choices(profile, table, candidates, include_seen, scores)
+    items, chosen = _choices(profile, table, candidates, include_seen, left_out, scores)
     return _ranking(items, chosen, table, least=threshold)
 
 
@@ -202,6 +206,7 @@ def _choices(
     table: ItemTable,
     candidates: NDArray[np.int32] | None,
     include_seen: bool,
+    left_out: NDArray[np.int32] | None,
     known: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
     """Candidates, each once (None: all items), and their scores, with what is left out marked so."""
@@ -210,18 +215,25 @@ def _choices(
         scores = score(profile, table, items)
     else:
         scores = known.copy() if items is None else known[items]
-    if not include_seen:
-        if items is None:
-            scores[profile.items] = _LEFT_OUT
-        else:
-            scores[np.isin(items, profile.items)] = _LEFT_OUT
-        return items, scores
-    again = np.zeros(table.n_items, dtype=np.float32)
-    again[profile.items] = profile.frequencies * _around(table)[profile.items]
-    if items is not None:
-        again = again[items]
-    rates = np.array([profile.repeat_rate])
-    return items, _mixture(scores[None], again[None], rates)[0]
+    if include_seen:
+        again = np.zeros(table.n_items, dtype=np.float32)
+        again[profile.items] = profile.frequencies * _around(table)[profile.items]
+        if items is not None:
+            again = again[items]
+        rates = np.array([profile.repeat_rate])
+        scores = _mixture(scores[None], again[None], rates)[0]
+    else:
+        _leave_out(scores, profile.items, items)
+    if left_out is not None:
+        _leave_out(scores, left_out, items)
+    return items, scores
+
+
+def _leave_out(
+    scores: NDArray[np.float32], left_out: NDArray[np.int32], items: NDArray[np.int32] | None
+) -> None:
+    """Mark ``left_out`` in the scores of ``items``, or of all items where that is None."""
+    scores[left_out if items is None else np.isin(items, left_out)] = _LEFT_OUT
 
 
 def _ranking(

@@ -14,6 +14,7 @@ from ..common.errors import DataError
 from .dataset import Rule
 from .parsing import as_number, as_text, parse_description, parse_times
 from .presets import Preset
+from .rejections import rejecting_rows
 from .sources import Table
 
 TABLE, ROW = "_table", "_row"
@@ -131,8 +132,12 @@ def interpret(
     cleaner.rows = pl.DataFrame(columns)
 
 
-def remove_unusable(cleaner: Cleaner, preset: Preset, config: DataConfig) -> None:
-    """Rows that are no positive event of a known user with an item at a known time."""
+def remove_unusable(cleaner: Cleaner, preset: Preset, config: DataConfig) -> pl.DataFrame:
+    """Rows that are no positive event of a known user with an item at a known time.
+
+    Returns:
+        user, item and time of those removed that turn an item down.
+    """
     for role in ("user", "item", "time"):
         cleaner.remove(f"missing {role}", f"the {role} column is empty", pl.col(role).is_null())
     if preset.product_code:
@@ -149,6 +154,7 @@ def remove_unusable(cleaner: Cleaner, preset: Preset, config: DataConfig) -> Non
             pl.col("session").str.contains(preset.cancelled_session),
         )
     weights = event_weights(preset, config)
+    rejections = rejecting_rows(cleaner.rows, weights)
     negative = [event for event, weight in weights.items() if weight <= 0]
     if negative:
         cleaner.remove(
@@ -184,6 +190,7 @@ def remove_unusable(cleaner: Cleaner, preset: Preset, config: DataConfig) -> Non
             "price",
             usable_price(),
         )
+    return rejections
 
 
 def remove_unknown_items(cleaner: Cleaner, item_ids: pl.Series, source: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ..common.histories import Histories
 
@@ -96,6 +98,9 @@ class InteractionLog:
         quality: how the rows read became these events.
         rare_ids: original ids of users who did too little to learn from, ascending; they get lists.
         rare: what they did with items of the catalogue.
+        rejected: int64 [n, 2], ascending: user and item index where the user's last event with the item
+            turns it down; lists that are written leave them out, and nothing else looks at them.
+        rare_rejected: the same of users who did too little, by their place in ``rare_ids``.
     """
 
     user_ids: tuple[str, ...]
@@ -106,6 +111,8 @@ class InteractionLog:
     quality: QualityReport
     rare_ids: tuple[str, ...]
     rare: Histories
+    rejected: NDArray[np.int64]
+    rare_rejected: NDArray[np.int64]
 
     @property
     def n_users(self) -> int:

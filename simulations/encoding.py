@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ..common.errors import DataError
 from ..common.histories import Histories
 from .dataset import InteractionLog, QualityReport, Rule
+from .rejections import NOBODY
 
 SMALLEST_WEIGHT = 1e-3
 """A value next to zero still is an event, and weights are positive."""
@@ -166,6 +168,8 @@ def assemble(
     rules: Sequence[Rule],
     rare_ids: Sequence[str] = (),
     rare: Histories | None = None,
+    rejected: NDArray[np.int64] = NOBODY,
+    rare_rejected: NDArray[np.int64] = NOBODY,
     named_types: Sequence[str] | None = None,
     unused_columns: Mapping[str, Sequence[str]] | None = None,
 ) -> InteractionLog:
@@ -196,4 +200,6 @@ def assemble(
         ),
         rare_ids=tuple(rare_ids),
         rare=histories.take(np.zeros(0, np.int64)) if rare is None else rare,
+        rejected=rejected,
+        rare_rejected=rare_rejected,
     )

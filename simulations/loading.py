@@ -29,6 +29,7 @@ from .dataset import InteractionLog, Rule
 from .encoding import assemble, build_catalogue, build_users, encode_events, require_population
 from .parsing import as_text, parse_description
 from .presets import Preset, find_preset
+from .rejections import encode_pairs, turned_down
 from .sequences import sequences
 from .sources import Table, list_files, read_tables
 from .synthetic import synthesise
@@ -48,6 +49,7 @@ class _Cleaned:
         rules: the account.
         described: the rows before merging, which describe items.
         merged: events before rare users and items went.
+        rejected: user and item of the pairs whose last event turns the item down.
         named_types: event types that any row named, ascending.
         unused: columns that nothing was read from.
     """
@@ -56,6 +58,7 @@ class _Cleaned:
     rules: tuple[Rule, ...]
     described: pl.DataFrame
     merged: pl.DataFrame
+    rejected: pl.DataFrame
     named_types: tuple[str, ...]
     unused: tuple[str, ...]
 
@@ -137,6 +140,8 @@ def load_log(config: DataConfig) -> InteractionLog:
         rules=(*cleaned.rules, moved),
         rare_ids=rare_ids.to_list(),
         rare=rare,
+        rejected=encode_pairs(cleaned.rejected, users["user_id"], catalogue["item_id"]),
+        rare_rejected=encode_pairs(cleaned.rejected, rare_ids, catalogue["item_id"]),
         named_types=cleaned.named_types,
         unused_columns={table: names for table, names in unused.items() if names},
     )
@@ -161,7 +166,7 @@ def _clean(
     attributes = _attributes(preset, config, columns)
     interpret(cleaner, roles, attributes, preset.event, names)
     named_types = cleaner.rows["event"].unique().sort()
-    remove_unusable(cleaner, preset, config)
+    rejections = remove_unusable(cleaner, preset, config)
     if listed is not None:
         remove_unknown_items(cleaner, listed, items_source)
     described = cleaner.rows
@@ -174,6 +179,7 @@ def _clean(
         rules=tuple(cleaner.rules),
         described=described,
         merged=merged,
+        rejected=turned_down(rejections, described),
         named_types=tuple(named_types),
         unused=_unused(columns, (*roles.values(), *attributes.values())),
     )

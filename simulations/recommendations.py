@@ -16,6 +16,7 @@ from ..common.files import write_atomically
 from ..common.histories import Histories
 from .dataset import InteractionLog
 from .evaluation import CHUNK, Scorer
+from .rejections import of_users
 from .run_folder import check_writable
 
 
@@ -46,29 +47,35 @@ def write_recommendations(
     """Write ``user_id, rank, item_id, score``: rank from 1, original ids, best first.
 
     Each user is asked at the end of the log, those who did too little to learn from among them. A user
-    has fewer than ``k`` rows where fewer items are left. Scores are those of the user's device: with
-    ``include_seen`` probabilities of the mixture with repeats, else what it ranks new items by.
+    has fewer than ``k`` rows where fewer items are left; what they turned down last is in no list.
+    Scores are those of the user's device: with ``include_seen`` probabilities of the mixture with repeats,
+    else what it ranks new items by.
 
     Raises:
         RunFolderError: the file can't be written.
     """
     now = int(log.histories.times.max()) + 1
-    groups = [(log.user_ids, log.histories), (log.rare_ids, log.rare)]
+    groups = [
+        (log.user_ids, log.histories, log.rejected),
+        (log.rare_ids, log.rare, log.rare_rejected),
+    ]
     chunks = [
-        (ids, histories, np.arange(start, min(start + CHUNK, len(ids)), dtype=np.int64))
-        for ids, histories in groups
+        (ids, histories, rejected, np.arange(start, min(start + CHUNK, len(ids)), dtype=np.int64))
+        for ids, histories, rejected in groups
         for start in range(0, len(ids), CHUNK)
     ]
     item_ids = pl.Series("item_id", log.item_ids, dtype=pl.String)
     parts = []
     with stage("Recommending", len(chunks)) as progress:
-        for ids, histories, users in chunks:
+        for ids, histories, rejected, users in chunks:
             history = histories.take(users)
             if include_seen:
                 scores = scorer.scores(history, np.full(len(users), now, dtype=np.int64))
             else:
                 scores = scorer.unmixed(history)
                 scores[history.devices, history.items] = -np.inf
+            out = of_users(rejected, int(users[0]), int(users[0]) + len(users))
+            scores[out[:, 0], out[:, 1]] = -np.inf
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             values = np.take_along_axis(scores, best, axis=1)
             left = np.isfinite(values)

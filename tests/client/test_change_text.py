@@ -110,9 +110,17 @@ def test_a_list_that_keeps_its_order_is_said_to():
     ],
 )
 def test_that_nothing_changed_is_said(numbers, reason):
-    text = shown(**numbers)
+    text = shown(lists=ListChange(4, stayed=LISTS.stayed), **numbers)
     assert text.count("\n") == 1
     assert f"Nothing changed: {reason}, so your profile and your list stay as they were." in text
+
+
+def test_a_list_that_changed_although_nothing_was_learned_is_shown():
+    lists = ListChange(4, left=(RankShift("[no]", 2, None, 2.0, None),), stayed=LISTS.stayed)
+    text = shown(lists=lists, recorded=1, unlearned=1)
+    assert "Your profile stays as it was: this teaches the model nothing." in text
+    assert "[no] is out because you turned it down." in text
+    assert "turned by" not in text
 
 
 def test_that_there_is_no_model_is_said():

@@ -51,7 +51,7 @@ steps = st.lists(
         st.tuples(
             st.integers(0, N_ITEMS + 3),  # some are in no table
             st.integers(0, 20),  # days ago, so that many come late
-            st.sampled_from(["view", "purchase", "nonsense"]),
+            st.sampled_from(["view", "purchase", "nonsense", "skip"]),
         ),
         min_size=1,
         max_size=3,
@@ -90,7 +90,11 @@ def test_the_old_list_and_what_is_told_are_the_list_that_is_recommended(make_dev
         assert {**profile.frequencies, **new} == pytest.approx(dict(now.frequencies), rel=1e-5)
         if answer.recorded == answer.unlearned:
             assert moved.vector.distance == 0
-            assert len(change.stayed) == len(items)
+            # Only what is turned down goes, and only what isn't any more comes.
+            told_off = {event for *_, event in events} == {"nonsense"} and before == ranked(device)[
+                0
+            ]
+            assert not told_off or len(change.stayed) == len(items)
 
 
 def test_the_service_tells_what_the_device_tells(make_device):
@@ -140,6 +144,23 @@ def test_what_teaches_nothing_changes_nothing(make_device, events):
     assert answer.list_change.left == ()
 
 
+def test_what_is_turned_down_is_told_to_leave_the_list(make_device):
+    device = make_device()
+    device.record([one("first", 1)])
+    best, *others = ranked(device, 5)[0]
+    item = best.removeprefix("商品")
+    answer = device.record([one("no", item, event="skip")], change_top_k=4)
+    assert answer.recorded == answer.unlearned == 1
+    assert answer.profile_change.vector.distance == 0
+    [gone] = answer.list_change.left
+    assert (gone.item, gone.old_rank, gone.new_rank) == (best, 1, None)
+    assert told(answer.list_change)[0] == others
+    again = device.record([one("no more", item, NOW + 1, "skip")], change_top_k=4)
+    assert (len(again.list_change.stayed), again.list_change.left) == (4, ())
+    back = device.record([one("but", item, NOW + 2, "nonsense")], change_top_k=4)
+    assert [one.item for one in back.list_change.entered] == [best]
+
+
 def test_without_a_model_there_is_no_change_to_tell(make_device):
     answer = make_device(model=None).record([one(1, 1)], change_top_k=3)
     assert (answer.recorded, answer.unlearned) == (1, 1)
@@ -150,7 +171,7 @@ def test_what_is_told_is_on_the_disk_and_nothing_is_worked_out_unasked(make_devi
     device = make_device()
     found = []
 
-    def watched(answer, keeper, before, *, top_k):
+    def watched(*_, top_k):
         with Device(device.folder, clock=lambda: NOW) as other:
             found.append(other.status().events)
         raise DataError("it fails")

@@ -116,6 +116,49 @@ def test_a_device_ranks_as_the_run_did(fedprofile, small, log, tmp_path):
             )
 
 
+def test_a_device_and_the_run_leave_out_the_same(fedprofile, small, log, tmp_path):
+    """What was skipped last is in no list, what was played after it is, and impressions say nothing."""
+    data = log(items=14, days=7)
+    liked = [f"{row},like" for row in data.read_text().splitlines()[1:]]
+    # Each of them skips what they never met, and something that they did.
+    more = [
+        f"u{user},i{item},2024-09-{1 + day:02d} 10:00,{event}"
+        for user in (0, 5, 11)
+        for day, (item, event) in enumerate(
+            [(user % 14, "skip")]
+            + [(item, "skip") for item in range(4, 14, 2)]
+            + [(4, "play"), (6, "impression"), (5, "impression")]
+        )
+    ]
+    data.write_text("\n".join(["user_id,item_id,timestamp,event", *liked, *more]) + "\n")
+    simulate = ("simulate", "--config", small(), "--data", data, "--preset", "music")
+    lists = ("--recommendations", "new.parquet", "--top-k", "14")
+    found = fedprofile(*simulate, "--split", "none", "--out", "run", *lists)
+    assert found.code == 0, found.err
+    seen = ("--recommendations", "every.parquet", "--top-k", "14", "--include-seen")
+    assert fedprofile("simulate", "--resume", "--out", "run", *seen).code == 0
+    weights = "[events.weights]\nlike = 3\nplay = 1\n"
+    for user in ("u0", "u5", "u11"):
+        mine = pl.read_csv(data).filter(pl.col("user_id") == user).drop("user_id")
+        mine.write_csv(f"{user}.csv")
+        assert fedprofile("device", "init", user, "--model", "run").code == 0
+        settings = tmp_path / user / "device.toml"
+        assert settings.read_text().count("[events.weights]\n") == 1
+        settings.write_text(settings.read_text().replace("[events.weights]\n", weights))
+        assert fedprofile("device", "import", user, f"{user}.csv").code == 0
+        for asked, file in ((), "new.parquet"), (("--include-seen",), "every.parquet"):
+            answer = fedprofile("device", "recommend", user, "--top-k", "14", "--json", *asked)
+            ranking = last_line(answer)["items"]
+            theirs = pl.read_parquet(file).filter(pl.col("user_id") == user).sort("rank")
+            assert [one["item"] for one in ranking] == theirs["item_id"].to_list()
+            assert [one["score"] for one in ranking] == pytest.approx(
+                theirs["score"].to_list(), rel=1e-3, abs=1e-4
+            )
+            left_out = {f"i{item}" for item in range(6, 14, 2)}
+            assert not left_out & {one["item"] for one in ranking}
+            assert ("i4" in {one["item"] for one in ranking}) == bool(asked)
+
+
 def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path):
     fedprofile("device", "init", "phone", "--model", run)
     program = "from fedprofile.common.cli import main; main()"

@@ -4,6 +4,7 @@ import pytest
 
 from fedprofile.common.config import ColumnMapping, StatisticsConfig
 from fedprofile.common.errors import ConfigError, DataError
+from fedprofile.common.event_types import NEUTRAL, REJECTING
 from fedprofile.simulations.presets import GENERIC, ONLINE_RETAIL, PRESETS, find_preset
 
 RETAIL = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country"
@@ -87,6 +88,14 @@ def test_domains_know_interest_from_rejection(name):
     weights = PRESETS[name].event_weights
     assert min(weights.values()) < 0 < max(weights.values())
     assert PRESETS[name].columns == GENERIC.columns
+
+
+def test_devices_know_what_turns_an_item_down_in_every_domain():
+    """By public names, which say the same wherever they occur."""
+    said = {(name, w) for preset in PRESETS.values() for name, w in preset.event_weights.items()}
+    assert {name for name, weight in said if weight < 0} == REJECTING
+    assert {name for name, weight in said if weight == 0} == NEUTRAL
+    assert not {name for name, weight in said if weight > 0} & (REJECTING | NEUTRAL)
 
 
 def test_goods_are_what_the_documentation_says():

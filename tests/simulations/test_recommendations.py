@@ -38,13 +38,19 @@ def did(seen):
     )
 
 
-def make_log(seen, n_items, rare=()):
+def pairs(rejected):
+    return np.array(rejected, dtype=np.int64).reshape(-1, 2)
+
+
+def make_log(seen, n_items, rare=(), rejected=(), rare_rejected=()):
     return SimpleNamespace(
         histories=did(seen),
         user_ids=tuple(f"佐藤 {number}" for number in range(len(seen))),
         item_ids=tuple(f'"{number}",' for number in range(n_items)),
         rare_ids=tuple(f"rare {number}" for number in range(len(rare))),
         rare=did(rare),
+        rejected=pairs(rejected),
+        rare_rejected=pairs(rare_rejected),
     )
 
 
@@ -76,6 +82,36 @@ def test_users_who_did_too_little_to_learn_from_get_lists_too(tmp_path):
     assert lists["user_id"].to_list() == ["佐藤 0", "佐藤 1", "rare 0"]
     assert lists["item_id"].to_list() == ['"3",', '"4",', '"3",']
     assert [history.n_devices for history in scorer.held] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("include_seen", "expected"),
+    [
+        (False, [[2, 0], [3, 2, 1], [1, 0]]),
+        (True, [[4, 2, 0], [3, 2, 1], [4, 1, 0]]),
+    ],
+)
+def test_what_was_turned_down_is_in_no_list(tmp_path, include_seen, expected):
+    log = make_log(
+        [[4], [0]],
+        5,
+        rare=[[4]],
+        rejected=[(0, 1), (0, 3), (1, 4)],
+        rare_rejected=[(0, 2), (0, 3)],
+    )
+    lists, _ = write(tmp_path, log, k=3, include_seen=include_seen)
+    found = lists.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
+    assert [[int(item.strip('",')) for item in items] for items in found] == expected
+
+
+def test_what_was_turned_down_is_left_out_of_the_right_lists_of_many_users(tmp_path):
+    n = CHUNK + 3
+    log = make_log([[0]] * n, 7, rejected=[(user, 1 + user % 6) for user in range(n)])
+    lists, _ = write(tmp_path, log, k=6, include_seen=False)
+    assert lists.height == 5 * n
+    for user in (0, CHUNK - 1, CHUNK, n - 1):
+        mine = lists.filter(pl.col("user_id") == log.user_ids[user])["item_id"].to_list()
+        assert mine == [f'"{item}",' for item in range(6, 0, -1) if item != 1 + user % 6]
 
 
 def test_those_who_had_everything_are_told_of(tmp_path, capsys):
