@@ -310,6 +310,8 @@ def _show_ranking(found: RecommendResponse, explain: bool, out: Console) -> None
     out.print(table)
     if found.unknown_candidates:
         remark(f"{found.unknown_candidates:,} candidates are unknown to the model; left out.")
+    if found.rejected_candidates:
+        remark(f"{found.rejected_candidates:,} candidates were turned down before; left out.")
     if not found.items:
         remark("Nothing to recommend.")
 
