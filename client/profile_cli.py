@@ -185,7 +185,7 @@ def _told(found: RecordEventsResponse, device: Device | DeviceClient, as_json: b
         remark(
             f"{found.unlearned:,} of them the model can't learn from: it doesn't know the item or "
             "the event type (device status names those it knows), or the type has no weight. They are "
-            "kept for a later model."
+            "kept for a later model, and what they turn down is left out of lists."
         )
 
 
