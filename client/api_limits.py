@@ -13,6 +13,9 @@ MOST_CANDIDATES = 100_000
 LONGEST_LIST = 10_000
 """Items of a recommendation."""
 
+LONGEST_COMPARED = 1_000
+"""Items of a list whose change is told: with two lists and the longest ids the answer stays below
+``MOST_BYTES``, and it comes when the event is stored already."""
 MOST_SHIFTS = 1_000
 """Weights of tags, and of items, whose change is told."""
 
@@ -37,5 +40,5 @@ def check_change(top_k: int | None, n_events: int) -> None:
         return
     if top_k < 1:
         raise ConfigError(f"change of a list of {top_k} items; ask for at least one")
-    check_size(top_k, LONGEST_LIST, "items of a list")
+    check_size(top_k, LONGEST_COMPARED, "items of a list whose change is to be told")
     check_size(n_events, MOST_EVENTS, "events whose change is to be told")

@@ -11,7 +11,7 @@ ISO_8601 = (
     r"(?:(?:T|\s+)(?:"
     r"(?P<hour>[01]?[0-9]|2[0-3])(?::(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9])(?:[.,][0-9]+)?)?)?"
     r"|(?P<clock>(?:[01][0-9]|2[0-3])[0-5][0-9](?:[0-5][0-9])?)"
-    r")(?:\s?(?:Z|UTC|(?P<sign>[+-])(?P<zone_hours>[0-9]{2})(?::?(?P<zone_minutes>[0-5][0-9]))?))?"
+    r")(?:\s?(?:Z|UTC|(?P<sign>[+-])(?P<zone_hours>0[0-9]|1[0-4])(?::?(?P<zone_minutes>[0-5][0-9]))?))?"
     r")?$"
 )
 """A date, alone or with a time of day, UTC unless an offset (``+02``, ``+0200``, ``+02:00``) follows.

@@ -20,6 +20,7 @@ _STEPS = 40
 _LIKELY = 0.2
 """Least probability that a pair is more than noise, for it to be kept. Each counts by its probability, so
 little depends on it: .05 to .5 are level, and fewer pairs are sooner sent."""
+_HALVINGS = 60
 _LEAST_ROW = 0.01
 """Of what popularity makes of an item's pairs, whatever noise made of their sum."""
 _ORDERS = np.linspace(-1, 1, 21)
@@ -122,11 +123,20 @@ def _shares(
     signal = spread * expected**2
     rows = expected + signal / (signal + variance) * (rows - expected)
     rows = np.maximum(rows, _LEAST_ROW * expected)
-    # An item makes no pair with itself: r_i is in proportion to x_i (1 − x_i).
-    for _ in range(_STEPS):
-        shares = rows / (1 - shares)
-        shares /= shares.sum()
-    return shares
+    # An item makes no pair with itself: c·r_i = x_i (1 − x_i), with c such that Σ x = 1. Where noise says
+    # that one item is in nearly all pairs there is no such c, and it gets as much as it can.
+    low, high = 0.0, 1 / (4 * rows.max())
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _solved(middle * rows).sum() < 1 else (low, middle)
+    shares = _solved(high * rows)
+    return shares / shares.sum()
+
+
+def _solved(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x ≤ ½ of x (1 − x) = r, for r of 0 to ¼."""
+    solved: NDArray[np.float64] = 2 * rows / (1 + np.sqrt(np.maximum(1 - 4 * rows, 0.0)))
+    return solved
 
 
 def _forward(

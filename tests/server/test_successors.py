@@ -158,6 +158,18 @@ def test_items_have_the_share_of_pairs_that_the_release_shows(stddev):
     np.testing.assert_allclose(lost, shares, rtol=0.5)
 
 
+def test_one_item_in_nearly_all_pairs_leaves_shares_that_are_numbers():
+    low, _ = np.triu_indices(SIZE, 1)
+    for seed in range(50):
+        noise = np.random.default_rng(seed).normal(scale=8.0, size=PAIRS)
+        star = np.where(low == 0, 30.0, 0.0) + noise
+        shares = _shares(star, 1 / np.arange(1, SIZE + 1) ** 1.2, stddev=8.0, one=0.01)
+        assert np.isfinite(shares).all()
+        assert shares.min() > 0
+        assert 0.4 < shares[0] < 0.99
+        assert shares.sum() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("noise", [0.0, 1.5])
 def test_of_users_who_take_everything_at_random_nothing_follows_on_anything(noise):
     rng = np.random.default_rng(0)
