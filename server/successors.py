@@ -130,7 +130,8 @@ def _shares(
         middle = (low + high) / 2
         low, high = (middle, high) if _solved(middle * rows).sum() < 1 else (low, middle)
     shares = _solved(high * rows)
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return shares
 
 
 def _solved(rows: NDArray[np.float64]) -> NDArray[np.float64]:

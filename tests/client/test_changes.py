@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fedprofile.client import device as device_module
 from fedprofile.client.answers import RecommendRequest
 from fedprofile.client.api import ProfileServer
-from fedprofile.client.api_limits import LONGEST_LIST, MOST_EVENTS
+from fedprofile.client.api_limits import LONGEST_COMPARED, MOST_EVENTS
 from fedprofile.client.connect import connect
 from fedprofile.client.device import Device
 from fedprofile.client.interactions import Interaction
@@ -108,7 +108,7 @@ def test_the_service_tells_what_the_device_tells(make_device):
             assert expected.profile_change is not None
         assert client.record([], change_top_k=5) == here.record([], change_top_k=5)
         assert client.record([one("more", 4)]).list_change is None
-        for wrong in (-1, 0, LONGEST_LIST + 1):
+        for wrong in (-1, 0, LONGEST_COMPARED + 1):
             with pytest.raises(ConfigError):
                 client.record([one("never", 5)], change_top_k=wrong)
 
@@ -185,7 +185,7 @@ def test_what_is_told_is_on_the_disk_and_nothing_is_worked_out_unasked(make_devi
     assert device.profile().events == 2
 
 
-@pytest.mark.parametrize("top_k", [-3, 0, LONGEST_LIST + 1])
+@pytest.mark.parametrize("top_k", [-3, 0, LONGEST_COMPARED + 1])
 def test_a_list_that_is_none_is_refused_before_anything_is_stored(make_device, top_k):
     device = make_device()
     with pytest.raises(ConfigError, match="list"):
