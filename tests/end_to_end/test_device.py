@@ -256,7 +256,7 @@ def test_the_owner_sees_what_an_event_changed_whether_the_device_runs_or_not(
         (("record", "phone", "--item", "a", "--value", "-1"), "must be positive"),
         (("record", "phone", "--item", "a", "--time", "2999-01-01"), "between 1970 and tomorrow"),
         (("record", "phone", "--item", "a", "--top-k", "3"), "that --show-change tells of"),
-        (("record", "phone", "--item", "a", "--show-change", "--top-k", "10001"), "at most 10,000"),
+        (("record", "phone", "--item", "a", "--show-change", "--top-k", "1001"), "at most 1,000"),
         (("import", "phone", "nothing.csv"), "can't read it"),
         (("profile", "phone"), "no model yet"),
         (("profile", "phone", "--declare", "x"), "write NAME=VALUE"),
