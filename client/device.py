@@ -39,7 +39,6 @@ from .answers import (
     RecordEventsResponse,
 )
 from .api_limits import LONGEST_LIST, MOST_CANDIDATES, check_change, check_size
-from .changes import with_change
 from .device_folder import DeviceFolder
 from .erasing import Eraser
 from .interactions import Interaction, check_interaction, check_text, composed
@@ -149,6 +148,8 @@ class Device:
             # Only now: what is told of is on the disk.
             if change_top_k is None or keeper is None or before is None:
                 return answer
+            from .changes import with_change  # a device that ranks alone needn't hold it
+
             return with_change(answer, keeper, before, rejected, top_k=change_top_k)
 
     def recommend(self, request: RecommendRequest) -> RecommendResponse:

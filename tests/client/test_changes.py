@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedprofile.client import device as device_module
+from fedprofile.client import changes as changes_module
 from fedprofile.client.answers import RecommendRequest
 from fedprofile.client.api import ProfileServer
 from fedprofile.client.api_limits import LONGEST_COMPARED, MOST_EVENTS
@@ -176,7 +176,7 @@ def test_what_is_told_is_on_the_disk_and_nothing_is_worked_out_unasked(make_devi
             found.append(other.status().events)
         raise DataError("it fails")
 
-    monkeypatch.setattr(device_module, "with_change", watched)
+    monkeypatch.setattr(changes_module, "with_change", watched)
     with pytest.raises(DataError, match="it fails"):
         device.record([one(1, 1)], change_top_k=3)
     assert found == [1]
