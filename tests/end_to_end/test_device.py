@@ -159,6 +159,19 @@ def test_a_device_and_the_run_leave_out_the_same(fedprofile, small, log, tmp_pat
             assert ("i4" in {one["item"] for one in ranking}) == bool(asked)
 
 
+def test_what_cant_be_learned_and_what_was_turned_down_is_said(fedprofile, run, tmp_path):
+    fedprofile("device", "init", "bare")
+    assert "no model yet that learns" in fedprofile("device", "record", "bare", "--item", "i1").err
+    fedprofile("device", "init", "phone", "--model", run)
+    told = fedprofile("device", "record", "phone", "--item", "i1", "--event", "dislike").err
+    assert "turn down is left out of lists" in told
+    (tmp_path / "some.txt").write_text("i1\ni2\n")
+    listed = fedprofile("device", "recommend", "phone", "--candidates", "some.txt")
+    assert "1 candidates were turned down before; left out." in listed.err
+    assert "i2" in listed.out
+    assert "i1" not in listed.out
+
+
 def test_commands_use_the_process_that_runs_the_device(fedprofile, run, tmp_path):
     fedprofile("device", "init", "phone", "--model", run)
     program = "from fedprofile.common.cli import main; main()"

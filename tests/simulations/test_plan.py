@@ -54,7 +54,17 @@ def test_uploads_are_counted_in_bytes(planned):
     compared = 2 * int(0.1 * found["population_size"] / together["noise_multiplier"])
     assert popularity["upload_bytes"] == 4 * 2 * found["items"]
     assert together["upload_bytes"] == 4 * compared * (compared - 1)
+    assert found["compared_items"] == compared
+    assert planned(epsilon=0.5)["compared_items"] is None
     assert training["upload_bytes"] == 4 * found["weights"]
+
+
+def test_shares_are_those_of_the_noise(planned):
+    given = {"popularity": 0.1, "cooccurrence": 0.6}
+    found = planned(split=given)
+    assert found["split"] == {**given, "training": pytest.approx(0.3)}
+    first, second, _ = (release["noise_multiplier"] ** -2 for release in found["releases"])
+    assert second / first == pytest.approx(6)
 
 
 def test_more_budget_promises_more_signal(planned):

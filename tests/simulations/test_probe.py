@@ -23,6 +23,7 @@ from benchmarks.faulty_builds import (
     scaled_noise,
 )
 from fedprofile.common import randomness
+from fedprofile.common.accounting import gaussian_mu
 from fedprofile.common.config import RunConfig
 from fedprofile.common.errors import ConfigError, RunFolderError
 from fedprofile.common.ledger import Ledger
@@ -280,7 +281,7 @@ def test_a_server_is_probed_with_its_own_rate_and_noise(tmp_path, monkeypatch):
 def test_a_run_is_probed_with_the_noise_its_ledger_tells(tmp_path):
     config = RunConfig.model_validate({**SMALL, "privacy": {}, "training": {"rounds": 3}})
     (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    sizes = Sizes(n_items=4_000, scales=3, weights=20_000)
+    sizes = Sizes(n_items=4_000, scales=3, weights=20_000, cooccurrence=True)
     plan = plan_budget(config.privacy, config.training, population_size=5_000, sizes=sizes)
     with Ledger.create(
         tmp_path / "ledger.jsonl",
@@ -296,9 +297,13 @@ def test_a_run_is_probed_with_the_noise_its_ledger_tells(tmp_path):
         _, before = probe_cli._read(tmp_path)
         assert before.privacy.noise_multiplier is None
         ledger.reserve(task="statistics/popularity", mechanism=plan.popularity, run="r")
+        ledger.reserve(task="statistics/cooccurrence", mechanism=plan.cooccurrence, run="r")
         ledger.reserve(task="training", mechanism=plan.training, run="r", round=1)
     settings, probed = probe_cli._read(tmp_path)
     assert settings == config
+    mu = gaussian_mu(epsilon=config.privacy.epsilon, delta=plan.delta)
+    told = probed.privacy.split.cooccurrence
+    assert told == pytest.approx((plan.cooccurrence.noise_multiplier * mu) ** -2)
     found = Probed.of(probed).plan
     assert found.training.noise_multiplier == plan.training.noise_multiplier
     assert found.training.sampling_probability == plan.training.sampling_probability
