@@ -52,12 +52,14 @@ def pooled(
     return scores
 
 
-def log_popularity(table: ItemTable) -> NDArray[np.float32]:
-    """log π of every item, float32 [n_items], in one piece; 0 where none was released."""
+def log_popularity(table: ItemTable, items: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+    """log π of ``items``, or of every item, in one piece: float32 [n]; 0 where none was released."""
     start, stop = table.blocks.get(PRIOR_BLOCK, (0, 0))
     if start == stop:
-        return np.zeros(table.n_items, dtype=np.float32)
-    return table.vectors[:, start].copy()
+        return np.zeros(table.n_items if items is None else len(items), dtype=np.float32)
+    if items is None:
+        return table.vectors[:, start].copy()
+    return table.vectors[items, start]
 
 
 class NearestHeld:

@@ -5,14 +5,13 @@ fifth how like the item is to the nearest one held (:mod:`.nearest`). Where it w
 what, that is mixed in (:mod:`.succession`). Where items are taken again and again (groceries, songs),
 scores become the probabilities of a mixture:
 
-    p(j) = ρ · f_j·π_j^¼ / Σ f·π^¼  +  (1 − ρ) · softmax(0.8·s_j + log κ_j)_j
+    p(j) = ρ · q_j  +  (1 − ρ) · softmax(0.8·s_j + log κ_j)_j
 
-with f the user's own decayed frequencies and ρ the user's own repeat rate, which are fitted on the
-device and never leave it, and π the released popularity of these weeks: what somebody had is had again
-while it is around. The softmax is flattened, for popularity and content say the same thing in part,
-and an item held before is in both terms. But nothing is more like what somebody held than what they held,
-also where nobody takes a thing twice: κ of held items, 1 for the others, is 1 or smaller, so that the
-softmax's odds of a repeat are at most twice those of ρ. All of it is free of ε.
+with ρ the user's own repeat rate and q what of all they hold they take again (:mod:`.habits`), which are
+fitted on the device and never leave it. The softmax is flattened, for popularity and content say the
+same thing in part, and an item held before is in both terms. But nothing is more like what somebody held
+than what they held, also where nobody takes a thing twice: κ of held items, 1 for the others, is 1 or
+smaller, so that the softmax's odds of a repeat are at most twice those of ρ. All of it is free of ε.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from ..common.decay import Scale, decay, event_ages
 from ..common.errors import ConfigError, DataError
 from ..common.histories import Histories
 from ..common.items import ItemTable
+from .habits import repeat_weights
 from .nearest import (
     NearestHeld,
     log_popularity,
@@ -35,7 +35,6 @@ from .nearest import (
     tells_nearest,
 )
 from .profile import HABITS, Profile, repeat_rate
-from .serving import PRIOR_BLOCK
 from .succession import mixed, next_chances, next_matrix, tells_next
 
 _LEFT_OUT = np.float32(-np.inf)
@@ -44,9 +43,9 @@ _LEAST = np.finfo(np.float32).min
 """No score that counts is below."""
 _BLOCK = 64
 """Scores whose maximum is looked at in place of them all."""
-_AROUND, _FLATTENED = 0.25, 0.8
-"""Power of popularity in repeats, factor of the scores: level or better on validation of two logs that are
-unlike (a shop's and the built-in one)."""
+_FLATTENED = 0.8
+"""Factor of the scores: level or better on validation of two logs that are unlike (a shop's and the
+built-in one)."""
 _LENIENCE = 2.0
 """Times the odds of a repeat: a rate told by a whole history lags behind, for there is ever more to repeat.
 Level on those two logs, and lists twice as good where nobody repeats."""
@@ -117,7 +116,7 @@ def _alone(
     if not tells_nearest(table):
         return logits
     cosines = nearest_of(table, profile.items, candidates)
-    return pooled(logits, cosines, log_popularity(table)[candidates])
+    return pooled(logits, cosines, log_popularity(table, candidates))
 
 
 def check_candidates(candidates: NDArray[np.int32], table: ItemTable) -> None:
@@ -217,7 +216,7 @@ def _choices(
         scores = known.copy() if items is None else known[items]
     if include_seen:
         again = np.zeros(table.n_items, dtype=np.float32)
-        again[profile.items] = profile.frequencies * _around(table)[profile.items]
+        again[profile.items] = _taken_again(profile, table)
         if items is not None:
             again = again[items]
         rates = np.array([profile.repeat_rate])
@@ -276,6 +275,7 @@ def mix_repeats(
     histories: Histories,
     table: ItemTable,
     *,
+    window: int,
     habits: Scale = HABITS,
 ) -> NDArray[np.float32]:
     """The mixture with repeats for many users: the same as ``top_k`` of each with ``include_seen``.
@@ -284,6 +284,7 @@ def mix_repeats(
         logits: float32 [m, n_items], scores of :func:`score_matrix`.
         histories: the m users.
         table: what the logits were scored with; its popularity says what is around.
+        window: events that a profile holds.
         habits: time scale of the frequencies, as in the profiles. Only their proportions count,
             which the time of asking doesn't change.
 
@@ -295,22 +296,34 @@ def mix_repeats(
     # Time 0 lies before every event: ages count from each user's newest one.
     [faded] = decay([habits], *event_ages(histories, 0))
     np.add.at(again, (devices, histories.items), faded.astype(np.float32))
-    again *= _around(table)
     pairs = np.unique(devices * logits.shape[1] + histories.items)
     n_items = np.bincount(pairs // logits.shape[1], minlength=histories.n_devices)
+    popularity = log_popularity(table)
+    for user in np.flatnonzero(histories.lengths):
+        start, stop = histories.offsets[user : user + 2]
+        held = np.unique(histories.items[start:stop])
+        last = slice(max(start, stop - window), stop)
+        again[user, held] = repeat_weights(
+            again[user, held],
+            popularity[held],
+            recent=np.searchsorted(held, histories.items[last]),
+            times=histories.times[last],
+            habits=habits,
+        )
     first = histories.times[histories.offsets[:-1][devices]]
     n_began = np.bincount(devices, histories.times == first, minlength=histories.n_devices)
     return _mixture(logits, again, repeat_rate(histories.lengths, n_items, n_began))
 
 
-def _around(table: ItemTable) -> NDArray[np.float32]:
-    """π^¼ of every item, float32 [n_items], up to a factor; ones where no popularity was released."""
-    if PRIOR_BLOCK not in table.blocks:
-        return np.ones(table.n_items, dtype=np.float32)
-    start, _ = table.blocks[PRIOR_BLOCK]
-    prior = table.vectors[:, start]
-    weights: NDArray[np.float32] = np.exp(_AROUND * (prior - prior.max(initial=0.0)))
-    return weights
+def _taken_again(profile: Profile, table: ItemTable) -> NDArray[np.float32]:
+    """q of ``profile.items``, up to a factor."""
+    return repeat_weights(
+        profile.frequencies,
+        log_popularity(table, profile.items),
+        recent=np.searchsorted(profile.items, [event.item for event in profile.window]),
+        times=np.array([event.time for event in profile.window], dtype=np.int64),
+        habits=profile.habits,
+    )
 
 
 def _mixture(

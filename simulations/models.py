@@ -48,7 +48,8 @@ class EncoderScorer:
     def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probability of each item to come next, float32 [m, n_items]."""
         served = self._served()
-        return mix_repeats(self._unmixed(history, served), history, served)
+        logits = self._unmixed(history, served)
+        return mix_repeats(logits, history, served, window=self.model.window)
 
     def unmixed(self, history: Histories) -> NDArray[np.float32]:
         """What a device without ``--include-seen`` ranks by, float32 [m, n_items]: new items stand in
@@ -196,6 +197,5 @@ class LocalOnly:
                 found = functional_call(self.encoder, own, (inputs,))
             users[rows, : table.dimension] = found[:, 0].numpy()
         served = serving_table(table, prior=flat, ids=None)
-        return mix_repeats(
-            score_matrix(users, history, served, window=model.window), history, served
-        )
+        logits = score_matrix(users, history, served, window=model.window)
+        return mix_repeats(logits, history, served, window=model.window)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedprofile.client.habits import repeat_weights
 from fedprofile.client.profile import build, empty_profile
 from fedprofile.client.reasons import Reasons, why
 from fedprofile.client.scoring import (
@@ -109,7 +110,7 @@ def test_how_often_and_not_how_much_at_a_time_tells_what_is_taken_again():
     weights, offsets = np.array([0.5, 0.5, 0.5, 9], np.float32), np.array([0, 4])
     order = (days, np.arange(4, dtype=np.int32), weights, np.zeros(4, np.int16))
     history = Histories(offsets, items, *order)
-    [mixed] = mix_repeats(np.zeros((1, N_ITEMS), np.float32), history, TABLE)
+    [mixed] = mix_repeats(np.zeros((1, N_ITEMS), np.float32), history, TABLE, window=50)
     assert mixed[1] > 1.8 * mixed[2]
     profile = build(history, table=TABLE, scales=SCALES, window_size=50)
     ages = np.array([3, 2, 1, 0])
@@ -124,16 +125,22 @@ def test_candidates_that_are_all_held_share_all():
     assert mixed.scores.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_what_is_around_is_taken_again_sooner():
+def test_repeats_are_what_habits_make_of_them():
     shares = np.random.default_rng(2).dirichlet(np.ones(N_ITEMS)).astype(np.float32)
     served = serving_table(TABLE, prior=np.log(shares), ids=None)
     histories = make_histories([30, 12])
     logits = np.zeros((2, N_ITEMS), np.float32)
-    mixed = mix_repeats(logits, histories, served)
+    mixed = mix_repeats(logits, histories, served, window=50)
     for user, history in enumerate(histories):
         profile = build(history, table=TABLE, scales=SCALES, window_size=50)
         profile = replace(profile, vector=np.zeros(served.dimension, np.float32))
-        repeated = profile.frequencies * shares[profile.items] ** 0.25
+        repeated = repeat_weights(
+            profile.frequencies,
+            np.log(shares[profile.items]),
+            recent=np.searchsorted(profile.items, [event.item for event in profile.window]),
+            times=np.array([event.time for event in profile.window]),
+            habits=profile.habits,
+        )
         expected = np.full(N_ITEMS, (1 - profile.repeat_rate) / N_ITEMS)
         expected[profile.items] += profile.repeat_rate * repeated / repeated.sum()
         np.testing.assert_allclose(mixed[user], expected, rtol=1e-4)
@@ -229,7 +236,7 @@ def test_many_users_score_as_one_does():
     histories = make_histories([20, 0, 1, 35, 7])
     profiles = [build(h, table=TABLE, scales=SCALES, window_size=50) for h in histories]
     logits = score_matrix(np.stack([p.vector for p in profiles]), histories, TABLE, window=8)
-    mixed = mix_repeats(logits, histories, TABLE)
+    mixed = mix_repeats(logits, histories, TABLE, window=50)
     np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
     for user, profile in enumerate(profiles):
         np.testing.assert_allclose(logits[user], score(profile, TABLE), rtol=1e-4, atol=1e-5)
@@ -239,14 +246,14 @@ def test_many_users_score_as_one_does():
 
 def test_mixing_leaves_the_logits_alone():
     logits = np.zeros((1, N_ITEMS), np.float32)
-    mix_repeats(logits, make_histories([5]), TABLE)
+    mix_repeats(logits, make_histories([5]), TABLE, window=50)
     assert not logits.any()
 
 
 def test_large_scores_stay_finite():
     logits = np.full((1, N_ITEMS), 1e4, np.float32)
     logits[0, 3] = -1e4
-    assert np.isfinite(mix_repeats(logits, make_histories([5]), TABLE)).all()
+    assert np.isfinite(mix_repeats(logits, make_histories([5]), TABLE, window=50)).all()
 
 
 def test_the_parts_of_the_events_add_up_to_the_cosine():
