@@ -14,6 +14,9 @@ decayed profile, and training moves away from there by what the devices teach it
 All weights belong to Linear, LayerNorm and Embedding layers and the activation is smooth: per-sample
 gradients (Opacus) and training on stacked weights both need the first, and agreement to float precision
 the second.
+
+What training leaves out of hidden layers comes in as data, never from torch's random state: devices train
+in several threads, and all leave out the same.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ class Encoder(nn.Module):
 
     Attributes:
         blocks: the feature blocks' column ranges.
+        places: where numbers can be left out: of what goes into the body, of the layer before ``out``,
+            and then wherever the body has a place for it.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Encoder(nn.Module):
         dimension = max(stop for _, stop in blocks.values())
         width, scales = config.width, len(config.half_lives)
         self.blocks = tuple(blocks.values())
+        self.places = 2
         self.adapter = nn.Linear(dimension, width, bias=False)
         self.gap = nn.Linear(1, width)
         self.kind = nn.Embedding(n_types, width)
@@ -98,14 +104,22 @@ class Encoder(nn.Module):
             nn.init.zeros_(self.gains.weight[1 + list(blocks).index(ID_BLOCK)])
         nn.init.normal_(self.kind.weight, std=0.02)
 
-    def forward(self, inputs: EncoderInputs) -> Tensor:
-        """Profile vectors U, float [..., Q, k] (k + ID dimension with a trainable ID table)."""
+    def forward(self, inputs: EncoderInputs, masks: Tensor | None = None) -> Tensor:
+        """Profile vectors U, float [..., Q, k] (k + ID dimension with a trainable ID table).
+
+        Args:
+            inputs: what the encoder reads.
+            masks: float [places, R, width], what the numbers of hidden layers are multiplied by in a step
+                of training, R at least T and Q: row r is of the window's event r, or of query r. None:
+                nothing is left out, as on a device that asks for its profile.
+        """
         tokens = self.adapter(inputs.vectors) + self.gap(inputs.gaps.unsqueeze(-1))
         tokens = tokens + self.kind(inputs.types)
         if self.item_ids is not None:
             tokens = tokens + self.id_adapter(self.item_ids(inputs.rows))
+        read = self._read(_masked(tokens, masks, 0), inputs.weights, masks)
         # Row 0 is the state before any event of the window.
-        states = nn.functional.pad(self._read(tokens, inputs.weights), (0, 0, 1, 0))
+        states = nn.functional.pad(read, (0, 0, 1, 0))
         index = inputs.positions.unsqueeze(-1).expand(*inputs.positions.shape, states.shape[-1])
         state = torch.gather(states, -2, index)
         # gain·(D/‖D‖) is taken as (gain/‖D‖)·D: the sums are large, and read once this way.
@@ -113,6 +127,7 @@ class Encoder(nn.Module):
         gains = self.gains(torch.diag_embed(lengths.reciprocal())).transpose(-1, -2)
         mixed, *content = (gains @ inputs.sums).unbind(dim=-2)
         hidden = nn.functional.gelu(self.norm(self.read(state) + self.adapter(mixed)))
+        hidden = _masked(hidden, masks, 1)
         content = [
             part[..., start:stop] for part, (start, stop) in zip(content, self.blocks, strict=True)
         ]
@@ -121,15 +136,26 @@ class Encoder(nn.Module):
             profile = torch.cat([profile, self.id_out(hidden)], dim=-1)
         return profile
 
-    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        """States after each event of the window: [..., T, width] → [..., T, width], causal."""
+    def _read(self, tokens: Tensor, weights: Tensor, masks: Tensor | None) -> Tensor:
+        """States after each event of the window: [..., T, width] → [..., T, width], causal.
+
+        ``masks`` are those of :meth:`forward`; a body's own places come after the first two.
+        """
         raise NotImplementedError
+
+
+def _masked(numbers: Tensor, masks: Tensor | None, place: int) -> Tensor:
+    """``numbers`` [..., rows, width] of a place without what its mask leaves out.
+
+    Rows are counted from the first: padding comes last, so a device has the same rows in any batch.
+    """
+    return numbers if masks is None else numbers * masks[place, : numbers.shape[-2]]
 
 
 class MeanEncoder(Encoder):
     """Running weighted mean of the window: the smallest body, without parameters of its own."""
 
-    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
+    def _read(self, tokens: Tensor, weights: Tensor, masks: Tensor | None) -> Tensor:
         total = torch.cumsum(tokens * weights.unsqueeze(-1), dim=-2)
         return total / torch.cumsum(weights, dim=-1).clamp(min=1e-6).unsqueeze(-1)
 
@@ -144,7 +170,7 @@ class GRUEncoder(Encoder):
         self.input_gates = nn.Linear(config.width, 3 * config.width)
         self.state_gates = nn.Linear(config.width, 3 * config.width)
 
-    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
+    def _read(self, tokens: Tensor, weights: Tensor, masks: Tensor | None) -> Tensor:
         inputs = self.input_gates(tokens)
         state = torch.zeros_like(tokens[..., 0, :])
         states = []
@@ -162,7 +188,8 @@ class TransformerEncoder(Encoder):
     """Causal pre-LN Transformer (Vaswani et al. 2017 §3.2; pre-LN: Xiong et al. 2020).
 
     Time comes in through the gap features; order through a fixed slope per head on the distance in
-    events (ALiBi, Press et al. 2022 §3), which needs no table of positions.
+    events (ALiBi, Press et al. 2022 §3), which needs no table of positions. Two places of each layer, what
+    attention and what feed-forward add, can have numbers left out (Vaswani et al. 2017 §5.4).
     """
 
     slopes: Tensor
@@ -171,19 +198,20 @@ class TransformerEncoder(Encoder):
         self, config: ModelConfig, *, blocks: dict[str, tuple[int, int]], n_items: int, n_types: int
     ) -> None:
         super().__init__(config, blocks=blocks, n_items=n_items, n_types=n_types)
+        self.places += 2 * config.layers
         self.layers = nn.ModuleList(
             _Block(config.width, config.heads) for _ in range(config.layers)
         )
         slopes = torch.tensor([2.0 ** (-8.0 * (h + 1) / config.heads) for h in range(config.heads)])
         self.register_buffer("slopes", slopes.reshape(-1, 1, 1), persistent=False)
 
-    def _read(self, tokens: Tensor, weights: Tensor) -> Tensor:
+    def _read(self, tokens: Tensor, weights: Tensor, masks: Tensor | None) -> Tensor:
         order = torch.arange(tokens.shape[-2], device=tokens.device)
         distance = (order.unsqueeze(1) - order).to(tokens.dtype)
         # A later event is hidden, and padding with it, for it comes last.
         bias = (-self.slopes * distance).masked_fill(distance < 0, -torch.inf)
-        for layer in self.layers:
-            tokens = layer(tokens, bias)
+        for number, layer in enumerate(self.layers):
+            tokens = layer(tokens, bias, None if masks is None else masks[2 + 2 * number :])
         return tokens
 
 
@@ -198,16 +226,16 @@ class _Block(nn.Module):
         self.widen = nn.Linear(width, 2 * width)
         self.narrow = nn.Linear(2 * width, width)
 
-    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, bias: Tensor, masks: Tensor | None) -> Tensor:
         shape = (*tokens.shape[:-1], 3, self.heads, -1)
         parts = self.qkv(self.attention_norm(tokens)).reshape(shape)
         query, key, value = (part.transpose(-2, -3) for part in parts.unbind(dim=-3))
         # Torch's fused kernel wants the mask with every dimension of the query.
         bias = bias.expand(*query.shape[:-1], -1)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        tokens = tokens + self.project(mixed.transpose(-2, -3).flatten(-2))
+        tokens = tokens + _masked(self.project(mixed.transpose(-2, -3).flatten(-2)), masks, 0)
         fed: Tensor = self.narrow(nn.functional.gelu(self.widen(self.feed_norm(tokens))))
-        return tokens + fed
+        return tokens + _masked(fed, masks, 1)
 
 
 def build_encoder(

@@ -410,8 +410,8 @@ class Normed(MeanEncoder):
 
 
 class Mixed(MeanEncoder):
-    def _read(self, tokens, weights):
-        return super()._read(tokens - tokens.mean(dim=0, keepdim=True), weights)
+    def _read(self, tokens, weights, masks):
+        return super()._read(tokens - tokens.mean(dim=0, keepdim=True), weights, masks)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,86 @@ def test_padding_changes_nothing(kind, item_ids):
     torch.testing.assert_close(model(padded)[:4], model(plain), rtol=1e-5, atol=1e-6)
 
 
+def masks_of(model, rows=9, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return 2.0 * torch.randint(2, (model.places, rows, 8), generator=generator)
+
+
+def with_hooks(model, masks):
+    """A copy that leaves the same out by hooks on its layers, and takes no masks."""
+    hooked, rest = copy.deepcopy(model), iter(masks[2:])
+
+    def left_out(mask):
+        return lambda numbers: numbers * mask[: numbers.shape[-2]]
+
+    def after(layer, mask):
+        drop = left_out(mask)
+        layer.register_forward_hook(lambda _, given, found: drop(found))
+
+    def before(layer, mask):
+        drop = left_out(mask)
+        layer.register_forward_pre_hook(lambda _, given: (drop(given[0]),))
+
+    read, drop = hooked._read, left_out(masks[0])
+    hooked._read = lambda tokens, weights, _: read(drop(tokens), weights, None)
+    before(hooked.out, masks[1])
+    if hooked.item_ids is not None:
+        before(hooked.id_out, masks[1])
+    for layer in getattr(hooked, "layers", ()):
+        after(layer.project, next(rest))
+        after(layer.narrow, next(rest))
+    assert next(rest, None) is None  # all places were met
+    return hooked
+
+
+@pytest.mark.parametrize("item_ids", [False, True])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_masks_leave_out_what_hooks_leave_out(kind, item_ids):
+    model, asked = encoder(kind, item_ids=item_ids), inputs()
+    masks = masks_of(model)
+    torch.testing.assert_close(model(asked, masks), with_hooks(model, masks)(asked))
+    # Every place counts, or there would be nothing to test.
+    for place in range(model.places):
+        other = masks.clone()
+        other[place] = 2.0 - other[place]
+        assert not torch.allclose(model(asked, other), model(asked, masks))
+
+
+@pytest.mark.parametrize("item_ids", [False, True])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_masks_of_ones_change_nothing(kind, item_ids):
+    model, asked = encoder(kind, item_ids=item_ids), inputs()
+    assert torch.equal(model(asked, torch.ones(model.places, 9, 8)), model(asked))
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_masks_leave_out_the_same_wherever_a_device_is_padded(kind):
+    model, plain = encoder(kind), inputs()
+    masks, pad = masks_of(model, rows=14), torch.nn.functional.pad
+    padded = EncoderInputs(
+        vectors=pad(plain.vectors, (0, 0, 0, 5)),
+        rows=pad(plain.rows, (0, 5)),
+        gaps=pad(plain.gaps, (0, 5)),
+        types=pad(plain.types, (0, 5)),
+        weights=pad(plain.weights, (0, 5)),
+        positions=pad(plain.positions, (0, 3)),
+        sums=pad(plain.sums, (0, 0, 0, 0, 0, 3)),
+    )
+    expected = model(plain, masks[:, :9])
+    torch.testing.assert_close(model(padded, masks)[:4], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_what_is_left_out_of_the_last_layer_is_a_smaller_model(kind):
+    model, asked = encoder(kind), inputs()
+    masks = torch.ones(model.places, 9, 8)
+    masks[1, :, [1, 4, 5]] = 0.0
+    smaller = copy.deepcopy(model)
+    with torch.no_grad():
+        smaller.out.weight[:, [1, 4, 5]] = 0.0
+    torch.testing.assert_close(model(asked, masks), smaller(asked))
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_an_empty_window_leaves_the_decayed_sums(kind):
     model = encoder(kind)
@@ -155,18 +237,20 @@ def test_vmap_over_weights_equals_one_model_at_a_time(kind, item_ids):
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("item_ids", [False, True])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_opacus_per_sample_gradients_equal_autograd(kind, item_ids):
+def test_opacus_per_sample_gradients_equal_autograd(kind, item_ids, dropout):
     model, batch = encoder(kind, item_ids=item_ids), inputs(lead=(3,))
+    masks = masks_of(model) if dropout else None
     goal = torch.randn(model(batch).shape, generator=torch.Generator().manual_seed(2))
     expected = []
     for device in range(3):
         alone = EncoderInputs(*(column[device] for column in batch))
-        loss = (model(alone) * goal[device]).square().sum()
+        loss = (model(alone, masks) * goal[device]).square().sum()
         expected.append(torch.autograd.grad(loss, tuple(model.parameters())))
     hooked = GradSampleModule(model, loss_reduction="sum")
-    (hooked(batch) * goal).square().sum().backward()
+    (hooked(batch, masks) * goal).square().sum().backward()
     for index, (name, p) in enumerate(model.named_parameters()):
         per_sample = torch.stack([gradients[index] for gradients in expected])
         torch.testing.assert_close(p.grad_sample, per_sample, rtol=1e-4, atol=1e-4, msg=name)
