@@ -73,6 +73,12 @@ class Cohort:
         offset = math.log(len(self.vectors) / drawn.shape[1])
         self.negative_bias = priors[torch.from_numpy(drawn)] + offset
 
+    @property
+    def longest(self) -> int:
+        """The most window events or queries of a device, 1 where nobody has any."""
+        ragged = (self.examples.window_offsets, self.examples.query_offsets)
+        return max(int(np.diff(offsets).max(initial=1)) for offsets in ragged)
+
     def chunks(self, size: int) -> Iterator[NDArray[np.int64]]:
         """Devices with something to learn, of like length together, so that padding wastes little.
 

@@ -7,6 +7,9 @@ are summed; an update of one device never leaves this module unclipped.
 
 Of a trainable ID table a device holds the rows it touches: its own items and the shared negatives. All
 other rows have gradient zero, so plain SGD on these rows is SGD on the table.
+
+Where hidden layers leave something out (:mod:`.dropout`), it is the same for all devices, drawn from public
+numbers: an update is still one device's own, and clipped as a whole.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from ..common.encoder import Encoder
+from ..common.encoder import Encoder, TransformerEncoder
 from ..common.errors import ReplyRejected
 from ..common.updates import ClippedUpdate
 from ..common.user_level_optimizer import clip_and_sum
 from .batches import Batch, Cohort, Negatives
+from .dropout import Masks, draw_masks
 from .examples import Examples
 from .native_build import native_library
 from .native_step import NativeRound, has_native_step
@@ -52,7 +56,8 @@ class LocalTraining:
         learning_rate: of the local SGD.
         negatives: K, random items a step, drawn uniformly from the whole catalogue.
         clip_norm: bound on the L2 norm of a device's whole update; inf without privacy.
-        seed: the round's public seed; decides the negatives.
+        seed: the round's public seed; decides the negatives, and what is left out.
+        dropout: share of the numbers of each hidden layer that is left out in a step.
     """
 
     steps: int
@@ -60,10 +65,11 @@ class LocalTraining:
     negatives: int
     clip_norm: float
     seed: int
+    dropout: float = 0.0
 
 
 Weights = dict[str, Tensor]
-Loss = Callable[[Weights, Batch, Negatives], Tensor]
+Loss = Callable[[Weights, Batch, Negatives, Tensor | None], Tensor]
 Updates = Callable[[NDArray[np.int64]], tuple[Weights, Tensor]]
 """Of these devices the unclipped updates, [C, *shape] each, and the items [C, R] of each device's part
 of the ID table."""
@@ -76,7 +82,7 @@ class Trainer:
         encoder: gives the architecture; its own weights are not changed.
         threads: Python threads that train chunks at the same time; 0 means one per core.
         compiled: train by native code where there is some for the encoder
-            (:func:`has_native_step`). It is built on first use: some seconds.
+            (:func:`has_native_step`) and nothing is left out. It is built on first use: some seconds.
 
     Raises:
         ConfigError: the encoder has a layer that can't be trained in a batch, or native code is asked
@@ -97,11 +103,7 @@ class Trainer:
         self._native = encoder if compiled and has_native_step(encoder) else None
         if self._native is not None:
             native_library()  # a compiler is missed before anything is trained
-        shared = sum(p.numel() for name, p in encoder.named_parameters() if name != ID_TABLE)
-        # Value, gradient and update of each weight, and about 1 MiB of activations a device; of the
-        # native step the updates alone.
-        kept = 3 * 4 * shared + 2**20 if self._native is None else 4 * shared
-        self._chunk = max(1, min(_CHUNK, _CHUNK_BYTES // kept))
+        self._shared = sum(p.numel() for name, p in encoder.named_parameters() if name != ID_TABLE)
 
     def clipped_sum(
         self,
@@ -132,7 +134,7 @@ class Trainer:
 
         # Sums come back by chunk number, whichever thread was faster.
         with _one_core_each(), ThreadPoolExecutor(self._threads) as pool:
-            chunks = cohort.chunks(self._chunk)
+            chunks = cohort.chunks(self._chunk(training))
             for sums, items, rows in pool.map(train, chunks):
                 for name, value in sums.items():
                     total[name] += value
@@ -163,7 +165,7 @@ class Trainer:
         """
         shared = self._held(weights)
         cohort = self._cohort(examples, prior, training)
-        chunks = list(cohort.chunks(self._chunk))
+        chunks = list(cohort.chunks(self._chunk(training)))
         updates_of = self._updates_of(shared, cohort, training)
 
         with ThreadPoolExecutor(self._threads) as pool:
@@ -184,6 +186,9 @@ class Trainer:
     ) -> NDArray[np.float64]:
         """Each device's loss at the shared weights in its first local step; NaN without examples.
 
+        Nothing is left out, whatever ``training.dropout`` says: who guesses by losses has the released
+        model, and that is whole.
+
         A loss is raw data: it stays where the device is. Arguments as :meth:`clipped_sum`.
 
         Returns:
@@ -194,14 +199,26 @@ class Trainer:
         losses_of = _losses_of(self._encoder)
         found = np.full(len(examples.window_offsets) - 1, np.nan)
         with torch.no_grad():
-            for devices in cohort.chunks(self._chunk):
+            for devices in cohort.chunks(self._chunk(training)):
                 batch, items, steps = cohort.batch(devices)
                 own = {
                     name: w[items] if name == ID_TABLE else w.expand(len(items), *w.shape)
                     for name, w in shared.items()
                 }
-                found[devices] = losses_of(own, batch, steps[0]).double().numpy()
+                found[devices] = losses_of(own, batch, steps[0], None).double().numpy()
         return found
+
+    def _native_for(self, training: LocalTraining) -> TransformerEncoder | None:
+        """The encoder, where native code does this training: it can't leave anything out."""
+        return None if training.dropout else self._native
+
+    def _chunk(self, training: LocalTraining) -> int:
+        """Most devices of a chunk."""
+        # Value, gradient and update of each weight, and about 1 MiB of activations a device; of the
+        # native step the updates alone.
+        batched = self._native_for(training) is None
+        kept = 3 * 4 * self._shared + 2**20 if batched else 4 * self._shared
+        return max(1, min(_CHUNK, _CHUNK_BYTES // kept))
 
     def _cohort(
         self, examples: Examples, prior: NDArray[np.float32], training: LocalTraining
@@ -242,16 +259,25 @@ class Trainer:
         return sums, items.flatten(), rows.flatten(0, 1)
 
     def _updates_of(self, shared: Weights, cohort: Cohort, training: LocalTraining) -> Updates:
-        if self._native is None:
-            return partial(self._batched, shared, cohort, training)
-        native = NativeRound(self._native, shared, cohort, learning_rate=training.learning_rate)
+        encoder = self._native_for(training)
+        if encoder is None:
+            masks = draw_masks(
+                self._encoder,
+                rows=cohort.longest,
+                steps=training.steps,
+                share=training.dropout,
+                seed=training.seed,
+            )
+            return partial(self._batched, shared, cohort, masks, training.learning_rate)
+        native = NativeRound(encoder, shared, cohort, learning_rate=training.learning_rate)
         return lambda devices: (native.updates(devices), torch.empty(0))
 
     def _batched(
         self,
         shared: Weights,
         cohort: Cohort,
-        training: LocalTraining,
+        masks: Masks,
+        learning_rate: float,
         devices: NDArray[np.int64],
     ) -> tuple[Weights, Tensor]:
         """What :data:`Updates` are, of all devices as one batch."""
@@ -260,18 +286,17 @@ class Trainer:
             name: w[items] if name == ID_TABLE else w.expand(len(items), *w.shape)
             for name, w in shared.items()
         }
-        rate = torch.tensor(training.learning_rate)
+        rate = torch.tensor(learning_rate)
         moved: list[Tensor] = []
-        for negatives in steps:
+        for negatives, left in zip(steps, masks, strict=True):
             if moved:
                 own = [w - m for w, m in zip(start.values(), moved, strict=True)]
             else:
                 own = [w.clone(memory_format=torch.contiguous_format) for w in start.values()]
             leaves = {name: w.requires_grad_() for name, w in zip(start, own, strict=True)}
             # Devices share no weight, so the gradient of the sum is every device's own gradient.
-            gradients = torch.autograd.grad(
-                self._loss()(leaves, batch, negatives), tuple(leaves.values()), grad_outputs=rate
-            )
+            loss = self._loss()(leaves, batch, negatives, left)
+            gradients = torch.autograd.grad(loss, tuple(leaves.values()), grad_outputs=rate)
             if moved:
                 torch._foreach_add_(moved, gradients)
             else:
@@ -288,7 +313,7 @@ class Trainer:
 def _loss_of(encoder: Encoder) -> Loss:
     """Sum over devices of the loss, as a function of stacked weights; for one thread at a time."""
     losses = _losses_of(encoder)
-    return lambda weights, batch, negatives: losses(weights, batch, negatives).sum()
+    return lambda weights, batch, negatives, left: losses(weights, batch, negatives, left).sum()
 
 
 def _losses_of(encoder: Encoder) -> Loss:
@@ -296,9 +321,11 @@ def _losses_of(encoder: Encoder) -> Loss:
     # A shell to put weights into. It shares the encoder's own, which are never used.
     shell = copy.deepcopy(encoder, {id(p): p for p in encoder.parameters()})
 
-    def losses(weights: Weights, batch: Batch, negatives: Negatives) -> Tensor:
+    def losses(
+        weights: Weights, batch: Batch, negatives: Negatives, masks: Tensor | None
+    ) -> Tensor:
         with StackedWeights():
-            profiles = functional_call(shell, weights, (batch.inputs,))
+            profiles = functional_call(shell, weights, (batch.inputs, masks))
         return next_item_losses(profiles, batch, negatives, weights.get(ID_TABLE))
 
     return losses

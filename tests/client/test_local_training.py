@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedprofile.client import local_training
+from fedprofile.client.dropout import draw_masks
 from fedprofile.client.examples import build_examples
 from fedprofile.client.local_training import LocalTraining, Trainer, draw_negatives
 from fedprofile.client.stacked import linear_weights
@@ -23,6 +26,7 @@ VECTORS = np.random.default_rng(0).normal(size=(N_ITEMS, K)).astype(np.float32)
 PRIOR = np.random.default_rng(1).normal(size=N_ITEMS).astype(np.float32)
 MIXED = (2, 30, 9, 0, 1, 17, 5, 12, 3)
 TRAINING = LocalTraining(steps=3, learning_rate=0.3, negatives=20, clip_norm=math.inf, seed=5)
+DROPPING = replace(TRAINING, dropout=0.4)
 
 
 def config_of(kind, item_ids):
@@ -112,10 +116,14 @@ def alone(encoder, examples, device, training=TRAINING):
     drawn = draw_negatives(
         n_items=N_ITEMS, steps=training.steps, count=training.negatives, seed=training.seed
     )
-    for negatives in drawn.tolist() if targets else []:
+    # More rows than anybody has: which of them a batch draws must not matter.
+    masks = draw_masks(
+        encoder, rows=90, steps=len(drawn), share=training.dropout, seed=training.seed
+    )
+    for negatives, left in zip(drawn.tolist(), masks, strict=True) if targets else []:
         kept = [item for item in negatives if item not in history]
         optimizer.zero_grad()
-        profiles = model(inputs)
+        profiles = model(inputs, left)
         table = vectors
         if model.item_ids is not None:
             table = torch.cat([vectors, model.item_ids.weight], dim=1)
@@ -143,23 +151,24 @@ def assert_close(got, expected, scale=None):
     assert np.linalg.norm(got - expected) <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("training", [TRAINING, DROPPING], ids=["whole", "dropout"])
 @pytest.mark.parametrize("item_ids", [False, True])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_the_batch_equals_each_device_alone(kind, item_ids):
+def test_the_batch_equals_each_device_alone(kind, item_ids, training):
     encoder = encoder_of(kind, item_ids)
     trainer, weights = Trainer(encoder, threads=1), weights_of(encoder)
     examples, histories = examples_of(MIXED)
-    together = flat(trainer.clipped_sum(weights, examples, PRIOR, TRAINING))
+    together = flat(trainer.clipped_sum(weights, examples, PRIOR, training))
     updates = []
     for device in range(len(MIXED)):
         others = np.delete(np.arange(len(MIXED)), device)
         rest = build(histories.take(others), others.astype(np.uint64))
-        missing = flat(trainer.clipped_sum(weights, rest, PRIOR, TRAINING))
-        updates.append(alone(encoder, examples, device))
+        missing = flat(trainer.clipped_sum(weights, rest, PRIOR, training))
+        updates.append(alone(encoder, examples, device, training))
         # A device's part of the batch is what is missing where it is missing; by itself, too.
         assert_close(together - missing, updates[-1], max(np.linalg.norm(updates[-1]), 1e-3))
         single = build(histories.take(np.array([device])), np.array([device], dtype=np.uint64))
-        assert_close(flat(trainer.clipped_sum(weights, single, PRIOR, TRAINING)), updates[-1])
+        assert_close(flat(trainer.clipped_sum(weights, single, PRIOR, training)), updates[-1])
     assert sum(np.linalg.norm(update) > 0 for update in updates) >= 6
     assert_close(together, sum(updates))
 
@@ -204,18 +213,81 @@ def test_untouched_rows_of_the_id_table_stay():
     assert moved <= touched < set(range(N_ITEMS))
 
 
+@pytest.mark.parametrize("training", [TRAINING, DROPPING], ids=["whole", "dropout"])
 @pytest.mark.parametrize("item_ids", [False, True])
-def test_the_result_does_not_depend_on_threads(item_ids):
+def test_the_result_does_not_depend_on_threads(item_ids, training):
     encoder = encoder_of("transformer", item_ids)
     examples, _ = examples_of(MIXED * 12)
     weights = weights_of(encoder)
     sums = [
-        Trainer(encoder, threads=threads).clipped_sum(weights, examples, PRIOR, TRAINING)
+        Trainer(encoder, threads=threads).clipped_sum(weights, examples, PRIOR, training)
         for threads in (1, 2, 4)
     ]
     for other in sums[1:]:
         for name, value in sums[0].arrays.items():
             np.testing.assert_array_equal(other.arrays[name], value)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_what_is_left_out_does_not_depend_on_chunks(kind, monkeypatch):
+    encoder = encoder_of(kind)
+    trainer, weights = Trainer(encoder), weights_of(encoder)
+    examples, _ = examples_of(MIXED)
+    expected = flat(trainer.clipped_sum(weights, examples, PRIOR, DROPPING))
+    for size in (1, 2, 5):
+        monkeypatch.setattr(local_training, "_CHUNK", size)
+        assert_close(flat(trainer.clipped_sum(weights, examples, PRIOR, DROPPING)), expected)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_without_dropout_the_encoder_is_asked_as_on_a_device(kind, monkeypatch):
+    encoder = encoder_of(kind)
+    examples, _ = examples_of(MIXED)
+    given, forward = [], type(encoder).forward
+
+    def watched(self, inputs, masks=None):
+        given.append(masks)
+        return forward(self, inputs, masks)
+
+    monkeypatch.setattr(type(encoder), "forward", watched)
+    for training, whole in ((TRAINING, True), (DROPPING, False)):
+        given.clear()
+        Trainer(encoder).clipped_sum(weights_of(encoder), examples, PRIOR, training)
+        assert [masks is None for masks in given] == [whole] * len(given)
+        assert len(given) >= TRAINING.steps
+
+
+def test_dropout_changes_what_is_learned_and_its_seed_does():
+    encoder = encoder_of("mean")
+    examples, _ = examples_of(MIXED)
+    trainer, weights = Trainer(encoder), weights_of(encoder)
+
+    def update(masks_of=None):
+        with pytest.MonkeyPatch.context() as patch:
+            if masks_of is not None:  # the negatives stay those of the round
+                patch.setattr(
+                    local_training,
+                    "draw_masks",
+                    lambda encoder, **named: draw_masks(encoder, **{**named, "seed": masks_of}),
+                )
+            return flat(trainer.clipped_sum(weights, examples, PRIOR, DROPPING))
+
+    whole = flat(trainer.clipped_sum(weights, examples, PRIOR, TRAINING))
+    np.testing.assert_array_equal(update(), update(TRAINING.seed))
+    for one, other in ((update(), whole), (update(), update(6)), (update(6), update(7))):
+        assert np.linalg.norm(one - other) > 0.01 * np.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_losses_are_those_of_the_whole_model(kind):
+    encoder = encoder_of(kind)
+    trainer, weights = Trainer(encoder), weights_of(encoder)
+    examples, _ = examples_of(MIXED)
+    whole, dropping = (
+        trainer.losses(weights, examples, PRIOR, training) for training in (TRAINING, DROPPING)
+    )
+    assert np.isfinite(whole).sum() >= 6
+    np.testing.assert_array_equal(dropping, whole)
 
 
 @settings(max_examples=10, deadline=None)
@@ -230,13 +302,14 @@ def test_the_order_of_devices_does_not_matter(order, kind):
     assert_close(flat(trainer.clipped_sum(weights, shuffled, PRIOR, TRAINING)), expected)
 
 
-def test_training_leaves_everything_else_as_it_was():
+@pytest.mark.parametrize("training", [TRAINING, DROPPING], ids=["whole", "dropout"])
+def test_training_leaves_everything_else_as_it_was(training):
     encoder = encoder_of("transformer", True)
     weights = weights_of(encoder)
     kept = {name: value.copy() for name, value in weights.items()}
     examples, _ = examples_of(MIXED)
     threads, random = torch.get_num_threads(), torch.random.get_rng_state()
-    Trainer(encoder, threads=2).clipped_sum(weights, examples, PRIOR, TRAINING)
+    Trainer(encoder, threads=2).clipped_sum(weights, examples, PRIOR, training)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), random)
     for name, p in encoder.named_parameters():
@@ -271,20 +344,22 @@ def test_a_device_that_diverges_contributes_nothing(strength):
     assert got.devices == len(MIXED)
 
 
-def test_local_weights_are_those_of_each_device_alone():
+@pytest.mark.parametrize("training", [TRAINING, DROPPING], ids=["whole", "dropout"])
+def test_local_weights_are_those_of_each_device_alone(training):
     encoder = encoder_of("transformer")
     weights = weights_of(encoder)
     examples, _ = examples_of(MIXED)
     trained = set()
-    for devices, own in Trainer(encoder).local_weights(weights, examples, PRIOR, TRAINING):
+    for devices, own in Trainer(encoder).local_weights(weights, examples, PRIOR, training):
         for row, device in enumerate(devices):
-            expected, start = alone(encoder, examples, device), 0
+            expected, start = alone(encoder, examples, device, training), 0
             for name, before in weights.items():
                 after = own[name][row].numpy()
                 after = after.T if name in linear_weights(encoder) else after
                 update = expected[start : start + before.size].reshape(before.shape)
                 start += before.size
-                np.testing.assert_allclose(after, before - update, atol=1e-5)
+                close = 1e-5 * max(1.0, np.linalg.norm(expected))
+                np.testing.assert_allclose(after, before - update, atol=close)
         trained |= set(devices.tolist())
     assert trained == set(np.flatnonzero(np.diff(examples.target_offsets)).tolist())
 

@@ -248,6 +248,16 @@ def test_any_size_will_do(data):
         np.testing.assert_allclose(update, expected, atol=3e-5 * max(np.abs(expected).max(), 1e-2))
 
 
+def test_where_something_is_left_out_the_batch_trains():
+    sizes = SIZES["odd widths"]
+    encoder, examples = encoder_of(sizes), examples_of(sizes)
+    training = replace(sizes.training, dropout=0.3)
+    expected = clipped_sum(encoder, examples, training)
+    np.testing.assert_array_equal(clipped_sum(encoder, examples, training, compiled=True), expected)
+    whole = clipped_sum(encoder, examples, sizes.training, compiled=True)
+    assert np.linalg.norm(whole - expected) > 0.01 * np.linalg.norm(whole)
+
+
 def test_local_weights_are_those_of_the_batch():
     sizes = SIZES["odd widths"]
     encoder, examples = encoder_of(sizes), examples_of(sizes)
