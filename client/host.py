@@ -108,6 +108,7 @@ class DeviceHost:
             negatives=task.negatives,
             clip_norm=task.clip_norm,
             seed=task.seed,
+            dropout=task.dropout,
         )
         table = self._table
         if COOCCURRENCE_BLOCK in table.blocks:

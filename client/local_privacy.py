@@ -15,6 +15,9 @@ the one that is accounted for. An event that is moved to another period changes 
 
 Coins are tossed for all n slots, whether there is anything in them, and a step is taken whatever they
 show: how much a device has recorded shows neither in the number of steps nor in their noise.
+
+What a step leaves out of hidden layers (:mod:`.dropout`) follows from the public seed alone, so that a
+gradient is still one slot's own, and 2C the most that its content moves the sum by.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from ..common.randomness import NoiseSource
 from ..common.updates import ClippedUpdate
 from ..common.user_level_optimizer import UserLevelDPOptimizer, clip_and_sum
 from .batches import Batch, Cohort, Negatives
+from .dropout import Masks, draw_masks
 from .examples import build_examples
 from .lifetime import BudgetOf, no_budget
 from .local_training import draw_negatives, next_item_losses
@@ -125,6 +129,7 @@ class PrivateTrainer:
         budget_of: BudgetOf = no_budget,
     ) -> None:
         check_gradients(encoder)
+        self._encoder = encoder
         self._model = model
         self._vectors = table.vectors
         self._randomness = randomness
@@ -171,6 +176,13 @@ class PrivateTrainer:
         stream = self._randomness.child(f"round/{task.binding.round}/{keys[0]:016x}")
         coins, mechanism = stream.child("coins"), self.privacy.mechanism
         cohort, useful = self._cohort(history, keys, task)
+        masks = draw_masks(
+            self._encoder,
+            rows=cohort.longest,
+            steps=task.steps,
+            share=task.dropout,
+            seed=task.seed,
+        )
         start = {name: torch.from_numpy(task.weights[name]) for name in self._parameters}
         with torch.no_grad():
             for name, p in self._parameters.items():
@@ -186,7 +198,7 @@ class PrivateTrainer:
                 population_size=mechanism.population_size,
                 probability=mechanism.sampling_probability,
             )
-            self._take_gradients(cohort, drawn[useful[drawn]], step)
+            self._take_gradients(cohort, drawn[useful[drawn]], step, masks)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return {name: start[name] - p.detach() for name, p in self._parameters.items()}
@@ -211,14 +223,16 @@ class PrivateTrainer:
         cohort = Cohort(examples, torch.from_numpy(task.prior), drawn)
         return cohort, np.diff(examples.target_offsets) > 0
 
-    def _take_gradients(self, cohort: Cohort, slots: NDArray[np.int64], step: int) -> None:
+    def _take_gradients(
+        self, cohort: Cohort, slots: NDArray[np.int64], step: int, masks: Masks
+    ) -> None:
         """Leave the gradient of each of ``slots`` in ``p.grad_sample``, perhaps of none."""
         if not len(slots):
             for p in self._parameters.values():
                 p.grad_sample = p.new_zeros((0, *p.shape))
             return
         batch, _, negatives = cohort.batch(slots)
-        losses = _losses(self._hooked(batch.inputs), batch, negatives[step])
+        losses = _losses(self._hooked(batch.inputs, masks[step]), batch, negatives[step])
         _backward(losses)
         finite = torch.stack(
             [p.grad_sample.flatten(1).isfinite().all(dim=1) for p in self._parameters.values()]

@@ -160,6 +160,12 @@ class TrainingConfig(Section):
     local_steps: int = Field(1, ge=1, description="of SGD, on a device in a round")
     local_learning_rate: float = Field(0.1, gt=0, description="of those steps")
     negatives: int = Field(128, ge=1, description="random items shared by the cohort, per step")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each hidden layer's numbers that is left out while training",
+    )
     targets: Literal["new", "all"] = Field(
         "new", description="learn to predict first encounters only, or every event"
     )
@@ -336,7 +342,7 @@ class EngineConfig(Section):
     compile: bool = Field(
         False,
         description="a native training step for the Transformer; needs a C++ compiler; "
-        "other encoders train as without it",
+        "other encoders, and any with training.dropout, train as without it",
     )
 
 

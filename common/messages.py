@@ -126,10 +126,11 @@ class TrainTask:
         steps: local SGD steps.
         learning_rate: of the local SGD.
         negatives: random items a step.
+        dropout: share of the numbers of each hidden layer that is left out in a step, 0 ≤ dropout < 1.
         new_targets_only: learn first encounters only.
         clip_norm: bound on one device's whole update; inf without privacy.
         noise_multiplier: σ of the noise that the server promises to add.
-        seed: public seed of the round: negatives, stretches of history.
+        seed: public seed of the round: negatives, what is left out, stretches of history.
     """
 
     name: ClassVar = "training"
@@ -142,6 +143,7 @@ class TrainTask:
     steps: int
     learning_rate: float
     negatives: int
+    dropout: float
     new_targets_only: bool
     clip_norm: float
     noise_multiplier: float
@@ -309,6 +311,9 @@ def read_train_task(message: Message) -> TrainTask:
         arrays = _read_arrays(message, "arrays")
         shapes = read_shapes(settings.pop("weights"))
         weights = apart(_record(message, "weights"), shapes)
+        # Of all left out nothing is learned, and what is kept would be divided by 0.
+        if not 0 <= settings["dropout"] < 1:
+            raise ValueError(f"a dropout of {settings['dropout']}")
         return TrainTask(
             devices=arrays["devices"],
             prior=arrays["prior"],

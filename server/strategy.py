@@ -193,6 +193,7 @@ class PrivateAveraging(Strategy):
                     steps=training.local_steps,
                     learning_rate=training.local_learning_rate,
                     negatives=training.negatives,
+                    dropout=training.dropout,
                     new_targets_only=training.targets == "new",
                     clip_norm=self._mechanism.clip_norm,
                     noise_multiplier=self._mechanism.noise_multiplier,

@@ -28,8 +28,8 @@ def masks_of(kind="transformer", **changes):
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_share_is_left_out_and_the_rest_stands_for_it(kind, share):
-    masks = masks_of(kind, share=share, rows=400)
-    assert masks.shape == (3, ENCODERS[kind], 400, WIDTH)
+    masks = masks_of(kind, share=share, rows=1_000)
+    assert masks.shape == (3, ENCODERS[kind], 1_000, WIDTH)
     assert masks.dtype == torch.float32
     assert torch.unique(masks).tolist() == pytest.approx([0, 1 / (1 - share)])
 

@@ -70,6 +70,7 @@ def train_task(town, devices, **changes):
         "steps": 2,
         "learning_rate": 0.5,
         "negatives": 4,
+        "dropout": 0.0,
         "new_targets_only": False,
         "clip_norm": 0.5,
         "noise_multiplier": 1.5,
@@ -112,9 +113,16 @@ def flat(update):
     return np.concatenate([update.arrays[n].ravel() for n in sorted(update.arrays)]).astype(float)
 
 
+def dropping_task(town, devices):
+    return train_task(town, devices, dropout=0.4)
+
+
 def test_the_sum_of_a_host_is_that_of_its_devices_wherever_they_are(town, host):
     chosen = [11, 13, 14, 20, 24]
-    for work, task in KINDS:
+    # Of several lengths: what is left out of a short window doesn't follow from a longer one beside it.
+    lengths = town.population.histories.lengths[chosen]
+    assert len(set(np.minimum(lengths, town.config.model.window))) > 1
+    for work, task in (*KINDS, ("train", dropping_task)):
         together = getattr(host, work)(task(town, chosen))
         assert together.devices == len(chosen)
         alone = [getattr(host_of(town, d, 1), work)(task(town, [d])) for d in chosen]
@@ -122,6 +130,16 @@ def test_the_sum_of_a_host_is_that_of_its_devices_wherever_they_are(town, host):
         total = sum(flat(update) for update in alone)
         assert np.linalg.norm(total) > 0
         assert np.linalg.norm(flat(together) - total) <= 1e-5 * np.linalg.norm(total)
+
+
+def test_a_host_leaves_out_what_the_task_says(town, host):
+    whole, some, same, more = (
+        flat(host.train(train_task(town, [11, 13, 14], dropout=share)))
+        for share in (0.0, 0.2, 0.2, 0.6)
+    )
+    np.testing.assert_array_equal(some, same)
+    for one, other in ((whole, some), (some, more)):
+        assert np.linalg.norm(one - other) > 0.01 * np.linalg.norm(whole)
 
 
 @pytest.mark.parametrize("devices", [[FIRST - 1], [FIRST + COUNT], [-1], [11, 11], [11, 99]])

@@ -15,6 +15,7 @@ from scipy.stats import chi2
 from torch import nn
 
 from fedprofile.client.batches import Cohort
+from fedprofile.client.dropout import draw_masks
 from fedprofile.client.examples import build_examples
 from fedprofile.client.host import DeviceHost
 from fedprofile.client.lifetime import LifetimeBudget, Terms
@@ -96,6 +97,7 @@ def task(town, **changes):
         "steps": 1,
         "learning_rate": 1.0,
         "negatives": 5,
+        "dropout": 0.0,
         "new_targets_only": False,
         "clip_norm": math.inf,
         "noise_multiplier": 0.0,
@@ -132,8 +134,8 @@ def sum_before_noise(town):
     def of(slots):
         return trainer(town, privacy=privacy(population_size=slots))
 
-    def summed(past, slots=SLOTS):
-        return flat(of(slots).clipped_sum(past, KEYS, task(town)).arrays) * Q * slots
+    def summed(past, slots=SLOTS, **changes):
+        return flat(of(slots).clipped_sum(past, KEYS, task(town, **changes)).arrays) * Q * slots
 
     return summed
 
@@ -171,7 +173,10 @@ def by_a_loop(town, past, arguments, slots):
             seed=0,
         )
         encoder.load_state_dict({n: torch.from_numpy(w) for n, w in arguments.weights.items()})
-        next_item_losses(encoder(batch.inputs), batch, negatives[0], None).sum().backward()
+        [masks] = draw_masks(
+            encoder, rows=50, steps=1, share=arguments.dropout, seed=arguments.seed
+        )
+        next_item_losses(encoder(batch.inputs, masks), batch, negatives[0], None).sum().backward()
         gradient = flat({n: p.grad.numpy() for n, p in encoder.named_parameters()})
         norms.append(np.linalg.norm(gradient))
         clipped = clipped + gradient * min(1.0, CLIP / norms[-1])
@@ -179,13 +184,14 @@ def by_a_loop(town, past, arguments, slots):
 
 
 @pytest.mark.usefixtures("no_noise")
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_the_sum_is_that_of_each_period_clipped_by_itself(town, sum_before_noise, slots):
+def test_the_sum_is_that_of_each_period_clipped_by_itself(town, sum_before_noise, slots, dropout):
     for device in range(town.population.size):
         past = town.population.histories.device(device)
-        arguments = task(town)
+        arguments = task(town, dropout=dropout)
         expected, norms = by_a_loop(town, past, arguments, slots)
-        got = sum_before_noise(past, slots)
+        got = sum_before_noise(past, slots, dropout=dropout)
         np.testing.assert_allclose(got, expected + np.zeros_like(got), atol=2e-5 * CLIP * slots)
         assert all(norm > CLIP for norm in norms)  # so the clip was put to the test
 
@@ -234,8 +240,9 @@ def test_an_event_more_or_less_or_other_moves_the_sum_by_twice_the_clip_at_most(
             ]
         )
     )
-    before = sum_before_noise(sessions_by_day(rows))
-    after = sum_before_noise(sessions_by_day(other))
+    dropout = data.draw(st.sampled_from([0.0, 0.5]))
+    before = sum_before_noise(sessions_by_day(rows), dropout=dropout)
+    after = sum_before_noise(sessions_by_day(other), dropout=dropout)
     assert np.linalg.norm(after - before) <= 2 * CLIP * 1.0001
 
 

@@ -161,6 +161,7 @@ def task_of(bundle, *, release=5, sign=None, number=7, **changes):
         "steps": 1,
         "learning_rate": 0.5,
         "negatives": 4,
+        "dropout": 0.0,
         "new_targets_only": True,
         "clip_norm": 0.2,
         "noise_multiplier": 4.0,
@@ -190,6 +191,26 @@ def test_a_task_is_trained_paid_for_and_answered(node, device, bundle, key):
     assert 0 < update.norm <= 0.2 * 1.0001
     assert charged(device) == [5]
     assert sum(isinstance(entry, Commit) for entry in read_ledger(device.ledger)) == 1
+
+
+def test_a_task_that_leaves_something_out_is_trained_so(node, device, bundle, key):
+    updates = []
+    for release, share in ((5, 0.0), (6, 0.5)):
+        message, task = task_of(bundle, release=release, sign=key.sign, dropout=share)
+        reply = work(node, FakeFleet(message))[-1]
+        shapes = {name: weight.shape for name, weight in task.weights.items()}
+        update = read_update(reply, binding=task.binding, shapes=shapes)
+        updates.append(np.concatenate([update.arrays[n].ravel() for n in sorted(update.arrays)]))
+    whole, some = updates
+    assert np.linalg.norm(whole - some) > 0.01 * np.linalg.norm(whole) > 0
+
+
+def test_a_task_that_leaves_out_everything_is_refused_before_it_is_paid_for(
+    node, device, bundle, key
+):
+    message, _ = task_of(bundle, sign=key.sign, dropout=1.0)
+    assert reasons(work(node, FakeFleet(message))) == ["MessageError"]
+    assert charged(device) == []
 
 
 def test_asked_again_before_it_was_sent_the_answer_is_the_old_one(node, device, bundle, key):

@@ -54,6 +54,7 @@ def test_the_digest_covers_what_decides_the_result():
     for section, key, value in (
         ("privacy", "epsilon", 7.9),
         ("training", "rounds", 1),
+        ("training", "dropout", 0.1),
         ("data", "path", "other.csv"),
         ("evaluation", "k", 11),
     ):
@@ -82,6 +83,7 @@ def test_the_digest_covers_what_decides_the_result():
         ("training", "rounds", [-1, 2.5]),
         ("training", "sampling_probability", [0, 1.01]),
         ("training", "server_momentum", [1.0]),
+        ("training", "dropout", [1.0, -0.1, math.nan, "some"]),
         ("statistics", "half_lives_days", [[0], [-1.0], [math.nan]]),
         ("model", "half_lives_days", [[0.0], [math.inf]]),
         ("model", "encoder", ["lstm"]),

@@ -58,6 +58,7 @@ def train_task(**changes):
         "steps": 2,
         "learning_rate": 0.1,
         "negatives": 7,
+        "dropout": 0.3,
         "new_targets_only": True,
         "clip_norm": 0.5,
         "noise_multiplier": 1.5,
@@ -145,6 +146,31 @@ def test_malformed_settings_are_refused(settings_):
         message.content["task"] = ConfigRecord({"settings": settings_})
         with pytest.raises(MessageError, match="outside the wire format"):
             read(message)
+
+
+@pytest.mark.parametrize("dropout", [1.0, -0.1, 7, math.nan, math.inf, "0.1", None, [0.1], True])
+def test_a_dropout_that_leaves_nothing_or_is_no_share_is_refused(dropout):
+    message = over_the_wire(train_message(9, train_task(dropout=dropout)))
+    with pytest.raises(MessageError, match="train task outside the wire format"):
+        read_train_task(message)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.999])
+def test_any_share_below_one_can_be_left_out(dropout):
+    task = train_task(dropout=dropout)
+    assert_same(read_train_task(over_the_wire(train_message(9, task))), task)
+
+
+@pytest.mark.parametrize("name", ["dropout", "negatives", "seed"])
+def test_settings_of_another_version_are_refused(name):
+    # Left out or made up, a device would train otherwise than the rest of its cohort.
+    message = over_the_wire(train_message(9, train_task()))
+    known = json.loads(message.content["task"]["settings"])
+    value = known.pop(name)
+    for settings_ in (known, {**known, name: value, "later": 1}):
+        message.content["task"]["settings"] = json.dumps(settings_)
+        with pytest.raises(MessageError, match="train task outside the wire format"):
+            read_train_task(message)
 
 
 def test_other_arrays_than_those_that_were_signed_are_refused():

@@ -209,6 +209,7 @@ def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(
         steps=1,
         learning_rate=0.5,
         negatives=4,
+        dropout=0.0,
         new_targets_only=True,
         clip_norm=0.2,
         noise_multiplier=4.0,

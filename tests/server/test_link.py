@@ -162,6 +162,7 @@ def instruction(node, seed=1):
             steps=1,
             learning_rate=0.1,
             negatives=2,
+            dropout=0.0,
             new_targets_only=True,
             clip_norm=1.0,
             noise_multiplier=1.0,

@@ -58,6 +58,7 @@ def local_updates(town, devices, seed, prior, clip_norm=math.inf):
             negatives=training.negatives,
             clip_norm=clip_norm,
             seed=seed,
+            dropout=training.dropout,
         )
         update = town.trainer.clipped_sum(town.initial(), examples, prior, local)
         found.append({name: value.astype(float) for name, value in update.arrays.items()})
@@ -145,12 +146,19 @@ def test_no_two_rounds_share_noise(build_town, tmp_path):
 # --- the mean ------------------------------------------------------------------------------------
 
 
-def test_fedavg_without_privacy_is_the_plain_average_of_local_models(build_town, tmp_path):
-    town = build_town(privacy=OPEN, training=PLAIN)
+@pytest.mark.parametrize(("dropout", "hosts"), [(0.0, 1), (0.4, 1), (0.4, 4)])
+def test_fedavg_without_privacy_is_the_plain_average_of_local_models(
+    build_town, tmp_path, dropout, hosts
+):
+    town = build_town(
+        privacy=OPEN, training={**PLAIN, "dropout": dropout}, devices_per_host=40 // hosts
+    )
     grid = town.grid(kind=Watching)
     result = town.run(tmp_path, grid)
-    [task] = grid.tasks
-    assert task.devices.tolist() == list(range(40))
+    assert len(grid.tasks) == hosts
+    assert {task.dropout for task in grid.tasks} == {dropout}
+    assert np.concatenate([task.devices for task in grid.tasks]).tolist() == list(range(40))
+    task = grid.tasks[0]
     updates = local_updates(town, range(40), task.seed, task.prior)
     # Users count equally, however many events they have.
     assert len(set(town.population.histories.lengths)) > 3

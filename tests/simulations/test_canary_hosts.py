@@ -40,6 +40,7 @@ def task(town, *devices, clip_norm=0.5, items=None):
         steps=1,
         learning_rate=0.1,
         negatives=4,
+        dropout=0.0,
         new_targets_only=True,
         clip_norm=clip_norm,
         noise_multiplier=1.0,

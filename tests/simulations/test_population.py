@@ -120,7 +120,7 @@ def busy_town(build_town):
     return town
 
 
-def clipped_sum(town, population, seed):
+def clipped_sum(town, population, seed, dropout):
     """Sum of what all devices of ``population`` send in a round."""
     task = TrainTask(
         binding=Binding(run="r", round=1, release=4, items=population.table.content_hash),
@@ -131,6 +131,7 @@ def clipped_sum(town, population, seed):
         steps=2,
         learning_rate=0.5,
         negatives=4,
+        dropout=dropout,
         new_targets_only=False,
         clip_norm=CLIP,
         noise_multiplier=1.0,
@@ -142,8 +143,10 @@ def clipped_sum(town, population, seed):
 
 
 @settings(max_examples=25)
-@given(gone=st.integers(0, USERS - 1), seed=st.integers(0, 2**62))
-def test_a_user_more_or_less_moves_the_sum_by_the_clip_norm_at_most(busy_town, gone, seed):
+@given(
+    gone=st.integers(0, USERS - 1), seed=st.integers(0, 2**62), dropout=st.sampled_from([0.0, 0.4])
+)
+def test_a_user_more_or_less_moves_the_sum_by_the_clip_norm_at_most(busy_town, gone, seed, dropout):
     """Also for who knows the public seed: what the others contribute must not change."""
     everyone = busy_town.population
     stay = np.delete(np.arange(USERS), gone)
@@ -154,7 +157,8 @@ def test_a_user_more_or_less_moves_the_sum_by_the_clip_norm_at_most(busy_town, g
         model=everyone.model,
         n_types=1,
     )
-    moved = clipped_sum(busy_town, everyone, seed) - clipped_sum(busy_town, others, seed)
+    sums = [clipped_sum(busy_town, who, seed, dropout) for who in (everyone, others)]
+    moved = sums[0] - sums[1]
     assert np.linalg.norm(moved) <= CLIP * 1.001
 
 
