@@ -126,6 +126,7 @@ def train_centrally(
                 negatives=training.negatives,
                 clip_norm=float("inf"),
                 seed=step_seed,
+                dropout=training.dropout,
             )
             weights = {n: p.detach().numpy() for n, p in parameters.items()}
             update = trainer.clipped_sum(weights, examples, prior, one_step)
@@ -146,7 +147,7 @@ class LocalOnly:
         encoder: architecture and initial weights.
         table: public item table.
         model: window and time scales.
-        training: local learning rate, negatives and targets.
+        training: local learning rate, negatives, dropout and targets.
         trainer: of this encoder.
         steps: local steps.
     """
@@ -187,6 +188,7 @@ class LocalOnly:
             negatives=self.training.negatives,
             clip_norm=float("inf"),
             seed=0,
+            dropout=self.training.dropout,
         )
         sums = decayed_sums(history, table.vectors, np.iinfo(np.int64).min, model.scales)
         vectors = torch.from_numpy(table.vectors)
