@@ -55,6 +55,9 @@ _POLL = 0.5
 OnStatistic = Callable[[str, Mapping[str, Tensor]], None]
 """Takes the name of a one-shot release and its noisy sum."""
 
+Enough = Callable[[Checkpoint, ItemStatistics], str | None]
+"""Takes where a run stands between rounds; tells why it ends there, None where it goes on."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FederationResult:
@@ -87,6 +90,9 @@ class Federation:
         checkpoints: folder of the checkpoints.
         now: moment of the statistics, seconds since 1970 UTC, public.
         on_round: called after each round with its record, the weights so far and the statistics.
+        enough: asked with the checkpoint and the statistics, wherever the run stands between rounds;
+            one that goes on is asked again, for a kill may have come before the answer. What it
+            answers is why no further round is made; None to make one.
         on_statistic: called with the name and the noisy sum of each statistic; of co-occurrence, a
             checkpoint keeps only the vectors that follow from it.
         hosts: finds node → its devices; unset: the nodes are asked, until they host everybody.
@@ -112,6 +118,7 @@ class Federation:
         checkpoints: Path,
         now: int,
         on_round: Callable[[RoundRecord, dict[str, Tensor], ItemStatistics], None],
+        enough: Enough = lambda *_: None,
         on_statistic: OnStatistic = lambda *_: None,
         hosts: Callable[[Grid], Mapping[int, range]] | None = None,
         before_round: Callable[[], None] = lambda: None,
@@ -131,6 +138,7 @@ class Federation:
         self._checkpoints = checkpoints
         self._now = now
         self._on_round = on_round
+        self._enough = enough
         self._on_statistic = on_statistic
         self._hosts = hosts or partial(find_hosts, population_size=plan.training.population_size)
         self._before_round = before_round
@@ -139,7 +147,7 @@ class Federation:
         self._largest_head = largest_head
 
     def run(self, grid: Grid) -> None:
-        """Run to the end, or to the last round the budget allows; sets ``result``.
+        """Run to the end, to where it is enough, or to the last round the budget allows; sets ``result``.
 
         Raises:
             BudgetError: not even the first release fits.
@@ -163,6 +171,7 @@ class Federation:
             checkpoint=checkpoint,
             folder=self._checkpoints,
             on_round=lambda record, weights: self._on_round(record, weights, statistics),
+            enough=lambda checkpoint: self._enough(checkpoint, statistics),
             before_round=self._before_round,
             sign=self._sign,
         )

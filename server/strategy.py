@@ -85,6 +85,8 @@ class PrivateAveraging(Strategy):
         checkpoint: where the run stands.
         folder: where checkpoints go.
         on_round: called after each round with its record and the weights so far.
+        enough: asked where the run stands: before the first round, or where it goes on, and after each.
+            What it answers is why no further round is made; None to make one.
         before_round: called before a round costs anything; it may wait.
         sign: signs the tasks, for devices that ask for it.
 
@@ -106,6 +108,7 @@ class PrivateAveraging(Strategy):
         checkpoint: Checkpoint,
         folder: Path,
         on_round: Callable[[RoundRecord, dict[str, Tensor]], None],
+        enough: Callable[[Checkpoint], str | None] = lambda _: None,
         before_round: Callable[[], None] = lambda: None,
         sign: Sign | None = None,
     ) -> None:
@@ -120,6 +123,7 @@ class PrivateAveraging(Strategy):
         self._statistics = statistics
         self._folder = folder
         self._on_round = on_round
+        self._enough = enough
         self._before_round = before_round
         self._sign = sign
         # By name: noise is drawn in this order, and a file of weights keeps none.
@@ -133,9 +137,11 @@ class PrivateAveraging(Strategy):
     def start(  # type: ignore[override]  # the rounds are the strategy's own: it resumes and stops
         self, grid: Grid, *, timeout: float = 3600
     ) -> Result:
-        """Run the rounds that are left; a round the budget doesn't allow ends the run, intact."""
+        """Run the rounds that are left, or until it is enough; one that the budget doesn't allow ends
+        the run, intact."""
         result = Result()
-        for number in range(self.checkpoint.round + 1, self._training.rounds + 1):
+        while not self._ended():
+            number = self.checkpoint.round + 1
             try:
                 messages = self.configure_train(number, self._arrays(), ConfigRecord(), grid)
             except BudgetError as error:
@@ -259,6 +265,13 @@ class PrivateAveraging(Strategy):
 
     def summary(self) -> None:
         """Nothing to log: the run folder explains the run."""
+
+    def _ended(self) -> bool:
+        reason = self._enough(self.checkpoint)
+        if self.checkpoint.round >= self._training.rounds:
+            return True
+        self.stopped = reason
+        return reason is not None
 
     def _server_optimizer(self) -> torch.optim.Optimizer:
         rate = self._training.server_learning_rate

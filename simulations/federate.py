@@ -15,7 +15,7 @@ from ..common.encoder import Encoder
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Reserve
 from ..common.randomness import NoiseSource
-from ..server.app import Federation, FederationResult, OnStatistic, build_server_app
+from ..server.app import Enough, Federation, FederationResult, OnStatistic, build_server_app
 from ..server.budget import BudgetPlan
 from ..server.statistics import ItemStatistics
 from ..server.strategy import RoundRecord
@@ -37,6 +37,7 @@ def run_federation(
     checkpoints: Path,
     now: int,
     on_round: Callable[[RoundRecord, dict[str, Tensor], ItemStatistics], None],
+    enough: Enough = lambda *_: None,
     on_statistic: OnStatistic = lambda *_: None,
     grid: Callable[..., InProcessGrid] = InProcessGrid,
     budget_of: BudgetOf = no_budget,
@@ -64,6 +65,7 @@ def run_federation(
         checkpoints=checkpoints,
         now=now,
         on_round=on_round,
+        enough=enough,
         on_statistic=on_statistic,
     )
     size = config.engine.devices_per_host

@@ -109,6 +109,7 @@ class Town:
             sizes=Sizes.of(self.encoder, self.config.statistics, self.population.table),
         )
         self.rounds = []
+        self.enough = lambda *_: None
 
     def client_app(self):
         return build_client_app(self.population.host_finder(self.devices_per_host, self.trainer))
@@ -148,6 +149,7 @@ class Town:
             checkpoints=folder / "checkpoints",
             now=self.now,
             on_round=on_round,
+            enough=self.enough,
         )
 
     def run(self, folder: Path, grid=None):

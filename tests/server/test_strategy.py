@@ -399,6 +399,33 @@ def test_interrupted_and_resumed_is_the_same_as_uninterrupted(build_town, tmp_pa
         assert [entry.round for entry in ledger.pending()] == [3]
 
 
+def test_rounds_end_where_it_is_enough(build_town, tmp_path):
+    asked = []
+
+    def enough(checkpoint, statistics):
+        asked.append((checkpoint.round, statistics.current.shape))
+        return "of no more use" if checkpoint.round >= 2 else None
+
+    town = build_town(training={"rounds": 3})
+    town.enough = enough
+    result = town.run(tmp_path)
+    assert asked == [(number, (30,)) for number in (0, 1, 2)]
+    assert (result.checkpoint.round, result.stopped) == (2, "of no more use")
+    # A run that goes on asks where it stands, before anything is charged.
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    again = town.run(tmp_path)
+    assert asked[3:] == [(2, (30,))]
+    assert again.stopped == "of no more use"
+    assert (tmp_path / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_enough_after_its_last_round_was_not_stopped(build_town, tmp_path):
+    town = build_town(training={"rounds": 2})
+    town.enough = lambda checkpoint, _: "of no more use" if checkpoint.round == 2 else None
+    result = town.run(tmp_path)
+    assert (result.checkpoint.round, result.stopped) == (2, None)
+
+
 def test_resuming_twice_changes_nothing(build_town, tmp_path):
     town = build_town()
     result = town.run(tmp_path)
