@@ -179,7 +179,17 @@ class TrainingConfig(Section):
     )
     cohort: int = Field(400, ge=1, description="expected devices a round, where q is unset")
     averaging: float = Field(
-        0.5, ge=0, lt=1, description="share of the last rounds whose models are averaged"
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the last rounds whose models are averaged; with patience none are",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="in simulations without privacy: measurements on the validation part, some ten a run, "
+        "without a better NDCG@k after which training stops; the best model that was measured is kept. "
+        "Unset: all rounds",
     )
 
     def rate(self, population_size: int) -> float:
@@ -405,7 +415,30 @@ class RunConfig(Section):
                 "privacy.local can't train model.item_ids: the ID table also scores items (tied "
                 "weights), which gradients of single examples miss; set model.item_ids = false"
             )
+        if self.training.patience is not None:
+            self._check_patience()
         return self
+
+    def _check_patience(self) -> None:
+        if self.privacy.enabled:
+            raise ValueError(
+                "training.patience chooses a model by what users of the validation part did, which no ε "
+                "covers; leave it unset, or train without privacy (simulate --no-privacy, or enabled = "
+                "false in [privacy])"
+            )
+        if not self.training.rounds:
+            raise ValueError("training.patience needs training.rounds of 1 or more: it ends them")
+        if self.evaluation.split == "none":
+            raise ValueError(
+                "training.patience needs a validation part, and evaluation.split = 'none' holds nothing "
+                "out; choose another split, or leave patience unset"
+            )
+        if self.evaluation.refit:
+            raise ValueError(
+                "training.patience can't go with evaluation.refit, which trains on the validation part; "
+                "find the best round without refit first, then set training.rounds to it, leave patience "
+                "unset, and set refit = true"
+            )
 
     def deciding(self) -> dict[str, Any]:
         """What decides the result: all but ``engine`` and where files of the ledgers are."""

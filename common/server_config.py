@@ -114,6 +114,11 @@ class ServerConfig(Section):
             )
         if self.privacy.local.enabled:
             raise ValueError("privacy.local is for simulations: devices of a server don't offer it")
+        if self.training.patience is not None:
+            raise ValueError(
+                "training.patience is for simulations: a server has no validation part to stop by; leave "
+                "it unset"
+            )
         return self
 
     @property

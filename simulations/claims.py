@@ -212,9 +212,12 @@ def warnings(run: Mapping[str, Any], privacy: Mapping[str, Any]) -> Iterator[Sta
             population_size=privacy["population_size"],
         )
     if run["stopped"]:
+        kept = "What was trained until then is kept and was paid for."
+        if run["best_round"] is not None:
+            kept = f"The model of round {count(run['best_round'])} is kept."
         yield Statement(
             f"Stopped after {count(run['rounds_done'])} of {count(run['rounds_planned'])} rounds",
-            f"Reason: {run['stopped']}. What was trained until then is kept and was paid for.",
+            f"Reason: {run['stopped']}. {kept}",
         )
 
 

@@ -120,13 +120,17 @@ def compare(
     config: RunConfig,
     *,
     scorer: EncoderScorer,
+    chosen: str,
     split: Split,
     population: Population,
     trainer: Trainer,
     encoder: Encoder,
 ) -> list[ModelResult]:
-    """Measure the run's model, first, and unless switched off all it should be held against."""
-    candidates = [Candidate("federated", "ours", config.privacy.enabled, scorer, "")]
+    """Measure the run's model, first, and unless switched off all it should be held against.
+
+    ``chosen`` says what validation chose of the run's own model, if anything.
+    """
+    candidates = [Candidate("federated", "ours", config.privacy.enabled, scorer, chosen)]
     counts = Popularity.fit(split.train, population.table)
     if config.evaluation.baselines:
         makers: dict[str, Maker] = {}

@@ -53,6 +53,7 @@ def run_metrics(
     encoder: Encoder,
     result: FederationResult,
     validation: Mapping[int, float | None],
+    best_round: int | None,
     models: Sequence[ModelResult],
     ledger: Ledger,
     local: dict[str, Any] | None = None,
@@ -69,6 +70,7 @@ def run_metrics(
         encoder: architecture.
         result: of the federation.
         validation: round → mean NDCG@k on validation.
+        best_round: the one whose model validation chose, None where it chose none.
         models: the comparison, the run's own model first.
         ledger: of the run.
         local: what the event-level layer came to, None where there was none.
@@ -87,6 +89,7 @@ def run_metrics(
             "rounds_planned": config.training.rounds,
             "rounds_done": result.checkpoint.round,
             "stopped": result.stopped,
+            "best_round": best_round,
             "dataset": config.data.path,
         },
         "data": {**_data(log, split, config), "content": table.has_content},

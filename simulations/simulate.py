@@ -19,12 +19,13 @@ from ..client.serving import serving_table
 from ..common.config import RunConfig
 from ..common.console import remark, stage
 from ..common.encoder import Encoder, build_encoder
-from ..common.errors import DataError
+from ..common.errors import ConfigError, DataError
 from ..common.ledger import Ledger
 from ..common.ledger_entries import Earlier
 from ..common.weights import hash_of_weights
 from ..server.app import FederationResult
 from ..server.budget import BudgetPlan, plan_budget
+from ..server.checkpoint import Checkpoint
 from ..server.item_vectors import build_item_table, with_room
 from ..server.split import Sizes
 from ..server.statistics import ItemStatistics
@@ -118,12 +119,15 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
         sampling_probability=prepared.plan.training.sampling_probability,
     )
     with _resumable(folder), ledger:
-        progress = Progress.open(folder.progress, log)
+        progress = Progress.open(folder.progress, log, patience=config.training.patience)
         # 4. Run the federation: statistics, then private rounds.
         result = _federate(config, prepared, folder, ledger, layer, progress)
         # 5. Measure it beside baselines on the same split.
         scorer = _scorer(config, prepared, result.weights, result.statistics)
-        models = [] if config.evaluation.split == "none" else _compare(config, prepared, scorer)
+        models = []
+        if config.evaluation.split != "none":
+            chosen = "" if progress.best is None else f"round {progress.best}"
+            models = _compare(config, prepared, scorer, chosen)
         # 6. Write what explains the run.
         metrics = run_metrics(
             config,
@@ -135,6 +139,7 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
             encoder=prepared.encoder,
             result=result,
             validation=progress.validation,
+            best_round=progress.best,
             models=models,
             ledger=ledger,
             local=None if layer is None else event_metrics(layer, config),
@@ -166,6 +171,11 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
     if config.data.user_share < 1:
         members = taking_part(log.user_ids, config.data.user_share)
     split = make_split(log.histories, config.evaluation, members)
+    if config.training.patience is not None and split.validation.repeated == 1:
+        raise ConfigError(
+            f"training.patience: all that users took in the validation part of {config.data.path} they had "
+            "before, and validation asks for new items; leave patience unset, or move the cuts"
+        )
     population = Population.of(
         split.train,
         user_ids=log.user_ids,
@@ -267,20 +277,30 @@ def _federate(
     layer: EventLayer | None,
     kept: Progress,
 ) -> FederationResult:
-    rounds = config.training.rounds
+    rounds, k = config.training.rounds, config.evaluation.k
     every = max(1, rounds // _CURVE_POINTS)
     held_out = prepared.split.validation.n_users and not prepared.split.refitted
+
+    def measure(number: int, weights: Mapping[str, Tensor], statistics: ItemStatistics) -> str:
+        if not number or number % every or not held_out:
+            return ""
+        scorer = _scorer(config, prepared, weights, statistics)
+        quality = mean_ndcg(scorer, prepared.split.validation, k=k)
+        kept.add(number, quality, weights)
+        return f", validation NDCG@{k} {quality or 0:.4f}"
+
+    def enough(checkpoint: Checkpoint, statistics: ItemStatistics) -> str | None:
+        if checkpoint.round not in kept.validation:  # a kill came after the round and before this
+            measure(checkpoint.round, checkpoint.weights, statistics)
+        return kept.enough()
+
     with stage("Training", rounds) as progress:
 
         def on_round(
             record: RoundRecord, weights: Mapping[str, Tensor], statistics: ItemStatistics
         ) -> None:
             note = f"{record.trained:,} devices, {record.seconds:.1f} s"
-            if record.round % every == 0 and held_out:
-                scorer = _scorer(config, prepared, weights, statistics)
-                quality = mean_ndcg(scorer, prepared.split.validation, k=config.evaluation.k)
-                kept.add(record.round, quality)
-                note += f", validation NDCG@{config.evaluation.k} {quality or 0:.4f}"
+            note += measure(record.round, weights, statistics)
             progress.advance(note, to=record.round)
 
         result = run_federation(
@@ -294,6 +314,7 @@ def _federate(
             checkpoints=folder.checkpoints,
             now=statistics_time(config, prepared.split, prepared.population),
             on_round=on_round,
+            enough=enough,
             budget_of=open_device_ledgers(
                 folder,
                 config,
@@ -307,7 +328,12 @@ def _federate(
         ledger.stop(reason=result.stopped or "completed")
     if result.stopped:
         remark(f"Stopped before its last round: {result.stopped}")
-    return result
+    if kept.best is None:
+        return result
+    remark(
+        f"Of the models measured on validation that of round {kept.best} was best: it is the result"
+    )
+    return replace(result, weights=kept.weights())
 
 
 def _scorer(
@@ -347,10 +373,13 @@ def _write(
     write_report(metrics, folder.report)
 
 
-def _compare(config: RunConfig, prepared: Prepared, scorer: EncoderScorer) -> list[ModelResult]:
+def _compare(
+    config: RunConfig, prepared: Prepared, scorer: EncoderScorer, chosen: str
+) -> list[ModelResult]:
     return compare(
         config,
         scorer=scorer,
+        chosen=chosen,
         split=prepared.split,
         population=prepared.population,
         trainer=prepared.trainer,

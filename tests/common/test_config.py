@@ -81,6 +81,7 @@ def test_the_digest_covers_what_decides_the_result():
             ],
         ),
         ("training", "rounds", [-1, 2.5]),
+        ("training", "patience", [0, 1.5, True, "2"]),
         ("training", "sampling_probability", [0, 1.01]),
         ("training", "server_momentum", [1.0]),
         ("training", "dropout", [1.0, -0.1, math.nan, "some"]),
@@ -165,6 +166,28 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_the_event_level_layer_says_what_it_can_not_be_combined_with(tmp_path, text, advice):
     with pytest.raises(ConfigError, match=advice):
         load_config(write(tmp_path, text))
+
+
+OPEN = {"privacy": {"enabled": False}, "training": {"patience": 2}}
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"privacy": {"enabled": True}}, r"no ε covers.*--no-privacy"),
+        ({"training": {"patience": 2, "rounds": 0}}, r"training\.rounds of 1 or more"),
+        ({"evaluation": {"split": "none"}}, "choose another split"),
+        ({"evaluation": {"refit": True}}, r"find the best round .* set training\.rounds to it"),
+    ],
+)
+def test_patience_needs_a_validation_part_that_it_may_look_at(change, advice):
+    assert load_config(None, OPEN).training.patience == 2
+    with pytest.raises(ConfigError, match=rf"^training\.patience .*{advice}") as refused:
+        load_config(None, {**OPEN, **change})
+    assert "\n" not in str(refused.value)
+    load_config(
+        None, {**OPEN, **change, "training": {**change.get("training", {}), "patience": None}}
+    )
 
 
 def test_a_wrong_option_is_not_laid_to_the_file(tmp_path):

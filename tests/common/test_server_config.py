@@ -53,6 +53,12 @@ def test_a_moment_for_the_statistics_must_be_set():
         validated(ServerConfig, {}, where="", documented="x")
 
 
+def test_a_server_has_nothing_to_stop_by():
+    for enabled in (True, False):
+        with pytest.raises(ConfigError, match=r"^training\.patience is for simulations"):
+            make(training={"patience": 1}, privacy={"enabled": enabled})
+
+
 def test_the_document_is_up_to_date():
     document = Path(__file__).parents[2] / "docs" / "server-configuration.md"
     assert document.read_text(encoding="utf-8") == server_configuration_markdown(), (

@@ -143,6 +143,7 @@ def example(rounds=30):
             "rounds_planned": rounds,
             "rounds_done": rounds,
             "stopped": None,
+            "best_round": None,
             "command": "fedprofile simulate --data online-retail-ii --epsilon 2",
             "dataset": "online-retail-ii",
         },
@@ -422,6 +423,21 @@ def test_early_stop_is_explained(metrics):
     text = read(metrics).text
     assert "Stopped after 29 of 30 rounds" in text
     assert "the next round would cost ε = 2.01" in text
+
+
+def test_a_model_that_validation_chose_is_told(without_privacy):
+    told = "The result is the model of round 20: of those measured on validation it was best"
+    assert told not in read(without_privacy).text
+    without_privacy["run"].update(best_round=20)
+    text = read(without_privacy).text
+    assert told in text
+    assert "Stopped" not in text
+    reason = "validation was best at round 20, 3 measurements ago"
+    without_privacy["run"].update(stopped=reason, rounds_done=29)
+    text = read(without_privacy).text
+    assert "Stopped after 29 of 30 rounds" in text
+    assert f"Reason: {reason}. The model of round 20 is kept." in text
+    assert "paid for" not in text
 
 
 def test_verdict_counts_by_paired_intervals(page):

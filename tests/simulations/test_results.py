@@ -68,6 +68,7 @@ def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None):
                 checkpoint=SimpleNamespace(round=rounds - 1, rounds=records), stopped=None
             ),
             validation={1: 0.5, 2: float("nan")},
+            best_round=None,
             models=[],
             ledger=ledger,
         )

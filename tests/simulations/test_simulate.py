@@ -2,9 +2,16 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from fedprofile.common.config import RunConfig
-from fedprofile.common.errors import DataError, RunFolderError
+from fedprofile.common.errors import ConfigError, DataError, RunFolderError
+from fedprofile.common.ledger import Ledger
+from fedprofile.common.ledger_entries import Commit, Reserve, Stop, read_ledger
+from fedprofile.common.weights import hash_of_weights
+from fedprofile.server.checkpoint import Checkpoint
+from fedprofile.simulations.progress import Progress
+from fedprofile.simulations.run_folder import RunFolder
 from fedprofile.simulations.simulate import SimulateOptions, simulate
 
 SMALL = {
@@ -116,3 +123,165 @@ def test_a_run_goes_on_with_the_data_it_began_with_only(tmp_path):
     (tmp_path / "a/progress.json").write_text("[]")
     with pytest.raises(RunFolderError, match=r"progress\.json"):
         simulate(of_file, SimulateOptions(out=tmp_path / "a", resume=True))
+
+
+# --- stopping early ------------------------------------------------------------------------------
+
+# Steps so long that training gets past its best after some rounds.
+ASTRAY = {"rounds": 20, "negatives": 8, "cohort": 60, "server_learning_rate": 0.1}
+
+
+def astray(**training):
+    return config(
+        model={"encoder": "mean"},
+        statistics={"cooccurrence": 0},
+        training={**ASTRAY, **training},
+        privacy={"enabled": False},
+    )
+
+
+def measured(found):
+    """Round → validation NDCG, of those that were measured."""
+    curve = {point["round"]: point["validation_ndcg"] for point in found["curve"]}
+    return {number: value for number, value in curve.items() if value is not None}
+
+
+def entries(folder, kind):
+    return [entry for entry in read_ledger(folder / "ledger.jsonl") if isinstance(entry, kind)]
+
+
+def led_to(folder):
+    """Round → hash of the weights it led to, as the ledger has it."""
+    rounds = {entry.sequence: entry.round for entry in entries(folder, Reserve)}
+    return {rounds[entry.release]: entry.model_after for entry in entries(folder, Commit)}
+
+
+def test_training_stops_where_validation_gets_worse_and_keeps_the_best_model(tmp_path, capfd):
+    through = simulate(astray(), SimulateOptions(out=tmp_path / "through"))
+    assert (through["run"]["best_round"], through["run"]["stopped"]) == (None, None)
+    assert not (tmp_path / "through/progress.safetensors").exists()
+    figures = measured(through)
+    best = max(figures, key=figures.get)
+    assert 2 < best < 16, "steps of another length, or the test shows nothing"
+
+    found = simulate(astray(patience=2), SimulateOptions(out=tmp_path / "a"))
+    run, [own] = found["run"], found["models"]
+    assert (run["best_round"], run["rounds_done"], run["rounds_planned"]) == (best, best + 4, 20)
+    reason = f"validation was best at round {best}, 2 measurements ago"
+    assert run["stopped"] == reason
+    assert measured(found) == {n: value for n, value in figures.items() if n <= best + 4}
+    assert [stop.reason for stop in entries(tmp_path / "a", Stop)] == [reason]
+    # What is saved and measured is what was measured on the way.
+    assert (
+        hash_of_weights(load_file(tmp_path / "a/model.safetensors")) == led_to(tmp_path / "a")[best]
+    )
+    assert own["validation_ndcg"] == figures[best] != through["models"][0]["validation_ndcg"]
+    assert own["settings"] == f"round {best}"
+    told = capfd.readouterr().err
+    assert f"Stopped before its last round: {reason}" in told
+    assert f"that of round {best} was best: it is the result" in told
+    page = (tmp_path / "a/report.html").read_text("utf-8")
+    assert f"The result is the model of round {best}" in page
+
+
+def test_the_best_model_is_kept_where_training_is_not_stopped(tmp_path):
+    found = simulate(astray(patience=10), SimulateOptions(out=tmp_path / "a"))
+    best = found["run"]["best_round"]
+    assert (found["run"]["rounds_done"], found["run"]["stopped"]) == (20, None)
+    assert [stop.reason for stop in entries(tmp_path / "a", Stop)] == ["completed"]
+    assert best < 20
+    assert (
+        hash_of_weights(load_file(tmp_path / "a/model.safetensors")) == led_to(tmp_path / "a")[best]
+    )
+
+
+# Where a run dies: owner and name of a function, before or after its n-th call.
+DEATHS = [
+    (Progress, "_write", "after", 1),  # nothing is known but the data
+    (Checkpoint, "save", "after", 3),  # round 2 is kept, not committed and not measured
+    (Progress, "add", "before", 1),
+    (Progress, "_write", "before", 1),  # its weights are kept, its figure isn't
+    (Progress, "add", "after", 1),  # on to round 3
+    (Ledger, "commit", "after", 2),  # round 4, before it is measured
+    (Ledger, "reserve", "after", 1),  # round 5
+    (Progress, "_write", "before", 1),
+    (Progress, "_write", "after", 1),
+    (Ledger, "reserve", "after", 2),
+    (Progress, "add", "before", 1),
+    (Progress, "add", "after", 2),
+    (Ledger, "stop", "before", 1),
+    (Ledger, "stop", "after", 1),
+    (RunFolder, "write_model", "before", 1),
+    (RunFolder, "write_metrics", "before", 1),
+]
+
+
+@pytest.mark.parametrize("patience", [2, 10])
+def test_a_run_that_dies_anywhere_keeps_its_best_model(tmp_path, monkeypatch, patience):
+    through = simulate(astray(patience=patience), SimulateOptions(out=tmp_path / "through"))
+
+    class Killed(BaseException):
+        pass
+
+    def die(owner, name, moment, count):
+        called, calls = getattr(owner, name), []
+
+        def deadly(*arguments, **named):
+            calls.append(name)
+            if len(calls) == count and moment == "before":
+                raise Killed
+            result = called(*arguments, **named)
+            if len(calls) == count:
+                raise Killed
+            return result
+
+        return deadly
+
+    out, begun = tmp_path / "cut", False
+    for death in DEATHS:
+        owner, name, *_ = death
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, die(*death))
+            with pytest.raises(Killed):
+                simulate(astray(patience=patience), SimulateOptions(out=out, resume=begun))
+        begun = True
+    found = simulate(astray(patience=patience), SimulateOptions(out=out, resume=True))
+    assert found["run"]["best_round"] == through["run"]["best_round"]
+    assert found["run"]["rounds_done"] == through["run"]["rounds_done"]
+    assert found["run"]["stopped"] == through["run"]["stopped"]
+    assert measured(found) == measured(through)
+    assert found["models"] == through["models"]
+    kept, expected = (
+        load_file(tmp_path / f"{run}/model.safetensors") for run in ("cut", "through")
+    )
+    assert hash_of_weights(kept) == hash_of_weights(expected)
+    assert len(entries(out, Stop)) == 1
+
+
+def test_a_best_model_that_is_lost_is_asked_for(tmp_path):
+    simulate(astray(patience=2), SimulateOptions(out=tmp_path / "a"))
+    (tmp_path / "a/progress.safetensors").unlink()
+    model = (tmp_path / "a/model.safetensors").read_bytes()
+    with pytest.raises(RunFolderError, match=r"progress\.safetensors: not the weights of round"):
+        simulate(astray(patience=2), SimulateOptions(out=tmp_path / "a", resume=True))
+    assert (tmp_path / "a/model.safetensors").read_bytes() == model
+
+
+def test_a_validation_part_without_new_items_is_refused_before_anything_is_written(tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [f"u{user},i{(user + n) % 2},{n * 90_000}" for user in range(20) for n in range(1, 21)]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    patient = astray(patience=2).model_copy(update={"data": config(data={"path": str(log)}).data})
+    with pytest.raises(ConfigError, match=r"^training\.patience: .*log\.csv they had before"):
+        simulate(patient, SimulateOptions(out=tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_validation_part_of_nobody_is_refused_before_anything_is_written(tmp_path):
+    empty = {"validation_from": "2100-01-01", "test_from": "2100-01-02"}
+    nobody = RunConfig.model_validate(
+        {**astray(patience=2).model_dump(), "evaluation": {**SMALL["evaluation"], **empty}}
+    )
+    with pytest.raises(ConfigError, match="leaves no user with history and a validation target"):
+        simulate(nobody, SimulateOptions(out=tmp_path / "a"))
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,80 @@
+"""Which round was best, and for how long none was better."""
+
+import math
+
+import pytest
+import torch
+
+from fedprofile.common.errors import RunFolderError
+from fedprofile.simulations.progress import Progress
+from fedprofile.simulations.synthetic import synthesise
+
+
+@pytest.fixture(scope="module")
+def log():
+    return synthesise(10, 8, seed=0)
+
+
+@pytest.fixture
+def begin(tmp_path, log):
+    """Progress in a folder, again with each call."""
+    return lambda patience: Progress.open(tmp_path / "progress.json", log, patience=patience)
+
+
+def weights(number):
+    return {"layer": torch.full((2, 3), float(number)), "東京": torch.tensor(float(number))}
+
+
+def fill(progress, qualities):
+    for number, quality in qualities.items():
+        progress.add(number, quality, weights(number))
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("qualities", "best", "since"),
+    [
+        ({2: 0.1}, 2, 0),
+        ({2: 0.1, 4: 0.3, 6: 0.2}, 4, 1),
+        ({2: 0.1, 4: 0.1, 6: 0.1}, 2, 2),  # level is not better
+        ({2: 0.0, 4: -0.0}, 2, 1),
+        ({2: None, 4: 0.1, 6: None, 8: math.nan}, 4, 2),
+        ({2: math.nan, 4: 0.0}, 4, 0),
+        ({2: 0.3, 10: 0.2, 100: 0.4}, 100, 0),  # by number, not as text
+    ],
+)
+def test_the_first_of_the_best_is_kept(begin, qualities, best, since):
+    for progress in (fill(begin(3), qualities), begin(3)):
+        assert progress.best == best
+        assert progress.weights().keys() == weights(best).keys()
+        assert all(torch.equal(w, weights(best)[n]) for n, w in progress.weights().items())
+    assert begin(since + 1).enough() is None
+    if since:
+        told = f"validation was best at round {best}, {since} measurement{'s' * (since > 1)} ago"
+        assert begin(since).enough() == told
+
+
+@pytest.mark.parametrize("qualities", [{}, {2: None, 4: None}, {2: math.nan}])
+def test_without_a_figure_nothing_is_best_and_nothing_stops(begin, qualities):
+    progress = fill(begin(1), qualities)
+    assert (progress.best, progress.enough()) == (None, None)
+
+
+def test_without_patience_figures_alone_are_kept(begin, tmp_path):
+    progress = fill(begin(None), {2: 0.3, 4: 0.2, 6: 0.1})
+    assert begin(None).validation == {2: 0.3, 4: 0.2, 6: 0.1}
+    assert (progress.best, progress.enough()) == (None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_weights_of_another_round_are_not_taken_for_the_best(begin, tmp_path):
+    fill(begin(1), {2: 0.3})
+    kept = (tmp_path / "progress.safetensors").read_bytes()
+    progress = fill(begin(1), {4: 0.4})
+    (tmp_path / "progress.safetensors").write_bytes(kept)
+    with pytest.raises(RunFolderError, match=r"not the weights of round 4.*it is of round 2"):
+        progress.weights()
+    for content in (b"", kept[:-1], b"nonsense"):
+        (tmp_path / "progress.safetensors").write_bytes(content)
+        with pytest.raises(RunFolderError, match=r"progress\.safetensors: .*put the file back"):
+            progress.weights()
