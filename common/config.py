@@ -479,9 +479,13 @@ def load_config(path: Path | None, overrides: dict[str, dict[str, Any]] | None =
     documented = "docs/configuration.md"
     try:
         config = validated(RunConfig, content, where=where, documented=documented)
-    except ConfigError:
-        if path is not None:
-            validated(RunConfig, read_toml(path), where=where, documented=documented)
+    except ConfigError as found:
+        try:
+            alone = {} if path is None else read_toml(path)
+            validated(RunConfig, alone, where="", documented=documented)
+        except ConfigError as own:  # perhaps of what an option has put right
+            if str(own) in str(found):
+                raise ConfigError(f"{where}{own}") from own
         # The file isn't at fault, so it isn't named.
         config = validated(RunConfig, content, where="", documented=documented)
     try:

@@ -199,3 +199,9 @@ def test_a_wrong_option_is_not_laid_to_the_file(tmp_path):
     path.write_text("[privacy]\nepsilon = -1\n")
     with pytest.raises(ConfigError, match=r"run\.toml: privacy\.epsilon"):
         load_config(path, {"training": {"rounds": 3}})
+    # One option puts the file right, and another one is wrong.
+    path.write_text("[training]\npatience = 2\n")
+    with pytest.raises(ConfigError, match=r"^training\.patience .*split = 'none'"):
+        load_config(path, {"privacy": {"enabled": False}, "evaluation": {"split": "none"}})
+    with pytest.raises(ConfigError, match=r"run\.toml: training\.patience .*no ε"):
+        load_config(path, {"training": {"rounds": 3}})
