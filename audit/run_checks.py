@@ -157,7 +157,7 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
     """Whether the released weights are those that the last round led to, or the average that was kept.
 
     The ledger names the weights that each round led to and no average of them, so that can be held
-    against the checkpoint only.
+    against the checkpoint only. With ``training.patience`` the model is that of any one round.
     """
     if not path.is_file():
         return Finding("model", "not run", f"{path.name} is missing: the run isn't finished")
@@ -172,6 +172,11 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
     models = [e.model_after for e in commits if e.model_after]
     if models and held == models[-1]:
         return Finding("model", "holds", "has the weights that the last round led to")
+    if models and _patient(path.with_name("config.toml")):
+        if held not in models:
+            return Finding("model", "fails", f"{path.name} has other weights than any round led to")
+        what = "has the weights that an earlier round led to, as training.patience may choose"
+        return Finding("model", "holds", what)
     if kept is None:
         return Finding("model", "not run", "no checkpoint to hold the average of rounds against")
     if models and not kept.averaged:
@@ -185,6 +190,14 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
         what = f"its weights are the average of {kept.averaged} rounds in the last checkpoint"
     why = "names no average" if kept.round else "has no round"
     return Finding("model", "holds", f"{what}; not compared with the ledger, which {why}")
+
+
+def _patient(path: Path) -> bool:
+    """Whether the configuration has validation choose among the models of the rounds."""
+    try:
+        return load_config(path).training.patience is not None
+    except ConfigError:
+        return False  # the check of the configuration says so
 
 
 def _tells(table: ItemTable) -> bool:

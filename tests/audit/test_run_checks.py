@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from fedprofile.audit.privacy_checks import Cost
 from fedprofile.audit.run_checks import check_run
 from fedprofile.common.accounting import epsilon, epsilon_after_each
+from fedprofile.common.config import RunConfig
 from fedprofile.common.items import ItemTable
 from fedprofile.common.ledger_entries import Commit, Reserve
 from fedprofile.common.weights import hash_of_weights
@@ -120,6 +121,20 @@ def test_an_average_has_nothing_to_be_held_against_without_its_checkpoint(tmp_pa
     assert found(tmp_path, chain)["model"].outcome == "not run"
     (tmp_path / "model.safetensors").unlink()
     assert "isn't finished" in found(tmp_path, chain)["model"].what
+
+
+def test_a_model_that_validation_chose_is_that_of_some_round(tmp_path, made):
+    chain = made(rounds=4, averaged=2)
+    save_file(weights(2), tmp_path / "model.safetensors")
+    assert found(tmp_path, chain)["model"].outcome == "fails"
+    config = RunConfig.model_validate({"training": {"patience": 1}, "privacy": {"enabled": False}})
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    told = found(tmp_path, chain)["model"]
+    assert (told.outcome, "an earlier round led to" in told.what) == ("holds", True), told
+    for other in (3.5, 9):  # the average, and what no round led to
+        save_file(weights(other), tmp_path / "model.safetensors")
+        told = found(tmp_path, chain)["model"]
+        assert (told.outcome, "than any round led to" in told.what) == ("fails", True), told
 
 
 def test_changed_items_show(tmp_path, made):
