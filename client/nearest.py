@@ -59,7 +59,8 @@ def log_popularity(table: ItemTable, items: NDArray[np.int32] | None = None) -> 
         return np.zeros(table.n_items if items is None else len(items), dtype=np.float32)
     if items is None:
         return table.vectors[:, start].copy()
-    return table.vectors[items, start]
+    found: NDArray[np.float32] = table.vectors[items, start]
+    return found
 
 
 class NearestHeld:

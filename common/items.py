@@ -63,6 +63,17 @@ class ItemTable:
         return not bare
 
     @property
+    def content(self) -> NDArray[np.float32]:
+        """Columns of a public table that content fills, float32 [n_items, k]; what stands in for it, and
+        what a release fills in, left out."""
+        told = [
+            self.vectors[:, start:stop]
+            for name, (start, stop) in self.blocks.items()
+            if name not in (ID_BLOCK, COOCCURRENCE_BLOCK)
+        ]
+        return np.hstack([self.vectors[:, :0], *told])
+
+    @property
     def tells_likeness(self) -> bool:
         """Whether vectors say which items are alike: random directions in place of content don't."""
         start, stop = self.blocks.get(COOCCURRENCE_BLOCK, (0, 0))

@@ -270,10 +270,10 @@ class Federation:
         )
         relations = item_relations(
             noisy["cooccurrence"].numpy(),
+            table=self._table,
             head=head,
             popularity=popularity,
             mechanism=mechanism,
-            dimension=self._table.width_of(COOCCURRENCE_BLOCK),
         )
         return replace(
             checkpoint,

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.mechanism import Mechanism
 from ..common.successors import Successors
+from .beyond_content import beyond_content
 from .cooccurrence import item_vectors, vectors_size
 from .successors import successors_of
 
@@ -29,38 +31,40 @@ class Relations:
 def item_relations(
     noisy: NDArray[np.float64],
     *,
+    table: ItemTable,
     head: NDArray[np.int64],
     popularity: NDArray[np.float32],
     mechanism: Mechanism,
-    dimension: int,
 ) -> Relations:
-    """From the release as it left the mechanism.
+    """From the release as it left the mechanism, by how much of it content doesn't tell already.
 
     Args:
         noisy: float64 [K (K − 1)], sums of all pairs and differences by order.
+        table: public; with room for vectors of r columns.
         head: int64 [K], the items, most popular first.
         popularity: float32 [n_items], log popularity.
         mechanism: of the release.
-        dimension: r.
     """
     size = len(head)
     low, high = np.triu_indices(size, 1)
     # Only of the first ones is the noise on all pairs together small enough for vectors.
     first = vectors_size(size, mechanism)
     among = (low < first) & (high < first)
-    return Relations(
-        vectors=item_vectors(
-            noisy[: len(low)][among],
-            head=head[:first],
-            popularity=popularity,
-            stddev=mechanism.noise_stddev,
-            dimension=dimension,
-        ),
-        successors=successors_of(
-            noisy,
-            head=head,
-            popularity=popularity,
-            stddev=mechanism.noise_stddev,
-            population_size=mechanism.population_size,
-        ),
+    vectors = item_vectors(
+        noisy[: len(low)][among],
+        head=head[:first],
+        popularity=popularity,
+        stddev=mechanism.noise_stddev,
+        dimension=table.width_of(COOCCURRENCE_BLOCK),
     )
+    successors = successors_of(
+        noisy,
+        head=head,
+        popularity=popularity,
+        stddev=mechanism.noise_stddev,
+        population_size=mechanism.population_size,
+    )
+    weight = np.float32(
+        beyond_content(successors, content=table.content, head=head, popularity=popularity)
+    )
+    return Relations(vectors * weight, successors.weighted(weight))

@@ -52,9 +52,9 @@ def exact_statistics(
         )
         relations = item_relations(
             together.arrays["cooccurrence"].astype(np.float64),
+            table=table,
             head=head,
             popularity=priors.long_run,
             mechanism=exact,
-            dimension=columns,
         )
     return ItemStatistics(priors.long_run, priors.current, relations.vectors, relations.successors)

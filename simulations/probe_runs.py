@@ -254,7 +254,7 @@ class Probed:
             unreserved=sum(unreserved),
             miscounted=told.miscounted(releases),
             missteps=sum(wrong for _, wrong in moved),
-            strayed=strayed(together, statistics) if together else 0.0,
+            strayed=strayed(together, statistics, population.table) if together else 0.0,
             grid=grid,
         )
 

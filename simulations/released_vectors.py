@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..common.items import ItemTable
 from ..common.messages import CooccurrenceTask
 from ..server.relations import item_relations
 from ..server.statistics import ItemStatistics
 from .probe_observed import Release, flat
 
 
-def strayed(released: Release, statistics: ItemStatistics) -> float:
+def strayed(released: Release, statistics: ItemStatistics, table: ItemTable) -> float:
     """Largest difference, over pairs of items, between what is told and what follows from it.
 
     It is of the cosines between vectors, for those are told up to a rotation among directions that weigh
@@ -19,16 +20,17 @@ def strayed(released: Release, statistics: ItemStatistics) -> float:
     Args:
         released: the release of co-occurrence.
         statistics: what the federation made of it and of popularity.
+        table: the public one of the federation.
     """
     task = released.exchanges[0].task
     assert isinstance(task, CooccurrenceTask), "a release of co-occurrence"
     told = statistics.vectors.astype(np.float64)
     relations = item_relations(
         flat(released.total),
+        table=table,
         head=task.head,
         popularity=statistics.long_run,
         mechanism=released.declared,
-        dimension=told.shape[1],
     )
     follow = relations.vectors.astype(np.float64)
     chances = [np.zeros((len(told), len(told))) for _ in range(2)]

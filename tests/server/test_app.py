@@ -190,10 +190,10 @@ def test_what_is_taken_together_becomes_vectors_that_training_goes_by(build_town
     head = head_of(popularity, 30)
     relations = item_relations(
         exact_cooccurrence(town, head),
+        table=town.population.table,
         head=head,
         popularity=popularity,
         mechanism=town.plan.cooccurrence,
-        dimension=5,
     )
     expected = relations.vectors
     assert np.linalg.norm(expected, axis=1).mean() > 0.9
