@@ -21,6 +21,7 @@ in several threads, and all leave out the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -236,6 +237,22 @@ class _Block(nn.Module):
         tokens = tokens + _masked(self.project(mixed.transpose(-2, -3).flatten(-2)), masks, 0)
         fed: Tensor = self.narrow(nn.functional.gelu(self.widen(self.feed_norm(tokens))))
         return tokens + _masked(fed, masks, 1)
+
+
+def weigh_block(
+    weights: Mapping[str, Tensor], blocks: Mapping[str, tuple[int, int]], name: str, share: float
+) -> dict[str, Tensor]:
+    """These weights with the gain of one feature block times ``share``.
+
+    Args:
+        weights: name → weights of an encoder.
+        blocks: its feature blocks, by name and in their order.
+        name: of the block.
+        share: 1 changes nothing; with 0 the block doesn't count until training brings it back.
+    """
+    gains = weights["gains.weight"].detach().clone()
+    gains[1 + list(blocks).index(name)] *= share
+    return {**weights, "gains.weight": gains}
 
 
 def build_encoder(

@@ -49,11 +49,9 @@ class Successors:
         """Of a release that told of no pair."""
         return cls(np.zeros((0, 2), dtype=np.int32), np.zeros(0, dtype=np.float32))
 
-    def weighted(self, weight: np.float32) -> Successors:
-        """The same pairs with chances times ``weight``, within [0, 1]; none where that is 0."""
-        if not weight:
-            return Successors.none()
-        return Successors(self.pairs, self.chances * weight)
+    def weighted(self, share: float) -> Successors:
+        """The same pairs with chances times ``share``, within [0, 1]; none where that is 0."""
+        return Successors(self.pairs, self.chances * np.float32(share)) if share else self.none()
 
     def __len__(self) -> int:
         return len(self.chances)

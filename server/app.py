@@ -275,13 +275,16 @@ class Federation:
             popularity=popularity,
             mechanism=mechanism,
         )
-        return replace(
+        told = replace(
             checkpoint,
             release=release,
             vectors=torch.from_numpy(relations.vectors),
             successors=relations.successors,
+            beyond_content=relations.beyond_content,
             rounds=(*checkpoint.rounds, record),
         )
+        weights = self._statistics(told).begin(checkpoint.weights, self._table)
+        return replace(told, weights=weights)
 
     def _release(
         self,
@@ -375,8 +378,12 @@ class Federation:
         else:
             noisy: NDArray[np.float64] = checkpoint.popularity.numpy()
             priors = item_priors(noisy, stddev=mechanism.noise_stddev)
-        successors = checkpoint.successors
-        return ItemStatistics(**priors._asdict(), vectors=vectors, successors=successors)
+        return ItemStatistics(
+            **priors._asdict(),
+            vectors=vectors,
+            successors=checkpoint.successors,
+            beyond_content=checkpoint.beyond_content,
+        )
 
 
 def build_server_app(federation: Federation) -> ServerApp:

@@ -36,6 +36,7 @@ class Checkpoint:
         popularity: float [1 + time scales, n_items], the noisy release.
         vectors: float32 [n_items, r], what the release of co-occurrence led to; None before it.
         successors: what else it led to.
+        beyond_content: how much of it content doesn't tell.
         rounds: what was recorded of each round, JSON-ready.
     """
 
@@ -47,6 +48,7 @@ class Checkpoint:
     popularity: Tensor
     vectors: Tensor | None = None
     successors: Successors | None = None
+    beyond_content: float = 1.0
     average: dict[str, Tensor] = field(default_factory=dict)
     averaged: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Checkpoint:
             "config_digest": self.config_digest,
             "items": self.items,
             "release": self.release,
+            "beyond_content": self.beyond_content,
             "averaged": self.averaged,
             "rounds": self.rounds,
         }
@@ -118,6 +121,7 @@ class Checkpoint:
                 config_digest=state["config_digest"],
                 items=state["items"],
                 release=state["release"],
+                beyond_content=float(state["beyond_content"]),
                 averaged=int(state["averaged"]),
                 rounds=tuple(state["rounds"]),
                 popularity=popularity,

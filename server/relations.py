@@ -21,11 +21,14 @@ class Relations:
 
     Attributes:
         vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`.
-        successors: see :func:`.successors.successors_of`.
+        successors: see :func:`.successors.successors_of`; chances count by ``beyond_content``.
+        beyond_content: see :func:`.beyond_content.beyond_content`; how much the vectors count beside
+            content before anything is trained.
     """
 
     vectors: NDArray[np.float32]
     successors: Successors
+    beyond_content: float = 1.0
 
 
 def item_relations(
@@ -64,7 +67,5 @@ def item_relations(
         stddev=mechanism.noise_stddev,
         population_size=mechanism.population_size,
     )
-    weight = np.float32(
-        beyond_content(successors, content=table.content, head=head, popularity=popularity)
-    )
-    return Relations(vectors * weight, successors.weighted(weight))
+    share = beyond_content(successors, content=table.content, head=head, popularity=popularity)
+    return Relations(vectors, successors.weighted(share), share)

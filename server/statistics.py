@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ..common.encoder import weigh_block
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.successors import Successors
 
@@ -20,12 +23,14 @@ class ItemStatistics:
         current: float32 [n_items], log popularity in recent weeks.
         vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`; r = 0 without.
         successors: see :func:`.successors.successors_of`; None without.
+        beyond_content: see :func:`.beyond_content.beyond_content`.
     """
 
     long_run: NDArray[np.float32]
     current: NDArray[np.float32]
     vectors: NDArray[np.float32]
     successors: Successors | None = None
+    beyond_content: float = 1.0
 
     def fill(self, table: ItemTable) -> ItemTable:
         """The public table with what was released of co-occurrence, where it has room for it."""
@@ -33,3 +38,10 @@ class ItemStatistics:
             return table
         filled = table.with_values(COOCCURRENCE_BLOCK, self.vectors)
         return replace(filled, successors=self.successors)
+
+    def begin(self, weights: Mapping[str, Tensor], table: ItemTable) -> dict[str, Tensor]:
+        """An untrained encoder's weights as training begins with them: the gain of what is taken together
+        is as much as that says beyond content."""
+        if COOCCURRENCE_BLOCK not in table.blocks:
+            return dict(weights)
+        return weigh_block(weights, table.blocks, COOCCURRENCE_BLOCK, self.beyond_content)

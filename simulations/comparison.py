@@ -327,7 +327,7 @@ def _central(
         known = exact_statistics(of, config.statistics, now=now)
         table = known.fill(of.table)
         trained = train_centrally(
-            encoder,
+            known.begin(dict(encoder.named_parameters()), table),
             of.histories,
             keys=of.keys,
             table=table,

@@ -57,4 +57,4 @@ def exact_statistics(
             popularity=priors.long_run,
             mechanism=exact,
         )
-    return ItemStatistics(priors.long_run, priors.current, relations.vectors, relations.successors)
+    return ItemStatistics(**priors._asdict(), **vars(relations))

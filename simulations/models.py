@@ -82,7 +82,7 @@ class EncoderScorer:
 
 
 def train_centrally(
-    encoder: Encoder,
+    weights: Mapping[str, Tensor],
     histories: Histories,
     *,
     keys: NDArray[np.uint64],
@@ -96,12 +96,12 @@ def train_centrally(
     """The same encoder, loss and examples with Adam on pooled data: what a federation can hope for.
 
     One user's gradient is one device's local step; nothing is clipped and no noise is added.
-    ``keys`` (uint64, one a device) decide the devices' random choices.
+    It begins with ``weights``. ``keys`` (uint64, one a device) decide the devices' random choices.
 
     Yields:
         Steps so far and the weights, after each epoch and without end: stop on validation.
     """
-    parameters = {n: nn.Parameter(p.detach().clone()) for n, p in encoder.named_parameters()}
+    parameters = {n: nn.Parameter(p.detach().clone()) for n, p in weights.items()}
     optimizer = torch.optim.Adam(parameters.values(), lr=_CENTRAL_RATE)
     rng = np.random.default_rng(seed)
     users = np.flatnonzero(histories.lengths)
@@ -128,8 +128,8 @@ def train_centrally(
                 seed=step_seed,
                 dropout=training.dropout,
             )
-            weights = {n: p.detach().numpy() for n, p in parameters.items()}
-            update = trainer.clipped_sum(weights, examples, prior, one_step)
+            now = {n: p.detach().numpy() for n, p in parameters.items()}
+            update = trainer.clipped_sum(now, examples, prior, one_step)
             for name, parameter in parameters.items():
                 parameter.grad = torch.from_numpy(update.arrays[name]) / len(batch)
             optimizer.step()

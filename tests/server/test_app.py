@@ -1,7 +1,9 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedprofile.client import host
@@ -210,6 +212,30 @@ def test_what_is_taken_together_becomes_vectors_that_training_goes_by(build_town
     np.testing.assert_array_equal(filled.successors.pairs, followed.pairs)
     np.testing.assert_allclose(filled.successors.chances, followed.chances, rtol=1e-4)
     assert not town.population.table.vectors[:, -5:].any()
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_training_begins_with_what_is_taken_together_by_what_content_does_not_tell(
+    build_town, tmp_path, monkeypatch, share
+):
+    def told(noisy, **settings):
+        return replace(item_relations(noisy, **settings), beyond_content=share)
+
+    monkeypatch.setattr(server_app, "item_relations", told)
+    town = build_town(statistics=TOGETHER, privacy=OPEN, training=NOTHING)
+    result = town.run(tmp_path)
+    assert result.statistics.beyond_content == share
+    own = dict(town.encoder.named_parameters())
+    assert list(town.population.table.blocks)[-1] == "cooccurrence"
+    expected = own.pop("gains.weight").detach().clone()
+    assert expected[-1].all()
+    expected[-1] *= share
+    torch.testing.assert_close(result.weights["gains.weight"], expected)
+    for name, weight in own.items():
+        assert torch.equal(result.weights[name], weight)
+    # Gone on with, it isn't weighed once more.
+    again = town.run(tmp_path)
+    assert torch.equal(again.weights["gains.weight"], result.weights["gains.weight"])
 
 
 @pytest.mark.usefixtures("few_items_suffice")

@@ -18,6 +18,7 @@ def checkpoint(round_=3, **changes):
         "popularity": torch.randn(2, 4, dtype=torch.float64),
         "average": {"layer.weight": torch.randn(3, 2), "scale": torch.tensor(0.5)},
         "averaged": 2,
+        "beyond_content": 0.25,
         "moments": {"layer.weight/exp_avg": torch.randn(3, 2), "scale/step": torch.tensor(3.0)},
         "rounds": ({"round": 0, "note": "東京"}, {"round": 3, "rejected": {"norm": 1}}),
     }

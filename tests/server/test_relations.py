@@ -56,27 +56,27 @@ def words(apart):
 
 
 @pytest.mark.parametrize("apart", [0.3, 1.0])
-def test_what_content_says_too_weighs_less(apart):
+def test_what_content_says_too_counts_less(apart):
     vectors, successors = alone()
-    assert np.linalg.norm(vectors, axis=1).max() == pytest.approx(1)
-    table = table_of(words(apart))
-    weight = beyond_content(successors, content=words(apart), head=HEAD, popularity=POPULARITY)
-    assert 0 < weight < 0.8
-    told = made(table)
-    np.testing.assert_allclose(told.vectors, weight * vectors, rtol=1e-5)
+    share = beyond_content(successors, content=words(apart), head=HEAD, popularity=POPULARITY)
+    assert 0 < share < 0.8
+    told = made(table_of(words(apart)))
+    assert told.beyond_content == share
+    np.testing.assert_array_equal(told.vectors, vectors)
     np.testing.assert_array_equal(told.successors.pairs, successors.pairs)
-    np.testing.assert_allclose(told.successors.chances, weight * successors.chances, rtol=1e-5)
+    np.testing.assert_allclose(told.successors.chances, share * successors.chances, rtol=1e-5)
 
 
-def test_what_content_says_as_well_is_left_out():
+def test_what_content_says_as_well_is_told_by_no_chance():
     told = made(table_of(words(0.0)))
-    assert not told.vectors.any()
-    assert not len(told.successors)
+    assert told.beyond_content == pytest.approx(0, abs=1e-6)
+    assert told.successors.chances.sum() < 1e-4
 
 
 def test_directions_that_stand_in_for_content_say_nothing():
     vectors, successors = alone()
     told = made(table_of(words(0.0), name=ID_BLOCK))
+    assert told.beyond_content == 1
     np.testing.assert_array_equal(told.vectors, vectors)
     np.testing.assert_array_equal(told.successors.chances, successors.chances)
 

@@ -25,7 +25,7 @@ def settings_of(town, dropout):
 def centrally(town, dropout):
     """Weights after two epochs."""
     epochs = train_centrally(
-        town.encoder,
+        dict(town.encoder.named_parameters()),
         town.population.histories,
         keys=town.population.keys,
         table=town.population.table,
