@@ -19,8 +19,12 @@ from ..common.decay import SECONDS_PER_DAY, Scale
 
 POWERS = np.array([0.0, 0.25, 0.5])
 """a: from staples, of which popularity tells nothing, to what is taken while it is around."""
+_RECENT = 64
+"""Last events that are asked, at most: all pairs of them are compared."""
 _LEAST_SHARE = 2.0**-8
 """Of an event's weight. Older ones are lost in the rounding of the frequencies, and tell nothing."""
+_LEAST_POPULARITY = -100.0
+"""Log popularity below that of the most popular item held: less is nothing, and infinite no number."""
 _HELD = 2.0**-6
 """Decayed frequency from which an item counts as held before; below is rounding."""
 
@@ -31,6 +35,7 @@ def repeat_weights(
     *,
     recent: NDArray[np.int64],
     times: NDArray[np.int64],
+    earlier: int | None,
     habits: Scale,
 ) -> NDArray[np.float32]:
     """Σ_a w_a·q_a of the items held, up to a factor.
@@ -40,14 +45,18 @@ def repeat_weights(
         popularity: float32 [h], their log popularity.
         recent: int64 [W], places of the last events' items among those held.
         times: int64 [W], when those events were, in seconds, ascending.
+        earlier: time of the newest event before those; None where there is none.
         habits: how frequencies fade; by the wall clock.
 
     Returns:
         float32 [h].
     """
+    if len(recent) > _RECENT:
+        recent, times, earlier = recent[-_RECENT:], times[-_RECENT:], int(times[-_RECENT - 1])
     if not len(recent):
         return frequencies
-    weights = np.exp(np.multiply.outer(POWERS, popularity - popularity.max()))
+    fallen = np.maximum(popularity - popularity.max(), _LEAST_POPULARITY)
+    weights = np.exp(np.multiply.outer(POWERS, fallen))
     strengths = frequencies * weights
     totals = strengths.sum(axis=1)
     # All in weights as of the last event: what was held before one is what is held now without the later.
@@ -56,6 +65,8 @@ def repeat_weights(
     same = recent == recent[:, None]
     before = frequencies[recent] - (later & same) @ once
     repeats = (before > _HELD * once) & (once > _LEAST_SHARE)
+    # A moment whose first events aren't among the last ones would be its own past.
+    repeats &= times != earlier
     taken = weights[:, recent]
     held = np.maximum(totals[:, None] - (taken * once) @ later.T, taken * before)
     foretold = np.log(taken[:, repeats]) - np.log(held[:, repeats])

@@ -285,16 +285,15 @@ def mix_repeats(
         histories: the m users.
         table: what the logits were scored with; its popularity says what is around.
         window: events that a profile holds.
-        habits: time scale of the frequencies, as in the profiles. Only their proportions count,
-            which the time of asking doesn't change.
+        habits: time scale of the frequencies, as in the profiles.
 
     Returns:
         float32 [m, n_items], probabilities: each row adds up to 1.
     """
     devices = histories.devices
     again = np.zeros(logits.shape, dtype=np.float32)
-    # Time 0 lies before every event: ages count from each user's newest one.
-    [faded] = decay([habits], *event_ages(histories, 0))
+    # The beginning of time lies before every event: ages count from each user's newest one.
+    [faded] = decay([habits], *event_ages(histories, np.iinfo(np.int64).min))
     np.add.at(again, (devices, histories.items), faded.astype(np.float32))
     pairs = np.unique(devices * logits.shape[1] + histories.items)
     n_items = np.bincount(pairs // logits.shape[1], minlength=histories.n_devices)
@@ -302,12 +301,13 @@ def mix_repeats(
     for user in np.flatnonzero(histories.lengths):
         start, stop = histories.offsets[user : user + 2]
         held = np.unique(histories.items[start:stop])
-        last = slice(max(start, stop - window), stop)
+        since = max(start, stop - window)
         again[user, held] = repeat_weights(
             again[user, held],
             popularity[held],
-            recent=np.searchsorted(held, histories.items[last]),
-            times=histories.times[last],
+            recent=np.searchsorted(held, histories.items[since:stop]),
+            times=histories.times[since:stop],
+            earlier=int(histories.times[since - 1]) if since > start else None,
             habits=habits,
         )
     first = histories.times[histories.offsets[:-1][devices]]
@@ -322,6 +322,7 @@ def _taken_again(profile: Profile, table: ItemTable) -> NDArray[np.float32]:
         log_popularity(table, profile.items),
         recent=np.searchsorted(profile.items, [event.item for event in profile.window]),
         times=np.array([event.time for event in profile.window], dtype=np.int64),
+        earlier=profile.before_window,
         habits=profile.habits,
     )
 

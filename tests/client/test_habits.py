@@ -16,18 +16,22 @@ HABITS = Scale("days", 180.0)
 def told(events, popularity, *, window=32):
     """The same, event by event: what each model said of a repeat before it came."""
     evidence = np.zeros(len(POWERS))
-    first = len(events) - window
+    first, newest = max(len(events) - window, 0), events[-1][1]
+    # A moment is asked whole or not at all.
+    cut = events[first - 1][1] if first else None
     for place, (item, day) in enumerate(events):
         before = {}
         for other, then in events:
             if then < day:
                 before[other] = before.get(other, 0.0) + 2 ** ((then - day) / HABITS.half_life)
-        if place < first or item not in before:
+        if place < first or day == cut or before.get(item, 0.0) <= 2**-6:
+            continue
+        if newest - day >= 8 * HABITS.half_life:
             continue
         for a, power in enumerate(POWERS):
             strengths = {j: f * math.exp(power * popularity[j]) for j, f in before.items()}
             evidence[a] += math.log(strengths[item] / sum(strengths.values()))
-    held, newest = defaultdict(float), events[-1][1]
+    held = defaultdict(float)
     for item, day in events:
         held[item] += 2 ** ((day - newest) / HABITS.half_life)
     chances = np.exp(evidence - evidence.max())
@@ -51,35 +55,64 @@ def weights_of(events, popularity, *, window=32):
         np.array(popularity, dtype=np.float32)[held],
         recent=place[-window:],
         times=days[-window:] * DAY,
+        earlier=int(days[-window - 1]) * DAY if len(days) > window else None,
         habits=HABITS,
     )
     return found / found.sum()
 
 
 @st.composite
-def histories(draw):
-    days = sorted(draw(st.lists(st.integers(0, 400), min_size=1, max_size=60)))
+def histories(draw, longest=400):
+    days = sorted(draw(st.lists(st.integers(0, longest), min_size=1, max_size=60)))
     return [(draw(st.integers(0, 5)), day) for day in days]
 
 
-@given(
-    events=histories(),
-    popularity=st.lists(st.floats(-9, 0), min_size=6, max_size=6),
-    window=st.integers(1, 40),
-)
+POPULARITIES = st.lists(st.floats(-9, 0), min_size=6, max_size=6)
+
+
+@given(events=histories(), popularity=POPULARITIES, window=st.integers(1, 40))
 def test_each_model_counts_by_what_it_foretold(events, popularity, window):
-    # A moment is foretold whole or not at all; a window may cut one, and then knows of its rest.
-    days = [day for _, day in events]
-    if len(days) > window and days[-window] == days[-window - 1]:
-        events = [event for event in events if event[1] != days[-window]]
-    if not events:
-        return
+    found = weights_of(events, popularity, window=window)
+    expected = told(events, popularity, window=window)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@given(events=histories(longest=4_000), popularity=POPULARITIES)
+def test_what_is_long_ago_tells_nothing(events, popularity):
+    found, expected = weights_of(events, popularity), told(events, popularity)
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-5)
+
+
+def test_a_first_basket_repeats_nothing_however_many_lines_it_has():
+    """Of eighty lines the window holds the second half, which has every item again."""
+    popularity = -np.arange(40) / 8
+    basket = [(line % 40, 3) for line in range(80)]
+    found = weights_of(basket, popularity, window=40)
+    np.testing.assert_allclose(found, told(basket, popularity, window=40), rtol=1e-5)
+    even = np.mean([np.exp(a * popularity) / np.exp(a * popularity).sum() for a in POWERS], axis=0)
+    np.testing.assert_allclose(found, even, rtol=1e-5)
+
+
+def test_of_a_long_window_the_last_events_are_asked():
+    """What was repeated early says otherwise than what is repeated now."""
+    popularity = [0.0, -0.3, -0.3]
+    early = [(day % 4 and day % 2, day) for day in range(100)]
+    late = [(1 + day % 2, 100 + day) for day in range(70)]
+    found = weights_of(early + late, popularity, window=170)
+    np.testing.assert_allclose(found, told(early + late, popularity, window=64), rtol=1e-4)
+    assert not np.allclose(found, told(early + late, popularity, window=170), rtol=1e-3)
+
+
+def test_what_is_popular_and_came_later_leaves_no_rounding_behind():
+    events, popularity = [(1, 0), (1, 1), (0, 2)], [0.0, -90.0]
     np.testing.assert_allclose(
-        weights_of(events, popularity, window=window),
-        told(events, popularity, window=window),
-        rtol=1e-3,
-        atol=1e-6,
+        weights_of(events, popularity), told(events, popularity), rtol=1e-4, atol=1e-9
     )
+
+
+def test_what_nobody_takes_any_more_leaves_numbers():
+    found = weights_of([(0, 0), (1, 0), (1, 5)], [0.0, -math.inf])
+    assert np.isfinite(found).all()
 
 
 def test_staples_are_taken_whatever_others_take():
@@ -118,7 +151,9 @@ def test_without_popularity_frequencies_are_all():
 def test_who_holds_nothing_takes_nothing_again():
     nothing = np.zeros(0, dtype=np.float32)
     places = np.zeros(0, dtype=np.int64)
-    found = repeat_weights(nothing, nothing, recent=places, times=places, habits=HABITS)
+    found = repeat_weights(
+        nothing, nothing, recent=places, times=places, earlier=None, habits=HABITS
+    )
     assert found.shape == (0,)
 
 

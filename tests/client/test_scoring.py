@@ -139,6 +139,7 @@ def test_repeats_are_what_habits_make_of_them():
             np.log(shares[profile.items]),
             recent=np.searchsorted(profile.items, [event.item for event in profile.window]),
             times=np.array([event.time for event in profile.window]),
+            earlier=profile.before_window,
             habits=profile.habits,
         )
         expected = np.full(N_ITEMS, (1 - profile.repeat_rate) / N_ITEMS)
@@ -242,6 +243,23 @@ def test_many_users_score_as_one_does():
         np.testing.assert_allclose(logits[user], score(profile, TABLE), rtol=1e-4, atol=1e-5)
         one = top_k(profile, TABLE, N_ITEMS, include_seen=True)
         np.testing.assert_allclose(mixed[user][one.items], one.scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize("began", [0, -4_000])
+def test_repeats_of_many_users_are_those_of_each(began):
+    """With histories longer than the window, popularity, and times before 1970."""
+    shares = np.random.default_rng(2).dirichlet(np.full(N_ITEMS, 0.3)).astype(np.float32)
+    served = serving_table(TABLE, prior=np.log(np.maximum(shares, 1e-6)), ids=None)
+    histories = make_histories([20, 0, 1, 90, 60], seed=5)
+    histories = replace(histories, times=histories.times + began * DAY)
+    logits = np.zeros((5, N_ITEMS), np.float32)
+    mixed = mix_repeats(logits, histories, served, window=6, habits=Scale("days", 40.0))
+    for user, history in enumerate(histories):
+        settings = {"scales": SCALES, "habits": Scale("days", 40.0)}
+        profile = build(history, table=TABLE, window_size=6, **settings)
+        profile = replace(profile, vector=np.zeros(served.dimension, np.float32))
+        one = top_k(profile, served, N_ITEMS, include_seen=True)
+        np.testing.assert_allclose(mixed[user][one.items], one.scores, rtol=1e-3)
 
 
 def test_mixing_leaves_the_logits_alone():
