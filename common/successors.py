@@ -50,8 +50,8 @@ class Successors:
         return cls(np.zeros((0, 2), dtype=np.int32), np.zeros(0, dtype=np.float32))
 
     def weighted(self, share: float) -> Successors:
-        """The same pairs with chances times ``share``, within [0, 1]; none where that is 0."""
-        return Successors(self.pairs, self.chances * np.float32(share)) if share else self.none()
+        """The same pairs with chances times ``share``, in (0, 1]."""
+        return Successors(self.pairs, self.chances * np.float32(share))
 
     def __len__(self) -> int:
         return len(self.chances)

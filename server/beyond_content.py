@@ -14,6 +14,9 @@ from ..common.successors import Successors
 
 _TELLS_APART = 1e-6
 """Least difference of the mean cosines; below it is rounding."""
+_PAIRS_UNSEEN = 10.0
+"""Pairs of which content tells nothing, that count beside those told: as many make the mean cosine sure to
+about a tenth."""
 
 
 def beyond_content(
@@ -23,11 +26,11 @@ def beyond_content(
     head: NDArray[np.int64],
     popularity: NDArray[np.float32],
 ) -> float:
-    """1 − (c − c₀) / (c₁ − c₀), of mean cosines of content, within [0, 1].
+    """1 − n / (n + 10) · (c − c₀) / (c₁ − c₀), of mean cosines of content, within [0, 1].
 
-    c is that of the pairs told, c₀ of pairs at random, and c₁ of pairs that are as alike as could be: as
-    many with each item, of the same chances, for the chances weigh. 1 where nothing stands out of the
-    release, or content tells nothing apart.
+    c is that of the pairs told, c₀ of the same items with others by chance, and c₁ with those most like
+    them, as many each; the chances weigh. n is the number of pairs, as if all weighed the same (Kish 1965,
+    §8.2): a few tell little. 1 where nothing stands out of the release, or content tells nothing apart.
 
     Args:
         successors: pairs that stand out.
@@ -48,19 +51,19 @@ def beyond_content(
     weights = shares[first] * successors.chances
     told = weights @ np.einsum("ij,ij->i", vectors[first], vectors[second])
 
-    # Two draws without one item twice.
-    mean, twice = shares @ vectors, np.square(shares)
-    apart = 1 - twice.sum()
-    if apart <= 0:
-        return 1.0
-    by_chance = (
-        float((mean @ mean - twice @ np.square(vectors).sum(axis=1)) / apart) * weights.sum()
-    )
     # Pairs ascend by their first item: one stretch each.
-    most, starts = 0.0, np.flatnonzero(np.diff(first, prepend=-1))
+    starts = np.flatnonzero(np.diff(first, prepend=-1))
+    by_chance = most = 0.0
     for own in np.split(np.arange(len(first)), starts[1:]):
-        cosines = np.delete(vectors @ vectors[first[own[0]]], first[own[0]])
+        item = first[own[0]]
+        others = np.delete(shares, item)
+        if not others.any():
+            continue
+        cosines = np.delete(vectors @ vectors[item], item)
+        by_chance += weights[own].sum() * float(others @ cosines / others.sum())
         most += np.sort(cosines)[::-1][: len(own)] @ np.sort(weights[own])[::-1]
     if most - by_chance < _TELLS_APART * weights.sum():
         return 1.0
-    return float(np.clip(1 - (told - by_chance) / (most - by_chance), 0, 1))
+    alike = np.clip((told - by_chance) / (most - by_chance), 0, 1)
+    pairs = weights.sum() ** 2 / np.square(weights).sum()
+    return 1 - float(alike) * float(pairs / (pairs + _PAIRS_UNSEEN))

@@ -75,7 +75,7 @@ def run_metrics(
         ledger: of the run.
         local: what the event-level layer came to, None where there was none.
     """
-    releases = _releases(ledger)
+    releases, told = _releases(ledger), result.statistics
     spent = {r["round"]: r["epsilon_after"] for r in releases if r["round"] is not None}
     document = {
         "run": {
@@ -90,6 +90,8 @@ def run_metrics(
             "rounds_done": result.checkpoint.round,
             "stopped": result.stopped,
             "best_round": best_round,
+            # Of co-occurrence; what content tells already counts once.
+            "beyond_content": told.beyond_content if told.successors is not None else None,
             "dataset": config.data.path,
         },
         "data": {**_data(log, split, config), "content": table.has_content},

@@ -36,8 +36,38 @@ def nearest(many=3):
     return [(item, other) for item in range(SIZE) for other in order[item]]
 
 
+def unseen(successors):
+    """Part of pairs that were not seen, beside those that were."""
+    weights = np.exp(POPULARITY[successors.pairs[:, 0]]) * successors.chances
+    return 10 / (10 + weights.sum() ** 2 / np.square(weights).sum())
+
+
 def test_what_content_tells_as_well_is_worth_nothing():
-    assert beyond(pairs(nearest())) == pytest.approx(0, abs=1e-6)
+    successors = pairs(nearest())
+    assert unseen(successors) < 0.2
+    assert beyond(successors) == pytest.approx(unseen(successors), rel=1e-5)
+
+
+def test_a_few_pairs_say_little_of_content():
+    for many in (1, 5):
+        successors = pairs(nearest()[:many], 0.1)
+        assert unseen(successors) > 0.6
+        assert beyond(successors) == pytest.approx(unseen(successors), rel=1e-5)
+
+
+def test_items_that_are_alike_anyway_are_held_against_one_another():
+    """Half of the items are alike, and have other ones of this half after them by chance."""
+    rng = np.random.default_rng(8)
+    content = CONTENT.copy()
+    content[HEAD[:30]] = np.ones(5, np.float32) + 0.3 * content[HEAD[:30]]
+    shares = np.exp(POPULARITY[HEAD].astype(float))
+    chosen = []
+    for item in range(30):
+        others = np.where(np.arange(SIZE) == item, 0, shares)
+        chosen += [
+            (item, int(j)) for j in rng.choice(SIZE, 8, replace=False, p=others / others.sum())
+        ]
+    assert beyond(pairs(chosen, 0.05), content=content) > 0.85
 
 
 def test_what_content_tells_nothing_of_is_worth_all():
@@ -66,7 +96,7 @@ def test_between_the_two_it_follows_its_formula():
     cos, shares = cosines(), np.exp(POPULARITY[HEAD].astype(float))
     shares /= shares.sum()
     place = {int(item): row for row, item in enumerate(HEAD)}
-    told, most, weight = 0.0, 0.0, 0.0
+    told = most = by_chance = 0.0
     for row in range(SIZE):
         own = successors.pairs[:, 0] == HEAD[row]
         chances = successors.chances[own].astype(float)
@@ -74,11 +104,11 @@ def test_between_the_two_it_follows_its_formula():
         told += shares[row] * float(chances @ cos[row, then])
         best = np.sort(cos[row])[::-1][: len(then)]
         most += shares[row] * float(np.sort(chances)[::-1] @ best)
-        weight += shares[row] * chances.sum()
-    two = np.outer(shares, shares)
-    np.fill_diagonal(two, 0)
-    by_chance = float((two * np.where(np.eye(SIZE), 0, cos)).sum() / two.sum())
-    expected = 1 - (told / weight - by_chance) / (most / weight - by_chance)
+        others = np.where(np.arange(SIZE) == row, 0, shares)
+        chance = float(others @ np.where(others > 0, cos[row], 0)) / others.sum()
+        by_chance += shares[row] * chances.sum() * chance
+    alike = (told - by_chance) / (most - by_chance)
+    expected = 1 - alike * (1 - unseen(successors))
     assert 0.2 < expected < 0.8
     assert beyond(successors) == pytest.approx(expected, rel=1e-5)
 
@@ -101,4 +131,4 @@ def test_it_is_a_share(seed, many):
     rng = np.random.default_rng(seed)
     chosen = {(int(i), int(j)) for i, j in rng.integers(SIZE, size=(many, 2)) if i != j}
     if chosen:
-        assert 0 <= beyond(pairs(sorted(chosen), 0.001)) <= 1
+        assert 0 < beyond(pairs(sorted(chosen), 0.001)) <= 1

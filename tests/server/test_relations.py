@@ -67,12 +67,6 @@ def test_what_content_says_too_counts_less(apart):
     np.testing.assert_allclose(told.successors.chances, share * successors.chances, rtol=1e-5)
 
 
-def test_what_content_says_as_well_is_told_by_no_chance():
-    told = made(table_of(words(0.0)))
-    assert told.beyond_content == pytest.approx(0, abs=1e-6)
-    assert told.successors.chances.sum() < 1e-4
-
-
 def test_directions_that_stand_in_for_content_say_nothing():
     vectors, successors = alone()
     told = made(table_of(words(0.0), name=ID_BLOCK))

@@ -144,6 +144,7 @@ def example(rounds=30):
             "rounds_done": rounds,
             "stopped": None,
             "best_round": None,
+            "beyond_content": None,
             "command": "fedprofile simulate --data online-retail-ii --epsilon 2",
             "dataset": "online-retail-ii",
         },
@@ -423,6 +424,15 @@ def test_early_stop_is_explained(metrics):
     text = read(metrics).text
     assert "Stopped after 29 of 30 rounds" in text
     assert "the next round would cost ε = 2.01" in text
+
+
+def test_how_much_co_occurrence_counts_beside_content_is_told(metrics):
+    told = "Of what is taken together 62.5 % counts beside content"
+    assert "Of what is taken together" not in read(metrics).text
+    metrics["run"].update(beyond_content=0.625)
+    assert told in read(metrics).text
+    metrics["data"].update(content=False)
+    assert "Of what is taken together" not in read(metrics).text
 
 
 def test_a_model_that_validation_chose_is_told(without_privacy):

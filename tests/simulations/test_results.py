@@ -8,6 +8,7 @@ from fedprofile.common.config import RunConfig
 from fedprofile.common.ledger import Ledger
 from fedprofile.common.mechanism import Mechanism
 from fedprofile.common.signing import SigningKey
+from fedprofile.common.successors import Successors
 from fedprofile.simulations.results import run_metrics
 from fedprofile.simulations.splits import make_split
 from fedprofile.simulations.synthetic import synthesise
@@ -29,7 +30,7 @@ def mechanism(noise_multiplier, sampling_probability):
     )
 
 
-def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None):
+def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None, successors=None):
     """Of a run with a release of popularity and ``rounds`` rounds, the last of them cut off."""
     config = RunConfig.model_validate(
         {"privacy": {"enabled": noise > 0}, "evaluation": {"split": "none"}}
@@ -65,13 +66,22 @@ def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None):
             table=SimpleNamespace(n_items=20, has_content=True),
             encoder=SimpleNamespace(parameters=list),
             result=SimpleNamespace(
-                checkpoint=SimpleNamespace(round=rounds - 1, rounds=records), stopped=None
+                checkpoint=SimpleNamespace(round=rounds - 1, rounds=records),
+                statistics=SimpleNamespace(successors=successors, beyond_content=0.625),
+                stopped=None,
             ),
             validation={1: 0.5, 2: float("nan")},
             best_round=None,
             models=[],
             ledger=ledger,
         )
+
+
+def test_how_much_co_occurrence_counts_is_told_where_it_was_released(log, tmp_path):
+    (tmp_path / "without").mkdir()
+    assert metrics(log, tmp_path / "without")["run"]["beyond_content"] is None
+    released = metrics(log, tmp_path, successors=Successors.none())
+    assert released["run"]["beyond_content"] == 0.625
 
 
 def test_every_release_has_its_cost_and_the_last_is_the_exact_total(log, tmp_path):
