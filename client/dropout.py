@@ -39,7 +39,7 @@ def draw_masks(encoder: Encoder, *, rows: int, steps: int, share: float, seed: i
     """
     if not share:
         return [None] * steps
-    drawn = np.empty((steps, encoder.places, rows, encoder.read.in_features))
+    drawn = np.empty((steps, encoder.places, rows, encoder.norm.normalized_shape[0]))
     for place in np.ndindex(steps, encoder.places):
         # A stream of its own, drawn row by row: the longest window on a host moves no other number.
         stream = np.random.SeedSequence(seed, spawn_key=place)

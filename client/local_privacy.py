@@ -335,7 +335,7 @@ def _made_up(encoder: Encoder) -> tuple[EncoderInputs, Batch, Negatives]:
         vectors=torch.randn(n, events, k),
         rows=torch.zeros(n, events, dtype=torch.int64),
         gaps=torch.rand(n, events),
-        types=torch.randint(encoder.kind.num_embeddings, (n, events)),
+        types=torch.randint(encoder.n_types, (n, events)),
         weights=torch.ones(n, events),
         positions=torch.tensor([[1, events]]).expand(n, queries),
         sums=torch.randn(n, queries, encoder.gains.in_features, k),

@@ -118,7 +118,7 @@ class NativeRound:
             "layers": len(encoder.layers),
             "scales": scales,
             "blocks": len(encoder.blocks),
-            "kinds": encoder.kind.num_embeddings,
+            "kinds": encoder.n_types,
             "weights": self._offsets[-1],
             "names": " ".join(weights).encode(),
             "offsets": self._offsets,

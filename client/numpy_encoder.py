@@ -53,19 +53,18 @@ class NumpyEncoder:
         self._vectors = vectors
         self._config = config
         bodies = {"mean": self._mean, "gru": self._gru, "transformer": self._transformer}
-        self._read = bodies[config.encoder]
+        self._read = bodies.get(config.encoder)
         self._ids = weights.get("item_ids.weight")
 
     def __call__(self, profile: Profile) -> Array:
         """U: float32 [k (+ ID dimension) + 1]; the last coordinate, 1, meets log popularity."""
         weights = self._weights
-        state = np.zeros(len(weights["norm.weight"]), dtype=np.float32)
-        if profile.window:
-            strengths = np.array([event.weight for event in profile.window], dtype=np.float32)
-            state = self._read(self._tokens(profile), strengths)
         lengths = np.maximum(np.linalg.norm(profile.sums, axis=1), np.float32(1e-6))
         mixed, *content = (weights["gains.weight"] / lengths) @ profile.sums
-        hidden = weights["read.weight"] @ state + weights["adapter.weight"] @ mixed
+        hidden = weights["adapter.weight"] @ mixed
+        if self._read is not None and profile.window:
+            strengths = np.array([event.weight for event in profile.window], dtype=np.float32)
+            hidden = weights["read.weight"] @ self._read(self._tokens(profile), strengths) + hidden
         hidden = gelu(_norm(hidden, weights, "norm"))
         parts = [
             part[start:stop] for part, (start, stop) in zip(content, self._blocks, strict=True)
@@ -172,14 +171,13 @@ def encoder_shapes(
     width, (n_items, k) = config.width, table
     shapes: dict[str, tuple[int, ...]] = {
         "adapter.weight": (width, k),
-        "gap.weight": (width, 1),
-        "gap.bias": (width,),
-        "kind.weight": (n_types, width),
         "gains.weight": (1 + blocks, len(config.half_lives)),
-        "read.weight": (width, width),
         **_pair("norm", (width,), width),
         **_pair("out", (k, width), k),
     }
+    if config.encoder != "dense":
+        shapes |= _pair("gap", (width, 1), width)
+        shapes |= {"kind.weight": (n_types, width), "read.weight": (width, width)}
     if config.item_ids:
         size = config.item_id_dimension
         shapes |= {"item_ids.weight": (n_items, size), "id_adapter.weight": (width, size)}

@@ -112,8 +112,10 @@ class ItemsConfig(Section):
 class ModelConfig(Section):
     """The shared encoder."""
 
-    encoder: Literal["transformer", "gru", "mean"] = Field(
-        "transformer", description="what reads the recent window"
+    encoder: Literal["transformer", "gru", "mean", "dense"] = Field(
+        "transformer",
+        description="what reads the recent window; 'dense' reads none of it, and learns from decayed "
+        "interests alone",
     )
     width: int = Field(32, ge=4, description="of the hidden layers; a multiple of heads")
     layers: int = Field(1, ge=1, description="of the Transformer")
@@ -134,6 +136,11 @@ class ModelConfig(Section):
     def _check(self) -> ModelConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.item_ids and self.encoder == "dense":
+            raise ValueError(
+                "encoder = 'dense' reads no item by itself, and item_ids would go unread; set "
+                "item_ids = false, or another encoder"
+            )
         if not self.half_lives or min(self.half_lives) <= 0:
             raise ValueError(
                 "half_lives_days and half_lives_events need at least one number, all positive"

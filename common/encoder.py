@@ -1,6 +1,7 @@
 """Shared encoders: behaviour in, profile vector U out.
 
-All encoders share the interface of :class:`Encoder` and differ in the *body* that reads the window.
+All encoders share the interface of :class:`Encoder` and differ in the *body* that reads the window; the
+dense one has none.
 U lives in the space of the item vectors, so a candidate is compared by one inner product and the device
 needs no network to rank. U is the sum of three parts:
 
@@ -55,7 +56,7 @@ class EncoderInputs(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Interface of all encoders; subclasses provide ``_read``, the body.
+    """Interface of all encoders; subclasses provide ``_read``, the body, or do without.
 
     Args:
         config: width, layers, heads and whether items have a trainable vector.
@@ -65,9 +66,13 @@ class Encoder(nn.Module):
 
     Attributes:
         blocks: the feature blocks' column ranges.
-        places: where numbers can be left out: of what goes into the body, of the layer before ``out``,
-            and then wherever the body has a place for it.
+        n_types: number of event types.
+        places: where numbers can be left out: of what goes into the body, if there is one, of the layer
+            before ``out``, and then wherever the body has a place for it.
+        reads_window: whether there is a body.
     """
+
+    reads_window = True
 
     def __init__(
         self, config: ModelConfig, *, blocks: dict[str, tuple[int, int]], n_items: int, n_types: int
@@ -76,15 +81,18 @@ class Encoder(nn.Module):
         dimension = max(stop for _, stop in blocks.values())
         width, scales = config.width, len(config.half_lives)
         self.blocks = tuple(blocks.values())
-        self.places = 2
+        self.n_types = n_types
+        self.places = 1 + self.reads_window
         self.adapter = nn.Linear(dimension, width, bias=False)
-        self.gap = nn.Linear(1, width)
-        self.kind = nn.Embedding(n_types, width)
+        if self.reads_window:
+            self.gap = nn.Linear(1, width)
+            self.kind = nn.Embedding(n_types, width)
         # Row 0 is `mix`, then one row of `gain` for each block.
         self.gains = nn.Linear(scales, 1 + len(blocks), bias=False)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, dimension)
-        self.read = nn.Linear(width, width, bias=False)
+        if self.reads_window:
+            self.read = nn.Linear(width, width, bias=False)
         self.item_ids: nn.Embedding | None = None
         if config.item_ids:
             self.item_ids = nn.Embedding(n_items, config.item_id_dimension)
@@ -94,7 +102,7 @@ class Encoder(nn.Module):
             nn.init.normal_(self.item_ids.weight, std=0.3)
             nn.init.zeros_(self.id_out.weight)
             nn.init.zeros_(self.id_out.bias)
-        else:
+        elif self.reads_window:
             nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -103,7 +111,8 @@ class Encoder(nn.Module):
         if ID_BLOCK in blocks:
             # What stands in for content tells items apart, and nothing of what goes together.
             nn.init.zeros_(self.gains.weight[1 + list(blocks).index(ID_BLOCK)])
-        nn.init.normal_(self.kind.weight, std=0.02)
+        if self.reads_window:
+            nn.init.normal_(self.kind.weight, std=0.02)
 
     def forward(self, inputs: EncoderInputs, masks: Tensor | None = None) -> Tensor:
         """Profile vectors U, float [..., Q, k] (k + ID dimension with a trainable ID table).
@@ -114,6 +123,25 @@ class Encoder(nn.Module):
                 of training, R at least T and Q: row r is of the window's event r, or of query r. None:
                 nothing is left out, as on a device that asks for its profile.
         """
+        # gain·(D/‖D‖) is taken as (gain/‖D‖)·D: the sums are large, and read once this way.
+        lengths = torch.linalg.vector_norm(inputs.sums, dim=-1).clamp(min=1e-6)
+        gains = self.gains(torch.diag_embed(lengths.reciprocal())).transpose(-1, -2)
+        mixed, *content = (gains @ inputs.sums).unbind(dim=-2)
+        hidden = self.adapter(mixed)
+        if self.reads_window:
+            hidden = self.read(self._state(inputs, masks)) + hidden
+        hidden = nn.functional.gelu(self.norm(hidden))
+        hidden = _masked(hidden, masks, 1 if self.reads_window else 0)
+        content = [
+            part[..., start:stop] for part, (start, stop) in zip(content, self.blocks, strict=True)
+        ]
+        profile: Tensor = self.out(hidden) + torch.cat(content, dim=-1)
+        if self.item_ids is not None:
+            profile = torch.cat([profile, self.id_out(hidden)], dim=-1)
+        return profile
+
+    def _state(self, inputs: EncoderInputs, masks: Tensor | None) -> Tensor:
+        """The body's reading of what is known at each query, [..., Q, width]."""
         tokens = self.adapter(inputs.vectors) + self.gap(inputs.gaps.unsqueeze(-1))
         tokens = tokens + self.kind(inputs.types)
         if self.item_ids is not None:
@@ -122,20 +150,7 @@ class Encoder(nn.Module):
         # Row 0 is the state before any event of the window.
         states = nn.functional.pad(read, (0, 0, 1, 0))
         index = inputs.positions.unsqueeze(-1).expand(*inputs.positions.shape, states.shape[-1])
-        state = torch.gather(states, -2, index)
-        # gain·(D/‖D‖) is taken as (gain/‖D‖)·D: the sums are large, and read once this way.
-        lengths = torch.linalg.vector_norm(inputs.sums, dim=-1).clamp(min=1e-6)
-        gains = self.gains(torch.diag_embed(lengths.reciprocal())).transpose(-1, -2)
-        mixed, *content = (gains @ inputs.sums).unbind(dim=-2)
-        hidden = nn.functional.gelu(self.norm(self.read(state) + self.adapter(mixed)))
-        hidden = _masked(hidden, masks, 1)
-        content = [
-            part[..., start:stop] for part, (start, stop) in zip(content, self.blocks, strict=True)
-        ]
-        profile: Tensor = self.out(hidden) + torch.cat(content, dim=-1)
-        if self.item_ids is not None:
-            profile = torch.cat([profile, self.id_out(hidden)], dim=-1)
-        return profile
+        return torch.gather(states, -2, index)
 
     def _read(self, tokens: Tensor, weights: Tensor, masks: Tensor | None) -> Tensor:
         """States after each event of the window: [..., T, width] → [..., T, width], causal.
@@ -151,6 +166,16 @@ def _masked(numbers: Tensor, masks: Tensor | None, place: int) -> Tensor:
     Rows are counted from the first: padding comes last, so a device has the same rows in any batch.
     """
     return numbers if masks is None else numbers * masks[place, : numbers.shape[-2]]
+
+
+class DenseEncoder(Encoder):
+    """No body: a hidden layer over the decayed interest sums alone.
+
+    Order within the window doesn't count, and half as many weights are trained: less noise, and where
+    people take baskets of goods better lists even without any.
+    """
+
+    reads_window = False
 
 
 class MeanEncoder(Encoder):
@@ -268,6 +293,7 @@ def build_encoder(
         "transformer": TransformerEncoder,
         "gru": GRUEncoder,
         "mean": MeanEncoder,
+        "dense": DenseEncoder,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from fedprofile.common.config import ModelConfig
 from fedprofile.common.encoder import build_encoder
 
 WIDTH, LAYERS = 16, 2
-ENCODERS = {"transformer": 2 + 2 * LAYERS, "gru": 2, "mean": 2}
+ENCODERS = {"transformer": 2 + 2 * LAYERS, "gru": 2, "mean": 2, "dense": 1}
 ALARM = 1e-6
 """Chance of a false alarm of each test below; seeds are fixed, so it was taken once."""
 

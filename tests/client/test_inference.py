@@ -47,7 +47,7 @@ def vectors_of(kind, town, histories, **changes):
     )
 
 
-@pytest.mark.parametrize("kind", ["transformer", "gru", "mean"])
+@pytest.mark.parametrize("kind", ["transformer", "gru", "mean", "dense"])
 def test_a_device_has_the_same_profile_in_any_company(town, kind):
     histories = town.population.histories
     together = vectors_of(kind, town, histories)
@@ -59,7 +59,7 @@ def test_a_device_has_the_same_profile_in_any_company(town, kind):
         np.testing.assert_allclose(alone[0], together[device], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["transformer", "gru", "mean"])
+@pytest.mark.parametrize("kind", ["transformer", "gru", "mean", "dense"])
 def test_ranking_reads_what_training_read(town, kind):
     """U at the last query of a device is U of its history up to there, at that moment."""
     histories = town.population.histories
@@ -99,7 +99,7 @@ def test_ranking_reads_what_training_read(town, kind):
     assert checked > 5
 
 
-@pytest.mark.parametrize("kind", ["transformer", "gru", "mean"])
+@pytest.mark.parametrize("kind", ["transformer", "gru", "mean", "dense"])
 def test_devices_without_events_have_a_profile_too(town, kind):
     some = town.population.histories.take(np.arange(3))
     # None first, in the middle and last: nothing may be read beyond the columns.

@@ -389,7 +389,7 @@ def encoder(kind=MeanEncoder, **changes):
     return kind(config, blocks={"text": (0, 6)}, n_items=9, n_types=2)
 
 
-@pytest.mark.parametrize("name", ["mean", "gru", "transformer"])
+@pytest.mark.parametrize("name", ["mean", "gru", "transformer", "dense"])
 def test_our_encoders_pass(name):
     config = ModelConfig(
         encoder=name, width=4, heads=1, half_lives_days=(30.0, 90.0), half_lives_events=()

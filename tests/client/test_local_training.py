@@ -21,7 +21,9 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.histories import Histories
 
 N_ITEMS, K, N_TYPES, WINDOW = 60, 10, 3, 12
-ENCODERS = ["transformer", "gru", "mean"]
+ENCODERS = ["transformer", "gru", "mean", "dense"]
+# What reads no window has no use for vectors that are trained for each item.
+MODELS = [(kind, ids) for kind in ENCODERS for ids in (False, True) if kind != "dense" or not ids]
 VECTORS = np.random.default_rng(0).normal(size=(N_ITEMS, K)).astype(np.float32)
 PRIOR = np.random.default_rng(1).normal(size=N_ITEMS).astype(np.float32)
 MIXED = (2, 30, 9, 0, 1, 17, 5, 12, 3)
@@ -152,8 +154,7 @@ def assert_close(got, expected, scale=None):
 
 
 @pytest.mark.parametrize("training", [TRAINING, DROPPING], ids=["whole", "dropout"])
-@pytest.mark.parametrize("item_ids", [False, True])
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("kind", "item_ids"), MODELS)
 def test_the_batch_equals_each_device_alone(kind, item_ids, training):
     encoder = encoder_of(kind, item_ids)
     trainer, weights = Trainer(encoder, threads=1), weights_of(encoder)

@@ -13,7 +13,9 @@ from fedprofile.common.encoder import EncoderInputs, build_encoder
 
 N_ITEMS, N_TYPES, K, SCALES = 40, 3, 12, 2
 BLOCKS = {"text": (0, 8), "price": (8, 12)}
-ENCODERS = ["transformer", "gru", "mean"]
+ENCODERS = ["transformer", "gru", "mean", "dense"]
+# What reads no window has no use for vectors that are trained for each item.
+MODELS = [(kind, ids) for kind in ENCODERS for ids in (False, True) if kind != "dense" or not ids]
 
 
 def encoder(kind, *, item_ids=False, trained=True, **changes):
@@ -53,7 +55,7 @@ def inputs(*, lead=(), length=9, queries=4, seed=0):
     )
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", [kind for kind, ids in MODELS if ids])
 def test_untrained_ids_are_read_where_nothing_else_is_known(kind):
     # Without content the first step must already tell windows apart: from zero it wouldn't get away.
     model = encoder(kind, item_ids=True, trained=False)
@@ -66,8 +68,7 @@ def test_untrained_ids_are_read_where_nothing_else_is_known(kind):
     assert (steps[0] - steps[1]).norm() > 0.05 * steps[0].norm() > 0
 
 
-@pytest.mark.parametrize("item_ids", [False, True])
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("kind", "item_ids"), MODELS)
 def test_later_events_never_change_an_earlier_profile(kind, item_ids):
     model, before, other = encoder(kind, item_ids=item_ids), inputs(), inputs(seed=1)
     for known in range(10):
@@ -79,15 +80,27 @@ def test_later_events_never_change_an_earlier_profile(kind, item_ids):
             }
         )
         torch.testing.assert_close(model(changed), model(asked), rtol=0, atol=1e-6)
-        if known:
+        if known and model.reads_window:
             # ... while the last known event does count, or nothing was tested.
             vectors = before.vectors.clone()
             vectors[known - 1] = other.vectors[known - 1]
             assert not torch.allclose(model(asked._replace(vectors=vectors)), model(asked))
 
 
-@pytest.mark.parametrize("item_ids", [False, True])
-@pytest.mark.parametrize("kind", ENCODERS)
+def test_the_dense_encoder_learns_from_interests_alone():
+    model, before, other = encoder("dense"), inputs(), inputs(seed=1)
+    assert torch.equal(model(other._replace(sums=before.sums)), model(before))
+    assert not torch.allclose(model(before._replace(sums=other.sums)), model(before))
+    names = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"adapter", "gains", "norm", "out"}
+
+
+def test_the_dense_encoder_has_no_use_for_trained_items():
+    with pytest.raises(ValueError, match="'dense' reads no item by itself"):
+        encoder("dense", item_ids=True)
+
+
+@pytest.mark.parametrize(("kind", "item_ids"), MODELS)
 def test_padding_changes_nothing(kind, item_ids):
     model, plain = encoder(kind, item_ids=item_ids), inputs()
     pad = torch.nn.functional.pad
@@ -123,11 +136,13 @@ def with_hooks(model, masks):
         drop = left_out(mask)
         layer.register_forward_pre_hook(lambda _, given: (drop(given[0]),))
 
-    read, drop = hooked._read, left_out(masks[0])
-    hooked._read = lambda tokens, weights, _: read(drop(tokens), weights, None)
-    before(hooked.out, masks[1])
+    hidden = masks[0]
+    if hooked.reads_window:
+        read, drop, hidden = hooked._read, left_out(masks[0]), masks[1]
+        hooked._read = lambda tokens, weights, _: read(drop(tokens), weights, None)
+    before(hooked.out, hidden)
     if hooked.item_ids is not None:
-        before(hooked.id_out, masks[1])
+        before(hooked.id_out, hidden)
     for layer in getattr(hooked, "layers", ()):
         after(layer.project, next(rest))
         after(layer.narrow, next(rest))
@@ -135,8 +150,7 @@ def with_hooks(model, masks):
     return hooked
 
 
-@pytest.mark.parametrize("item_ids", [False, True])
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("kind", "item_ids"), MODELS)
 def test_masks_leave_out_what_hooks_leave_out(kind, item_ids):
     model, asked = encoder(kind, item_ids=item_ids), inputs()
     masks = masks_of(model)
@@ -148,8 +162,7 @@ def test_masks_leave_out_what_hooks_leave_out(kind, item_ids):
         assert not torch.allclose(model(asked, other), model(asked, masks))
 
 
-@pytest.mark.parametrize("item_ids", [False, True])
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("kind", "item_ids"), MODELS)
 def test_masks_of_ones_change_nothing(kind, item_ids):
     model, asked = encoder(kind, item_ids=item_ids), inputs()
     assert torch.equal(model(asked, torch.ones(model.places, 9, 8)), model(asked))
@@ -176,7 +189,7 @@ def test_masks_leave_out_the_same_wherever_a_device_is_padded(kind):
 def test_what_is_left_out_of_the_last_layer_is_a_smaller_model(kind):
     model, asked = encoder(kind), inputs()
     masks = torch.ones(model.places, 9, 8)
-    masks[1, :, [1, 4, 5]] = 0.0
+    masks[min(1, model.places - 1), :, [1, 4, 5]] = 0.0
     smaller = copy.deepcopy(model)
     with torch.no_grad():
         smaller.out.weight[:, [1, 4, 5]] = 0.0
@@ -200,8 +213,9 @@ def test_an_empty_window_leaves_the_decayed_sums(kind):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(ENCODERS), st.booleans(), st.integers(0, 2**16))
-def test_the_untrained_encoder_ranks_by_content_cosine(kind, item_ids, seed):
+@given(st.sampled_from(MODELS), st.integers(0, 2**16))
+def test_the_untrained_encoder_ranks_by_content_cosine(kind_and_ids, seed):
+    kind, item_ids = kind_and_ids
     model, asked = encoder(kind, item_ids=item_ids, trained=False), inputs(seed=seed)
     rng = np.random.default_rng(seed)
     items = rng.normal(size=(N_ITEMS, K))
@@ -217,8 +231,7 @@ def test_the_untrained_encoder_ranks_by_content_cosine(kind, item_ids, seed):
     np.testing.assert_array_equal(np.argsort(-scores, axis=1), np.argsort(-cosine, axis=1))
 
 
-@pytest.mark.parametrize("item_ids", [False, True])
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("kind", "item_ids"), MODELS)
 def test_vmap_over_weights_equals_one_model_at_a_time(kind, item_ids):
     model, batch = encoder(kind, item_ids=item_ids), inputs(lead=(3,))
     generator = torch.Generator().manual_seed(1)
@@ -238,8 +251,7 @@ def test_vmap_over_weights_equals_one_model_at_a_time(kind, item_ids):
 
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("dropout", [False, True])
-@pytest.mark.parametrize("item_ids", [False, True])
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("kind", "item_ids"), MODELS)
 def test_opacus_per_sample_gradients_equal_autograd(kind, item_ids, dropout):
     model, batch = encoder(kind, item_ids=item_ids), inputs(lead=(3,))
     masks = masks_of(model) if dropout else None

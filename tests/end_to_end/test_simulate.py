@@ -97,7 +97,7 @@ def test_without_privacy_the_run_says_that_it_protects_nobody(fedprofile, small,
     assert metrics["privacy"]["epsilon"] is None
 
 
-@pytest.mark.parametrize("encoder", ["gru", "mean"])
+@pytest.mark.parametrize("encoder", ["gru", "mean", "dense"])
 def test_other_encoders(fedprofile, small, log, encoder):
     config = small().read_text().replace("[model]", f'[model]\nencoder = "{encoder}"')
     Path("other.toml").write_text(config)

@@ -182,7 +182,7 @@ def by_device(scorer, encode, history, whole):
 
 
 @pytest.mark.parametrize("successors", [False, True])
-@pytest.mark.parametrize("kind", ["transformer", "gru", "mean"])
+@pytest.mark.parametrize("kind", ["transformer", "gru", "mean", "dense"])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_the_lists_are_those_of_a_device_with_so_few_events(kind, successors, seed):
