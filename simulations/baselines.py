@@ -159,6 +159,29 @@ class ItemKNN:
 
 
 @dataclass(frozen=True, eq=False)
+class WeightedSum:
+    """Σ_j sim(i, j)·r_j / Σ_j sim(i, j) over the neighbours j of candidate i (Sarwar et al. 2001, §3.2.1).
+
+    The mean that predicts a rating, with the decayed profile for ratings: a neighbour that isn't held
+    counts as 0. It is for comparison. :class:`ItemKNN` leaves the denominator out, by which an item with a
+    single neighbour scores as high as that neighbour weighs, however little alike they are: right for the
+    rating that somebody would give, and not for what they take next.
+
+    Attributes:
+        knn: the neighbours, and the decay of the profile.
+    """
+
+    knn: ItemKNN
+
+    def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See :meth:`Scorer.scores`; 0 for items without neighbours."""
+        total = np.asarray(self.knn.similarity.sum(axis=0)).ravel()
+        scores = self.knn.scores(history, now)
+        scores /= np.where(total > 0, total, 1)
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
 class EASE:
     """Embarrassingly shallow autoencoder (Steck 2019, eq. 8), applied to a decayed profile.
 

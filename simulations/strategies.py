@@ -22,7 +22,7 @@ from ..client.succession import mixed, next_matrix
 from ..common.decay import decayed_weights
 from ..common.histories import Histories
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
-from .baselines import Popularity, tuned_baselines
+from .baselines import ItemKNN, Popularity, WeightedSum, tuned_baselines
 from .bootstrap import bootstrap_interval
 from .evaluation import Scorer, evaluate
 from .models import EncoderScorer
@@ -213,7 +213,7 @@ def compare_strategies(
 
 def ways(table: ItemTable) -> int:
     """How many ways there are to make a list, before re-ranking."""
-    return 3 + table.has_content + bool(table.successors)
+    return 4 + table.has_content + bool(table.successors)
 
 
 def _strategies(
@@ -227,7 +227,10 @@ def _strategies(
     tuned = tuned_baselines(split, table, k=k, names=names)
     if table.has_content:
         yield "content", True, tuned[_CONTENT]
-    yield "collaborative", False, tuned[_NEIGHBOURS]
+    neighbours = tuned[_NEIGHBOURS]
+    yield "collaborative", False, neighbours
+    assert isinstance(neighbours, ItemKNN), "what else goes by that name"
+    yield "collaborative, normalised", False, WeightedSum(neighbours)
     if scorer.table.successors:
         yield "sequential", True, Following(scorer)
     yield "neural", True, EncoderAlone(scorer)

@@ -139,6 +139,7 @@ def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_pat
     assert all(strategy["users"] > 0 for strategy in compared)
     names = [
         "collaborative",
+        "collaborative, normalised",
         "sequential",
         "neural",
         "hybrid",

@@ -16,6 +16,7 @@ from fedprofile.simulations.baselines import (
     ItemKNN,
     PersonalFrequency,
     Popularity,
+    WeightedSum,
     tune,
     tuned_baselines,
 )
@@ -112,6 +113,34 @@ def test_item_knn_blocks_change_nothing(train, table, monkeypatch):
     np.testing.assert_array_equal(
         whole, ItemKNN.fit(train, table, neighbours=50).similarity.toarray()
     )
+
+
+def test_a_weighted_sum_is_the_mean_of_the_neighbours_kept(train, table):
+    """Item by item as the paper has it; a neighbour that isn't held has the rating 0."""
+    knn = ItemKNN.fit(train, table, neighbours=3, scale=Scale("days", 2.0))
+    similarity = knn.similarity.toarray().astype(float)
+    held = [[(1, 3), (3, 4), (3, 0)], [(1, 7)], []]
+    ratings = [{3: 0.5, 4: 1.0, 0: 1.0}, {7: 1.0}, {}]
+    found = ask(WeightedSum(knn), *held)
+    for user, rating in enumerate(ratings):
+        for candidate in range(N_ITEMS):
+            near = [j for j in range(N_ITEMS) if similarity[j, candidate] > 0]
+            total = sum(similarity[j, candidate] for j in near)
+            likely = sum(similarity[j, candidate] * rating.get(j, 0.0) for j in near)
+            expected = likely / total if near else 0.0
+            assert found[user, candidate] == pytest.approx(expected, abs=1e-6)
+    assert not similarity[:, -1].any()  # the last item was never taken: it has no neighbours
+    assert (found[0] > 0).sum() > 3
+
+
+def test_a_weighted_sum_ranks_an_item_with_one_neighbour_first(table):
+    """Which is why it is no baseline: item 2 was taken once, with what everybody has."""
+    train = log(*[[(1, 0), (1, 1), (1, 5)]] * 9, [(1, 0), (1, 2)])
+    knn = ItemKNN.fit(train, table)
+    [plain], [mean] = ask(knn, [(1, 0)]), ask(WeightedSum(knn), [(1, 0)])
+    assert plain.argmax() == 1
+    assert mean.argmax() == 2
+    assert mean[2] == 1.0
 
 
 def test_ease_is_a_ridge_regression_of_each_item_on_the_others(train, table):

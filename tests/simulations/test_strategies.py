@@ -18,6 +18,7 @@ from fedprofile.common.histories import Histories
 from fedprofile.common.items import COOCCURRENCE_BLOCK, ItemTable
 from fedprofile.common.successors import Successors
 from fedprofile.simulations import strategies
+from fedprofile.simulations.baselines import ItemKNN
 from fedprofile.simulations.models import EncoderScorer
 from fedprofile.simulations.splits import Targets
 from fedprofile.simulations.strategies import (
@@ -140,6 +141,20 @@ def test_content_is_content_alone(monkeypatch):
     assert asked[0] is public
     np.testing.assert_array_equal(asked[1].vectors[:, :5], public.vectors)
     assert not asked[1].vectors[:, 5:].any()
+
+
+def test_both_ways_by_neighbours_have_the_same_settings_and_are_pooled(monkeypatch):
+    histories, table, _ = town(1, n_items=12)
+    knn = ItemKNN.fit(histories, table, neighbours=2, scale=Scale("events", 2.0))
+    tuned = {"content-cosine": None, "item-knn": knn}
+    monkeypatch.setattr(strategies, "tuned_baselines", lambda *_, **__: tuned)
+    found = strategies._strategies(SimpleNamespace(table=table), None, None, 5, ())
+    made = {name: (private, model) for name, private, model in found}
+    assert made["collaborative"] == (False, knn)
+    private, normalised = made["collaborative, normalised"]
+    assert not private
+    assert normalised.knn is knn
+    assert len(made) == strategies.ways(table)
 
 
 def test_each_way_has_its_own_part_alone():
