@@ -332,7 +332,25 @@ def test_a_finished_run_is_replayed_with_its_own_model(fedprofile, small, log):
     for measure in ("ndcg_at_k", "diversity_at_k", "novelty_at_k"):
         assert hybrid[measure]["mean"] == own[measure]["mean"]
     assert (diverse["name"], diverse["users"]) == ("+ diversity 0.4", hybrid["users"])
-    assert "+ diversity 0.5" in fedprofile("strategies", folder).out
+    lengths = [cut["mean_length"] for cut in found["thresholds"]]
+    assert lengths == sorted(lengths)
+    assert 0 < lengths[0] < lengths[-1] <= 12  # the catalogue
+    assert found["thresholds"][0]["users"] == run["data"]["test_users"]
+    typical = fedprofile("strategies", folder)
+    assert "+ diversity 0.5" in typical.out
+    lines = typical.out[typical.out.index("Lists cut at a threshold") :].splitlines()
+    assert max(map(len, lines[: 2 + len(lengths)])) <= 80
+    # What is printed is what lists are cut at.
+    printed = [line.split()[0] for line in lines[2 : 2 + len(lengths)]]
+    asked = [part for threshold in printed for part in ("--threshold", threshold)]
+    again = summary(fedprofile("strategies", folder, *asked, "--json"))
+    assert again["thresholds"] == found["thresholds"]
+    nothing = summary(fedprofile("strategies", folder, "--threshold", "99", "--json"))
+    assert (nothing["thresholds"][0]["precision"], nothing["thresholds"][0]["recall"]) == (None, 0)
+    for wrong in ("nan", "inf"):
+        refused = fedprofile("strategies", folder, "--threshold", wrong)
+        assert refused.code == 2
+        assert refused.err == f"error: --threshold must be a finite number, got {wrong}\n"
     assert "from 0 to 1" in fedprofile("strategies", folder, "--calibration", "2").err
 
     refused = fedprofile("replay", "nowhere")
