@@ -121,11 +121,16 @@ Encode = Callable[[Profile], NDArray[np.float32]]
 
 
 def content_vector(profile: Profile) -> NDArray[np.float32]:
-    """U of an untrained encoder, the content cosine: the mean over scales of 10·D_s/‖D_s‖."""
-    norms = np.linalg.norm(profile.sums, axis=1, keepdims=True)
-    directions = profile.sums / np.maximum(norms, 1e-6)
-    vector: NDArray[np.float32] = CONTENT_TEMPERATURE * directions.mean(axis=0)
-    return vector.astype(np.float32)
+    """U of an untrained encoder, the content cosine: the mean over scales of 6·D_s/‖D_s‖."""
+    return interest_vectors(profile.sums)
+
+
+def interest_vectors(sums: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same of any interest sums: float32 [..., n_scales, k] → [..., k]."""
+    norms = np.linalg.norm(sums, axis=-1, keepdims=True)
+    directions = sums / np.maximum(norms, 1e-6)
+    vectors: NDArray[np.float32] = CONTENT_TEMPERATURE * directions.mean(axis=-2)
+    return vectors.astype(np.float32)
 
 
 def repeat_rate(

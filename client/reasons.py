@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..common.decay import SECONDS_PER_DAY, decay
 from ..common.items import ItemTable
@@ -12,6 +13,8 @@ from .nearest import nearest_item, tells_nearest
 from .profile import Event, Profile
 from .scoring import check_candidates
 from .succession import event_chances, tells_next
+
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -50,28 +53,61 @@ def why(
     Raises:
         DataError: the item is not in the table.
     """
-    check_candidates(np.array([item], dtype=np.int32), table)
     served = served or table
-    window = profile.window
+    likeness = why_alike(profile, table, item, top=top)
+    asked = tells_nearest(served)
+    return replace(
+        likeness,
+        follows=why_next(profile, served, item, top=top) if tells_next(served) else (),
+        nearest=nearest_item(served, profile.items, item) if asked else None,
+    )
+
+
+def why_alike(
+    profile: Profile,
+    table: ItemTable,
+    item: int,
+    *,
+    columns: slice | NDArray[np.int64] = _ALL,
+    top: int = 3,
+) -> Reasons:
+    """The events and tags alone.
+
+    Args:
+        profile: the user.
+        table: that the profile was built with.
+        item: index of the item.
+        columns: of the item vectors, within which the cosine is.
+        top: events and tags, at most.
+
+    Raises:
+        DataError: the item is not in the table.
+    """
+    check_candidates(np.array([item], dtype=np.int32), table)
+    window, sums = profile.window, profile.sums[:, columns]
     times = np.array([event.time for event in window], dtype=np.int64)
     days = ((profile.updated_at or 0) - times) / SECONDS_PER_DAY
     steps = np.array([len(set(times[times > time])) for time in times], dtype=np.int64)
-    norms = np.maximum(np.linalg.norm(profile.sums, axis=1), 1e-6)
+    norms = np.maximum(np.linalg.norm(sums, axis=1), 1e-6)
     parts = (decay(profile.scales, days, steps) / norms[:, None]).mean(axis=0)
     parts *= np.array([event.weight for event in window])
-    vector = table.vectors[item]
-    likeness = table.vectors[[event.item for event in window]] @ vector
+    vector = table.vectors[item][columns]
+    likeness = table.vectors[[event.item for event in window]][:, columns] @ vector
     parts *= likeness / max(float(np.linalg.norm(vector)), 1e-6)
     events = list(zip(window, parts.tolist(), strict=True))
     total = sum(profile.tags.values())
     tags = [(tag, profile.tags[tag] / total) for tag in table.tags[item] if tag in profile.tags]
-    asked = tells_nearest(served)
     return Reasons(
         events=_largest(events, top),
         tags=tuple(sorted(tags, key=lambda tag: (-tag[1], tag[0]))[:top]),
-        follows=_largest(event_chances(profile, served, item), top) if tells_next(served) else (),
-        nearest=nearest_item(served, profile.items, item) if asked else None,
     )
+
+
+def why_next(
+    profile: Profile, served: ItemTable, item: int, *, top: int = 3
+) -> tuple[tuple[Event, float], ...]:
+    """The recent events that an item often follows on; ``served`` tells what follows what."""
+    return _largest(event_chances(profile, served, item), top)
 
 
 def _largest(parts: list[tuple[Event, float]], top: int) -> tuple[tuple[Event, float], ...]:

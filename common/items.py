@@ -63,14 +63,16 @@ class ItemTable:
         return not bare
 
     @property
+    def content_blocks(self) -> tuple[tuple[int, int], ...]:
+        """Column ranges of a public table that content fills; what stands in for it, and what a release
+        fills in, left out."""
+        other = (ID_BLOCK, COOCCURRENCE_BLOCK)
+        return tuple(block for name, block in self.blocks.items() if name not in other)
+
+    @property
     def content(self) -> NDArray[np.float32]:
-        """Columns of a public table that content fills, float32 [n_items, k]; what stands in for it, and
-        what a release fills in, left out."""
-        told = [
-            self.vectors[:, start:stop]
-            for name, (start, stop) in self.blocks.items()
-            if name not in (ID_BLOCK, COOCCURRENCE_BLOCK)
-        ]
+        """Columns of a public table that content fills, float32 [n_items, k]."""
+        told = [self.vectors[:, start:stop] for start, stop in self.content_blocks]
         return np.hstack([self.vectors[:, :0], *told])
 
     @property
