@@ -28,6 +28,8 @@ class RecommendRequest:
         explain: give reasons.
         diversity: how much it counts that a list's items differ, 0 to 1; with ``top_k`` only.
         calibration: how much it counts that a list has the profile's shares of tags, 0 to 1; likewise.
+        strategy: what ranks: a part of the score alone (content, sequential, neural), or hybrid, all of
+            it; empty: hybrid.
     """
 
     candidates: Candidates | None = None
@@ -37,6 +39,7 @@ class RecommendRequest:
     explain: bool = False
     diversity: float = 0.0
     calibration: float = 0.0
+    strategy: str = ""
 
 
 @dataclass(frozen=True)

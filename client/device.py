@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -54,8 +54,12 @@ from .store_lock import StoreLock
 from .succession import tells_next
 from .withdrawal import withdraw_answers
 
+if TYPE_CHECKING:
+    from .strategies import Strategy
+
 _DAY, _SOON = 86_400, 60  # seconds between two looks at retention, and before a second attempt
 _CONSENT, _PAUSED = "consent", "paused"
+_WHOLE_SCORE = ("", "hybrid")  # strategies that are none of its parts
 _WAIT = 10.0  # seconds for another call to end
 
 
@@ -160,8 +164,9 @@ class Device:
 
         Raises:
             ConfigError: not exactly one of top k and threshold is given, k < 1, too much is
-                asked for, or diversity and calibration are no shares, or go with a threshold.
-            DeviceError: there is no model.
+                asked for, diversity and calibration are no shares, or go with a threshold, or there is
+                no such strategy.
+            DeviceError: there is no model, or it has nothing for the strategy.
         """
         check_size(request.top_k or 0, LONGEST_LIST, "items of a list")
         if request.candidates is not None:
@@ -169,6 +174,7 @@ class Device:
         aims = Aims(request.diversity, request.calibration)
         if aims.active and request.top_k is None:
             raise ConfigError("recommend: diversity and calibration go with top k, not a threshold")
+        strategy = _part_of_the_score(request.strategy)
         with self._opened():
             keeper = self._need_model()
             bundle, profile = keeper.bundle, keeper.profile()
@@ -180,15 +186,18 @@ class Device:
                 known = [index for index in found if index is not None]
                 candidates, unknown = np.array(known, dtype=np.int32), len(found) - len(known)
                 turned_down = int(np.isin(candidates, rejected).sum())
+            scores = None
+            if strategy is not None:
+                scores = strategy.scores(profile, bundle.public, bundle.served)
+            # Of a few candidates, they are sooner worked out than those of all items, if they don't
+            # depend on them.
+            elif candidates is None or tells_next(bundle.served):
+                scores = keeper.scores()
             options: dict[str, Any] = {
                 "candidates": candidates,
                 "include_seen": request.include_seen,
                 "left_out": rejected,
-                # Of a few candidates, they are sooner worked out than those of all items, if they
-                # don't depend on them.
-                "scores": keeper.scores()
-                if candidates is None or tells_next(bundle.served)
-                else None,
+                "scores": scores,
             }
             length, threshold = request.top_k, request.threshold
             if length is not None and threshold is None:
@@ -200,7 +209,7 @@ class Device:
             else:
                 raise ConfigError("recommend: give either top_k or a finite threshold")
             ranking = ranking.first(LONGEST_LIST)
-            items = self._explained(keeper, ranking, explain=request.explain)
+            items = self._explained(keeper, ranking, strategy, explain=request.explain)
             return RecommendResponse(bundle.name, items, unknown, turned_down)
 
     def profile(self) -> GetProfileResponse:
@@ -442,7 +451,7 @@ class Device:
         return self._keeper
 
     def _explained(
-        self, keeper: ProfileKeeper, ranking: Ranking, *, explain: bool
+        self, keeper: ProfileKeeper, ranking: Ranking, strategy: Strategy | None, *, explain: bool
     ) -> tuple[Recommendation, ...]:
         if not explain:
             return tuple(map(Recommendation, ranking.ids, ranking.scores.tolist()))
@@ -454,7 +463,10 @@ class Device:
 
         found = []
         for index, name, score in zip(ranking.items, ranking.ids, ranking.scores, strict=True):
-            reasons = why(profile, bundle.public, int(index), served=bundle.served)
+            if strategy is None:
+                reasons = why(profile, bundle.public, int(index), served=bundle.served)
+            else:
+                reasons = strategy.why(profile, int(index), bundle.public, bundle.served)
             nearest = () if reasons.nearest is None else (reasons.nearest,)
             found.append(
                 Recommendation(
@@ -495,3 +507,12 @@ class Device:
                 withdraw_answers(self.folder)
             with self._opened():
                 return EraseProfileResponse(erased, 0)
+
+
+def _part_of_the_score(strategy: str) -> Strategy | None:
+    """What ranks in place of the whole score; None: that ranks."""
+    if strategy in _WHOLE_SCORE:
+        return None
+    from .strategies import strategy_of  # a device that ranks as usual needn't hold it
+
+    return strategy_of(strategy)

@@ -141,7 +141,7 @@ class Candidates(_message.Message):
     def __init__(self, items: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("candidates", "top_k", "threshold", "include_seen", "explain", "diversity", "calibration")
+    __slots__ = ("candidates", "top_k", "threshold", "include_seen", "explain", "diversity", "calibration", "strategy")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +149,7 @@ class RecommendRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
     candidates: Candidates
     top_k: int
     threshold: float
@@ -156,7 +157,8 @@ class RecommendRequest(_message.Message):
     explain: bool
     diversity: float
     calibration: float
-    def __init__(self, candidates: _Optional[_Union[Candidates, _Mapping]] = ..., top_k: _Optional[int] = ..., threshold: _Optional[float] = ..., include_seen: _Optional[bool] = ..., explain: _Optional[bool] = ..., diversity: _Optional[float] = ..., calibration: _Optional[float] = ...) -> None: ...
+    strategy: str
+    def __init__(self, candidates: _Optional[_Union[Candidates, _Mapping]] = ..., top_k: _Optional[int] = ..., threshold: _Optional[float] = ..., include_seen: _Optional[bool] = ..., explain: _Optional[bool] = ..., diversity: _Optional[float] = ..., calibration: _Optional[float] = ..., strategy: _Optional[str] = ...) -> None: ...
 
 class ReasonEvent(_message.Message):
     __slots__ = ("item", "event", "time", "share")

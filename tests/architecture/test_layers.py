@@ -49,6 +49,7 @@ OPACUS = {
 SCORING_PATH = (
     "client.profile",
     "client.scoring",
+    "client.strategies",
     "client.connect",
     "client.device_cli",
     "client.profile_cli",

@@ -25,7 +25,17 @@ EVENT_TYPES = ("purchase", "view")
 PAGE, SALT, TAIL = 4096, 16, 80  # bytes; SQLCipher 4: IV (16) and HMAC (64) end each page
 
 
-def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, ids=None, **model):
+def write_bundle(
+    folder,
+    *,
+    seed=0,
+    n_items=N_ITEMS,
+    event_types=EVENT_TYPES,
+    ids=None,
+    blocks=BLOCKS,
+    successors=None,
+    **model,
+):
     """A model as a run leaves it, with random weights; returns its configuration and weights."""
     rng = np.random.default_rng(seed)
     config = ModelConfig(
@@ -33,7 +43,7 @@ def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, id
         | model
     )
     encoder = build_encoder(
-        config, blocks=BLOCKS, n_items=n_items, n_types=len(event_types), seed=seed
+        config, blocks=blocks, n_items=n_items, n_types=len(event_types), seed=seed
     )
     weights = {
         name: (0.3 * rng.standard_normal(p.shape)).astype(np.float32)
@@ -43,7 +53,8 @@ def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, id
         rng.standard_normal((n_items, K)).astype(np.float32),
         tuple(ids or (f"商品{item}" for item in range(n_items))),
         tuple((("tea", "red"), ("茶",), ())[item % 3] for item in range(n_items)),
-        BLOCKS,
+        blocks,
+        successors,
     )
     prior = rng.standard_normal(n_items).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +63,7 @@ def write_bundle(folder, *, seed=0, n_items=N_ITEMS, event_types=EVENT_TYPES, id
     )
     metadata = {
         "model": config.model_dump_json(),
-        "blocks": json.dumps(BLOCKS),
+        "blocks": json.dumps(blocks),
         "event_types": json.dumps(event_types),
         "item_table": table.content_hash,
         "hash": hash_of_weights(weights),

@@ -73,6 +73,9 @@ def test_the_service_answers_as_the_device_does(served):
         RecommendRequest(threshold=0.5),
         RecommendRequest(Candidates(("商品1", "商品2", "?")), top_k=2, include_seen=True),
         RecommendRequest(Candidates(()), top_k=2),
+        RecommendRequest(top_k=7, explain=True, strategy="content"),
+        RecommendRequest(threshold=0.5, include_seen=True, strategy="neural"),
+        RecommendRequest(top_k=7, strategy="hybrid"),
     ):
         here, there = device.recommend(question), client.recommend(question)
         assert there == here
@@ -87,6 +90,26 @@ def test_the_service_answers_as_the_device_does(served):
     status = client.status()
     assert (status.events, status.consent, status.oldest) == (0, False, None)
     assert client.profile() == device.profile()
+
+
+def test_an_application_chooses_the_strategy_by_name(served, stub):
+    pb = edge_v1_pb2
+    served[1].record(some(30))
+
+    def listed(**asked):
+        return [one.item for one in stub.Recommend(pb.RecommendRequest(top_k=40, **asked)).items]
+
+    unasked = listed()
+    assert listed(strategy="hybrid") == listed(strategy="") == unasked
+    assert len({tuple(listed(strategy=name)) for name in ("content", "neural", "hybrid")}) == 3
+    for name, expected in (
+        ("popular", grpc.StatusCode.INVALID_ARGUMENT),
+        ("sequential", grpc.StatusCode.FAILED_PRECONDITION),  # nothing of the kind in this model
+    ):
+        question = pb.RecommendRequest(top_k=1, strategy=name)
+        code, detail = code_of(lambda question=question: stub.Recommend(question))
+        assert code is expected
+        assert name in detail
 
 
 def test_thousands_of_events_go_in_parts(served):
@@ -104,6 +127,10 @@ def test_errors_keep_their_kind_and_words(served, monkeypatch):
         client.recommend(RecommendRequest())
     with pytest.raises(ConfigError):
         client.recommend(RecommendRequest(top_k=-1))
+    with pytest.raises(DataError, match="strategy 'popular': there is no such"):
+        client.recommend(RecommendRequest(top_k=1, strategy="popular"))
+    with pytest.raises(DeviceError, match="ask for content or neural or hybrid"):
+        client.recommend(RecommendRequest(top_k=1, strategy="sequential"))
     with pytest.raises(ConfigError):
         client.declare("\udcff", "x")
     for error in (
