@@ -2,6 +2,8 @@
 and all of it together.
 
 The last is what devices do, and it is measured again with lists re-ranked for diversity and calibration.
+Lists by content, by what follows what and by the encoder are those that a device makes when it is asked
+for that strategy (:mod:`fedprofile.client.strategies`).
 Everything is measured on new items of the run's test users. It's the researcher's own measurement:
 nothing is released.
 """
@@ -18,10 +20,11 @@ from scipy.sparse import csr_matrix
 
 from ..client.profile import HABITS
 from ..client.reranking import Aims, choose, distribution, divergence, pool_size
+from ..client.strategies import content_scores
 from ..client.succession import mixed, next_matrix
-from ..common.decay import decayed_weights
+from ..common.decay import decayed_sums, decayed_weights
 from ..common.histories import Histories
-from ..common.items import COOCCURRENCE_BLOCK, ItemTable
+from ..common.items import ItemTable
 from .baselines import ItemKNN, Popularity, WeightedSum, tuned_baselines
 from .bootstrap import bootstrap_interval
 from .evaluation import Scorer, evaluate
@@ -36,7 +39,7 @@ MEASURES = (
     "novelty_at_k",
     "miscalibration_at_k",
 )
-_CONTENT, _NEIGHBOURS = "content-cosine", "item-knn"
+_NEIGHBOURS = "item-knn"
 _HABITS_NOW = 0  # proportions don't depend on the time of asking
 
 
@@ -118,6 +121,24 @@ class Reranked:
             top = scores[row].max(initial=0.0)
             scores[row, pool[chosen]] = top + np.arange(len(chosen), 0, -1)
         return scores
+
+
+@dataclass(frozen=True, eq=False)
+class ByContent:
+    """What is like the decayed interests, by public content alone: nothing is learned.
+
+    Attributes:
+        scorer: of the run.
+    """
+
+    scorer: EncoderScorer
+
+    def scores(self, history: Histories, now: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [m, n_items]."""
+        table, scales = self.scorer.table, self.scorer.model.scales
+        # As of the last event, as a profile is.
+        sums = decayed_sums(history, table.vectors, np.iinfo(np.int64).min, scales)
+        return content_scores(sums, table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,14 +241,9 @@ def _strategies(
     scorer: EncoderScorer, split: Split, tags: TagShares, k: int, aims: Sequence[Aims]
 ) -> Iterator[tuple[str, bool, Scorer]]:
     table = scorer.table
-    if columns := table.width_of(COOCCURRENCE_BLOCK):  # what is taken together is no content
-        nothing = np.zeros((table.n_items, columns), dtype=np.float32)
-        table = table.with_values(COOCCURRENCE_BLOCK, nothing)
-    names = (_CONTENT, _NEIGHBOURS) if table.has_content else (_NEIGHBOURS,)
-    tuned = tuned_baselines(split, table, k=k, names=names)
     if table.has_content:
-        yield "content", True, tuned[_CONTENT]
-    neighbours = tuned[_NEIGHBOURS]
+        yield "content", True, ByContent(scorer)
+    neighbours = tuned_baselines(split, table, k=k, names=(_NEIGHBOURS,))[_NEIGHBOURS]
     yield "collaborative", False, neighbours
     assert isinstance(neighbours, ItemKNN), "what else goes by that name"
     yield "collaborative, normalised", False, WeightedSum(neighbours)

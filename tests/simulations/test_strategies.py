@@ -1,27 +1,32 @@
-"""Re-ranked lists of a whole population are those that each device would make."""
+"""Lists of a whole population, by strategy and re-ranked, are those that each device would make."""
 
+from collections import defaultdict
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedprofile.client.numpy_encoder import NumpyEncoder
 from fedprofile.client.profile import build
 from fedprofile.client.reranking import Aims, distribution, divergence, pool_size, rerank
-from fedprofile.client.scoring import Ranking
+from fedprofile.client.scoring import Ranking, top_k
+from fedprofile.client.serving import serving_table
+from fedprofile.client.strategies import available, strategy_of
 from fedprofile.common.config import ModelConfig
 from fedprofile.common.decay import Scale
 from fedprofile.common.encoder import build_encoder
 from fedprofile.common.histories import Histories
-from fedprofile.common.items import COOCCURRENCE_BLOCK, ItemTable
+from fedprofile.common.items import COOCCURRENCE_BLOCK, ID_BLOCK, ItemTable
 from fedprofile.common.successors import Successors
 from fedprofile.simulations import strategies
 from fedprofile.simulations.baselines import ItemKNN
 from fedprofile.simulations.models import EncoderScorer
 from fedprofile.simulations.splits import Targets
 from fedprofile.simulations.strategies import (
+    ByContent,
     EncoderAlone,
     Following,
     Reranked,
@@ -126,21 +131,86 @@ def test_miscalibration_is_told_of_those_whose_tags_are_known():
     assert off.tolist() == pytest.approx([divergence(np.array([0, 1.0]), np.array([0.5, 0.5]))])
 
 
-def test_content_is_content_alone(monkeypatch):
-    _, public, _ = town(0)
-    told = public.with_block(COOCCURRENCE_BLOCK, np.ones((public.n_items, 3), np.float32))
-    asked = []
+def make_model(kind, trained, seed):
+    """The population's scorer, and the device's encoder of the same weights."""
+    rng = np.random.default_rng(seed)
+    n_items, blocks = 40, {"text": (0, 4), "category": (4, 6), COOCCURRENCE_BLOCK: (6, 9)}
+    told = Successors.of(
+        rng.permutation(n_items), rng.permutation(n_items), rng.uniform(0.1, 0.6, n_items)
+    )
+    vectors = rng.standard_normal((n_items, 9)).astype(np.float32)
+    names = tuple(f"商品{item}" for item in range(n_items))
+    table = ItemTable(vectors, names, ((),) * n_items, blocks, told)
+    config = ModelConfig(
+        encoder=kind, width=8, heads=2, layers=1, window=3, item_ids=trained, item_id_dimension=3
+    )
+    encoder = build_encoder(config, blocks=blocks, n_items=n_items, n_types=1, seed=seed)
+    weights = {
+        name: torch.from_numpy(0.4 * rng.standard_normal(weight.shape)).float()
+        for name, weight in encoder.named_parameters()
+    }
+    encode = NumpyEncoder(
+        config,
+        {name: weight.numpy() for name, weight in weights.items()},
+        blocks=blocks,
+        vectors=vectors,
+        n_types=1,
+    )
+    prior = np.log(rng.dirichlet(np.ones(n_items))).astype(np.float32)
+    return EncoderScorer(encoder, weights, table, prior, config), encode
 
-    def tuned(split, table, **_):
-        asked.append(table)
-        return {"content-cosine": None, "item-knn": None}
 
-    monkeypatch.setattr(strategies, "tuned_baselines", tuned)
-    for table in (public, told):
-        next(strategies._strategies(SimpleNamespace(table=table), None, None, 5, ()))
-    assert asked[0] is public
-    np.testing.assert_array_equal(asked[1].vectors[:, :5], public.vectors)
-    assert not asked[1].vectors[:, 5:].any()
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("kind", ["transformer", "gru", "mean"])
+@pytest.mark.parametrize("name", ["content", "sequential", "neural", "hybrid"])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_row_has_the_lists_that_devices_make_by_that_strategy(name, kind, trained, seed):
+    scorer, encode = make_model(kind, trained, seed)
+    histories, _, _ = town(seed, n_items=40, users=6)
+    rows = {"content": ByContent, "sequential": Following, "neural": EncoderAlone}
+    row = rows[name](scorer) if name in rows else scorer
+    found = row.scores(histories, np.full(6, 2_000 * DAY, np.int64)).copy()
+    found[histories.devices, histories.items] = -np.inf
+    model, public = scorer.model, scorer.table
+    ids = scorer.weights["item_ids.weight"].numpy() if trained else None
+    served = serving_table(public, prior=scorer.prior, ids=ids)
+    for user in range(6):
+        profile = build(
+            histories.device(user),
+            table=public,
+            scales=model.scales,
+            window_size=model.window,
+            encode=encode,
+        )
+        scores = None
+        if name != "hybrid":
+            scores = strategy_of(name).scores(profile, public, served)
+        device = top_k(profile, served, 10, scores=scores)
+        assert np.argsort(-found[user], kind="stable")[:10].tolist() == device.items.tolist()
+        if name != "hybrid":  # whose row is the mixture with repeats
+            expected = found[user, device.items]
+            np.testing.assert_allclose(device.scores, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_by_strategies_of_the_device_are_where_it_has_them(monkeypatch):
+    """And content is compared where something is known of the items but their ids."""
+    monkeypatch.setattr(strategies, "tuned_baselines", lambda *_, **__: defaultdict(object))
+    scorer, _ = make_model("mean", False, 0)
+    bare = replace(scorer.table, blocks={ID_BLOCK: (0, 6), COOCCURRENCE_BLOCK: (6, 9)})
+    for table in (
+        scorer.table,
+        bare,
+        replace(scorer.table, successors=None),
+        replace(bare, successors=Successors.none()),
+    ):
+        told = replace(scorer, table=table)
+        rows = [name for name, *_ in strategies._strategies(told, None, None, 5, ())]
+        assert len(rows) == strategies.ways(table)
+        served = serving_table(table, prior=scorer.prior, ids=None)
+        names = ("content", "sequential", "neural", "hybrid")
+        by_device = available(table, served)
+        assert tuple(name for name in rows if name in names) == by_device
 
 
 def test_both_ways_by_neighbours_have_the_same_settings_and_are_pooled(monkeypatch):
