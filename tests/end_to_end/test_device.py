@@ -7,8 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+
+from fedprofile.simulations.simulate import read
+from fedprofile.simulations.strategies import ByContent, EncoderAlone, Following
+from fedprofile.simulations.trained import find_run, load_scorer
 
 HISTORY = "item_id,timestamp\ni1,2024-01-05 10:00\ni2,2024-02-05 10:00\ni3,2024-03-05 10:00\n"
 
@@ -114,6 +119,66 @@ def test_a_device_ranks_as_the_run_did(fedprofile, small, log, tmp_path):
             assert [one["score"] for one in ranking] == pytest.approx(
                 theirs["score"].to_list(), rel=1e-3, abs=1e-4
             )
+
+
+def test_a_device_ranks_by_each_strategy_as_the_run_is_measured(fedprofile, small, monkeypatch):
+    """Of every user the same list and scores, from what was really released to what is shown."""
+    kinds = ("green tea", "black tea", "blue mug", "red mug")
+    rows = [
+        f"u{user},i{(5 * user + day * (1 + (user % 5 == 4))) % 16},"
+        f"2024-{1 + day:02d}-{1 + user % 28:02d}"
+        for user in range(40)
+        for day in range(7)
+    ]
+    # No two items alike, so that nothing is tied.
+    names = [f"{kinds[item % 4]} {'abcdefghijklmnop'[item] * 3}" for item in range(16)]
+    texts = [f"{row},{names[int(row.split(',')[1][1:])]}" for row in rows]
+    Path("log.csv").write_text("\n".join(["user_id,item_id,timestamp,text", *texts]) + "\n")
+    config = small("[statistics]\ncooccurrence = 4\n")
+    simulate = ("simulate", "--config", config, "--data", "log.csv", "--split", "none")
+    assert fedprofile(*simulate, "--out", "run", "--no-privacy").code == 0
+    folder, settings = find_run(Path("run"))
+    data, _, population = read(settings)
+    scorer = load_scorer(folder, settings, data, population)
+    assert scorer.table.successors
+    histories = data.histories
+    now = np.full(histories.n_devices, 2**40)
+    found = {
+        "content": ByContent(scorer).scores(histories, now),
+        "sequential": Following(scorer).scores(histories, now),
+        "neural": EncoderAlone(scorer).scores(histories, now),
+        "hybrid": scorer.unmixed(histories),
+    }
+    for user in ("u0", "u7", "u22"):
+        mine = [row.removeprefix(f"{user},") for row in rows if row.startswith(f"{user},")]
+        Path(f"{user}.csv").write_text("\n".join(["item_id,timestamp", *mine]) + "\n")
+        assert fedprofile("device", "init", user, "--model", "run").code == 0
+        assert fedprofile("device", "import", user, f"{user}.csv").code == 0
+        row = data.user_ids.index(user)
+        start, stop = histories.offsets[row : row + 2]
+        for name, scores in found.items():
+            new = scores[row].copy()
+            new[histories.items[start:stop]] = -np.inf
+            best = np.argsort(-new, kind="stable")[:5]
+            recommend = ("device", "recommend", user, "--strategy", name, "--top-k", "5")
+            ranking = last_line(fedprofile(*recommend, "--json"))["items"]
+            assert [one["item"] for one in ranking] == [data.item_ids[item] for item in best]
+            assert [one["score"] for one in ranking] == pytest.approx(
+                new[best].tolist(), rel=1e-3, abs=1e-4
+            )
+    asked, hybrid = ("device", "recommend", "u7", "--json"), ("--strategy", "hybrid")
+    assert last_line(fedprofile(*asked)) == last_line(fedprofile(*asked, *hybrid))
+
+    monkeypatch.setenv("COLUMNS", "300")
+    assert fedprofile("device", "init", "newcomer", "--model", "run").code == 0
+    for name in found:
+        explain = ("--strategy", name, "--explain")
+        told = fedprofile("device", "recommend", "u7", *explain).out
+        assert ("often comes after" in told) == (name in ("sequential", "hybrid"))
+        assert ("of your interests" in told) == (name != "sequential")
+        silent = fedprofile("device", "recommend", "newcomer", *explain).out
+        popular = name in ("sequential", "hybrid")
+        assert silent.count("popular" if popular else "nothing in particular") == 10
 
 
 def test_a_device_and_the_run_leave_out_the_same(fedprofile, small, log, tmp_path):
@@ -278,6 +343,7 @@ def test_the_owner_sees_what_an_event_changed_whether_the_device_runs_or_not(
         (("recommend", "phone", "--diversity", "1.5"), "from 0 to 1"),
         (("recommend", "phone", "--threshold", "1", "--calibration", "0.5"), "not a threshold"),
         (("recommend", "phone", "--top-k", "0"), "not in the range"),
+        (("recommend", "phone", "--strategy", "popular"), "is not one of"),
         (("recommend", "phone", "--candidates", "nothing.txt"), "can't read it"),
         (("consent", "phone", "perhaps"), "is not one of"),
         (("forget", "phone"), "exactly one of --item"),
