@@ -1,7 +1,7 @@
 """Lists of a whole population, by strategy and re-ranked, are those that each device would make."""
 
-from collections import defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,7 +195,9 @@ def test_a_row_has_the_lists_that_devices_make_by_that_strategy(name, kind, trai
 
 def test_rows_by_strategies_of_the_device_are_where_it_has_them(monkeypatch):
     """And content is compared where something is known of the items but their ids."""
-    monkeypatch.setattr(strategies, "tuned_baselines", lambda *_, **__: defaultdict(object))
+    histories, table, _ = town(1, n_items=12)
+    knn = ItemKNN.fit(histories, table, neighbours=2)
+    monkeypatch.setattr(strategies, "tuned_baselines", lambda *_, **__: {"item-knn": knn})
     scorer, _ = make_model("mean", False, 0)
     bare = replace(scorer.table, blocks={ID_BLOCK: (0, 6), COOCCURRENCE_BLOCK: (6, 9)})
     for table in (
