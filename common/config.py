@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,9 +114,9 @@ class ModelConfig(Section):
     """The shared encoder."""
 
     encoder: Literal["transformer", "gru", "mean", "dense"] = Field(
-        "transformer",
+        "dense",
         description="what reads the recent window; 'dense' reads none of it, and learns from decayed "
-        "interests alone",
+        "interests alone. Unset, with item_ids: 'transformer'",
     )
     width: int = Field(32, ge=4, description="of the hidden layers; a multiple of heads")
     layers: int = Field(1, ge=1, description="of the Transformer")
@@ -131,6 +132,13 @@ class ModelConfig(Section):
     )
     item_ids: bool = Field(False, description="add a trainable vector per item")
     item_id_dimension: int = Field(32, ge=1, description="length of that vector")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_items_one_by_one(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("item_ids") and "encoder" not in values:
+            return {**values, "encoder": "transformer"}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
