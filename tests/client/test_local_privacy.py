@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedprofile.client.batches import Cohort
 from fedprofile.client.dropout import draw_masks
@@ -144,55 +145,62 @@ def sum_before_noise(town):
 
 
 def by_a_loop(town, past, arguments, slots):
-    """The same in plain torch: each period by itself, its gradient clipped, added up."""
-    clipped, norms = 0.0, []
+    """The same in plain torch: in each step each period by itself, its gradient clipped, added up."""
     period = past.times // (10 * DAY)
     newest = {int(p) % slots: int(p) for p in period}  # later ones overwrite
-    drawn = draw_negatives(n_items=30, steps=1, count=5, seed=arguments.seed)
-    for slot, chosen in newest.items():
-        own = past.where(period == chosen)
-        own = replace(own, weights=np.ones(own.n_events, dtype=np.float32))
-        examples = build_examples(
-            own,
-            KEYS ^ np.uint64(slot),
-            vectors=town.population.table.vectors,
-            scales=town.config.model.scales,
-            window=town.config.model.window,
-            new_targets_only=False,
-            seed=arguments.seed,
-        )
-        if not len(examples.target_items):
-            continue
-        cohort = Cohort(examples, torch.from_numpy(arguments.prior), drawn)
-        batch, _, negatives = cohort.batch(np.array([0]))
-        encoder = build_encoder(
-            town.config.model,
-            blocks=town.population.table.blocks,
-            n_items=30,
-            n_types=1,
-            seed=0,
-        )
-        encoder.load_state_dict({n: torch.from_numpy(w) for n, w in arguments.weights.items()})
-        [masks] = draw_masks(
-            encoder, rows=50, steps=1, share=arguments.dropout, seed=arguments.seed
-        )
-        next_item_losses(encoder(batch.inputs, masks), batch, negatives[0], None).sum().backward()
-        gradient = flat({n: p.grad.numpy() for n, p in encoder.named_parameters()})
-        norms.append(np.linalg.norm(gradient))
-        clipped = clipped + gradient * min(1.0, CLIP / norms[-1])
-    return clipped, norms
+    encoder = build_encoder(
+        town.config.model, blocks=town.population.table.blocks, n_items=30, n_types=1, seed=0
+    )
+    encoder.load_state_dict({n: torch.from_numpy(w) for n, w in arguments.weights.items()})
+    by_name = [p for _, p in sorted(encoder.named_parameters())]
+    steps, seed = arguments.steps, arguments.seed
+    drawn = draw_negatives(n_items=30, steps=steps, count=5, seed=seed)
+    masks = draw_masks(encoder, rows=50, steps=steps, share=arguments.dropout, seed=seed)
+    total, norms = 0.0, []
+    for step in range(steps):
+        clipped = 0.0
+        for slot, chosen in newest.items():
+            own = past.where(period == chosen)
+            own = replace(own, weights=np.ones(own.n_events, dtype=np.float32))
+            examples = build_examples(
+                own,
+                KEYS ^ np.uint64(slot),
+                vectors=town.population.table.vectors,
+                scales=town.config.model.scales,
+                window=town.config.model.window,
+                new_targets_only=False,
+                seed=seed,
+            )
+            if not len(examples.target_items):
+                continue
+            cohort = Cohort(examples, torch.from_numpy(arguments.prior), drawn)
+            batch, _, negatives = cohort.batch(np.array([0]))
+            encoder.zero_grad()
+            profiles = encoder(batch.inputs, masks[step])
+            next_item_losses(profiles, batch, negatives[step], None).sum().backward()
+            gradient = flat({n: p.grad.numpy() for n, p in encoder.named_parameters()})
+            norms.append(np.linalg.norm(gradient))
+            clipped = clipped + gradient * min(1.0, CLIP / norms[-1])
+        total = total + clipped
+        step_length = arguments.learning_rate / (Q * slots)
+        moved = parameters_to_vector(by_name).detach().numpy() - step_length * clipped
+        vector_to_parameters(torch.from_numpy(moved).float(), by_name)
+    return total, norms
 
 
 @pytest.mark.usefixtures("no_noise")
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize(("steps", "dropout"), [(1, 0.0), (1, 0.4), (3, 0.0), (3, 0.4)])
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_the_sum_is_that_of_each_period_clipped_by_itself(town, sum_before_noise, slots, dropout):
+def test_the_sum_is_that_of_each_period_clipped_by_itself(
+    town, sum_before_noise, slots, steps, dropout
+):
     for device in range(town.population.size):
         past = town.population.histories.device(device)
-        arguments = task(town, dropout=dropout)
+        arguments = task(town, steps=steps, dropout=dropout)
         expected, norms = by_a_loop(town, past, arguments, slots)
-        got = sum_before_noise(past, slots, dropout=dropout)
-        np.testing.assert_allclose(got, expected + np.zeros_like(got), atol=2e-5 * CLIP * slots)
+        got = sum_before_noise(past, slots, steps=steps, dropout=dropout)
+        tolerance = 2e-5 * CLIP * slots * steps
+        np.testing.assert_allclose(got, expected + np.zeros_like(got), atol=tolerance)
         assert all(norm > CLIP for norm in norms)  # so the clip was put to the test
 
 
