@@ -202,9 +202,9 @@ class TrainingConfig(Section):
     patience: int | None = Field(
         None,
         ge=1,
-        description="in simulations without privacy: measurements on the validation part, some ten a run, "
-        "without a better NDCG@k after which training stops; the best model that was measured is kept. "
-        "Unset: all rounds",
+        description="in simulations without privacy: measurements on the validation part, ten a run at "
+        "most, without a better NDCG@k after which training stops; the best model that was measured is "
+        "kept. Unset: all rounds",
     )
 
     def rate(self, population_size: int) -> float:

@@ -17,6 +17,14 @@ from ..common.files import write_atomically
 from ..common.formatting import known
 from .dataset import InteractionLog
 
+_POINTS = 10
+
+
+def measured_rounds(rounds: int) -> set[int]:
+    """Those after which a run is measured: ten, evenly spread, the last among them; all where there are
+    no more."""
+    return {-(-rounds * point // _POINTS) for point in range(1, _POINTS + 1)} - {0}
+
 
 @dataclass(frozen=True)
 class Progress:

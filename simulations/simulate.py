@@ -40,7 +40,7 @@ from .loading import load_log
 from .models import ID_TABLE, EncoderScorer
 from .population import Population
 from .presets import PRESETS
-from .progress import Progress
+from .progress import Progress, measured_rounds
 from .recommendations import check_recommendations, write_recommendations
 from .report import write_report
 from .results import run_metrics
@@ -48,8 +48,6 @@ from .run_folder import RunFolder
 from .run_ledger import check_checkpoints, check_keys, earlier_releases, open_ledger
 from .splits import Split, make_split
 from .subsample import taking_part
-
-_CURVE_POINTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,11 +276,11 @@ def _federate(
     kept: Progress,
 ) -> FederationResult:
     rounds, k = config.training.rounds, config.evaluation.k
-    every = max(1, rounds // _CURVE_POINTS)
+    after = measured_rounds(rounds)
     held_out = prepared.split.validation.n_users and not prepared.split.refitted
 
     def measure(number: int, weights: Mapping[str, Tensor], statistics: ItemStatistics) -> str:
-        if not number or number % every or not held_out:
+        if number not in after or not held_out:
             return ""
         scorer = _scorer(config, prepared, weights, statistics)
         quality = mean_ndcg(scorer, prepared.split.validation, k=k)

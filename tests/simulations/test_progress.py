@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedprofile.common.errors import RunFolderError
-from fedprofile.simulations.progress import Progress
+from fedprofile.simulations.progress import Progress, measured_rounds
 from fedprofile.simulations.synthetic import synthesise
 
 
@@ -78,3 +78,17 @@ def test_weights_of_another_round_are_not_taken_for_the_best(begin, tmp_path):
         (tmp_path / "progress.safetensors").write_bytes(content)
         with pytest.raises(RunFolderError, match=r"progress\.safetensors: .*put the file back"):
             progress.weights()
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 9, 10, 11, 19, 20, 25, 99, 101, 1500])
+def test_a_run_is_measured_ten_times_and_after_its_last_round(rounds):
+    measured = sorted(measured_rounds(rounds))
+    assert len(measured) == min(rounds, 10)
+    assert measured[-1] == rounds
+    gaps = [after - before for before, after in zip([0, *measured], measured, strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+    assert min(gaps) >= 1
+
+
+def test_a_run_without_rounds_is_not_measured_on_the_way():
+    assert measured_rounds(0) == set()

@@ -258,6 +258,13 @@ def test_a_run_that_dies_anywhere_keeps_its_best_model(tmp_path, monkeypatch, pa
     assert len(entries(out, Stop)) == 1
 
 
+@pytest.mark.parametrize("rounds", [19, 25])
+def test_the_last_round_is_measured_whatever_their_number(tmp_path, rounds):
+    found = simulate(astray(rounds=rounds), SimulateOptions(out=tmp_path / "a"))
+    assert len(measured(found)) == 10
+    assert rounds in measured(found)
+
+
 def test_a_best_model_that_is_lost_is_asked_for(tmp_path):
     simulate(astray(patience=2), SimulateOptions(out=tmp_path / "a"))
     (tmp_path / "a/progress.safetensors").unlink()
