@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,13 +27,19 @@ def measured_rounds(rounds: int) -> set[int]:
     return {-(-rounds * point // _POINTS) for point in range(1, _POINTS + 1)} - {0}
 
 
-@dataclass(frozen=True)
+class _Best(NamedTuple):
+    round: int
+    figure: float
+
+
+@dataclass
 class Progress:
     """Kept in a file of the run folder; as its metrics, for the researcher's eyes.
 
     With patience the weights of the best round lie beside it, in a file of that name that ends in
-    ``.safetensors``. They are written before the figure: a run that is killed in between measures the
-    round again.
+    ``.safetensors``, with the figure they were chosen by. That file is written first and says which
+    round is best: whenever a run is killed, and whatever a round comes to that is measured again, it
+    holds weights of a figure that no other has passed.
 
     Attributes:
         path: of the file.
@@ -46,47 +53,70 @@ class Progress:
     data: str
     patience: int | None
     validation: dict[int, float | None]
+    _best: _Best | None = None
 
     @classmethod
-    def open(cls, path: Path, log: InteractionLog, *, patience: int | None = None) -> Progress:
+    def open(
+        cls, path: Path, log: InteractionLog, *, patience: int | None = None, begun: bool = False
+    ) -> Progress:
         """What was kept, or the beginning.
 
+        Args:
+            path: of the file.
+            log: the data.
+            patience: see above.
+            begun: whether rounds were made already, which validation may have chosen among.
+
         Raises:
-            RunFolderError: the run is of other data, or the file can't be read.
+            RunFolderError: the run is of other data, or what was kept is lost or can't be read.
         """
         progress = cls(path, _fingerprint(log), patience, {})
         if not path.exists():
+            if begun and patience is not None:
+                raise RunFolderError(
+                    f"{path}: is missing, and with it which round was best on validation so far; put it "
+                    "back, or start a new run"
+                )
             progress._write()
             return progress
         try:
             kept = json.loads(path.read_bytes())
             data = kept["data"]
-            progress.validation.update({int(r): value for r, value in kept["validation"].items()})
+            for number, value in kept["validation"].items():
+                progress.validation[int(number)] = None if value is None else float(value)
         except (*MALFORMED, OSError) as error:
-            raise RunFolderError(
-                f"{path}: can't be read ({error}); remove it to go on without it"
-            ) from error
+            way_on = "remove it to go on without it"
+            if patience is not None:
+                way_on = "put it back, or start a new run"
+            raise RunFolderError(f"{path}: can't be read ({error}); {way_on}") from error
         if data != progress.data:
             raise RunFolderError(
                 f"{path.parent}: {log.quality.source} holds other data than the run began with; go on "
                 "with the data it began with, or start a new run"
             )
+        if patience is not None and (progress._weights.exists() or progress._top() is not None):
+            best, _ = progress._load()
+            progress._best = best
+            # Where a kill came between the two files.
+            progress.validation.setdefault(best.round, best.figure)
         return progress
 
     def add(self, round_number: int, quality: float | None, weights: Mapping[str, Tensor]) -> None:
         """Keep the figure of a round, and with patience the weights it was measured of, if they are
         the best so far."""
-        self.validation[round_number] = quality
-        if self.best == round_number:
+        passed = self._best is None or (known(quality) and quality > self._best.figure)
+        if self.patience is not None and known(quality) and passed:
             tensors = {name: weight.contiguous() for name, weight in weights.items()}
-            write_atomically(self._weights, save(tensors, {"round": str(round_number)}))
+            told = {"round": str(round_number), "figure": repr(quality)}
+            write_atomically(self._weights, save(tensors, told))
+            self._best = _Best(round_number, quality)
+        self.validation[round_number] = quality
         self._write()
 
     @property
     def best(self) -> int | None:
         """The round that did best so far, the first of equals; None without patience, or figures."""
-        found = {r: value for r, value in sorted(self.validation.items()) if known(value)}
-        return None if self.patience is None else max(found, key=found.__getitem__, default=None)
+        return None if self._best is None else self._best.round
 
     def enough(self) -> str | None:
         """Why no further round is worth making, None where one may be."""
@@ -102,19 +132,31 @@ class Progress:
         """Those of the best round.
 
         Raises:
-            RunFolderError: the file can't be read, or is of another round.
+            RunFolderError: the file can't be read, or is of a round that wasn't best.
         """
+        _, weights = self._load()
+        return weights
+
+    def _load(self) -> tuple[_Best, dict[str, Tensor]]:
         try:
             with safe_open(self._weights, framework="pt") as file:
-                number = int(file.metadata()["round"])
-                if number != self.best:
-                    raise ValueError(f"it is of round {number}")
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                told, top = file.metadata(), self._top()
+                best = _Best(int(told["round"]), float(told["figure"]))
+                if top is not None and top.figure > best.figure:
+                    raise ValueError(
+                        f"it is of round {best.round}, and round {top.round} was better"
+                    )
+                return best, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (*MALFORMED, OSError, SafetensorError) as error:
             raise RunFolderError(
-                f"{self._weights}: not the weights of round {self.best}, which was best on validation "
-                f"({error}); put the file back, or start a new run"
+                f"{self._weights}: not the weights of the round that was best on validation ({error}); "
+                "put the file back, or start a new run"
             ) from error
+
+    def _top(self) -> _Best | None:
+        """The best of the figures that were written down."""
+        found = (_Best(number, v) for number, v in sorted(self.validation.items()) if known(v))
+        return max(found, key=lambda best: best.figure, default=None)
 
     @property
     def _weights(self) -> Path:

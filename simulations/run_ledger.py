@@ -10,7 +10,7 @@ from ..common.config import RunConfig
 from ..common.earlier import find_earlier
 from ..common.errors import RunFolderError
 from ..common.ledger import Ledger
-from ..common.ledger_entries import Commit, Earlier, read_chain
+from ..common.ledger_entries import Commit, Earlier, Reserve, read_chain
 from ..common.signing import SigningKey
 from ..server.budget import BudgetPlan
 from .run_folder import RunFolder, check_writable
@@ -59,6 +59,12 @@ def check_checkpoints(folder: RunFolder) -> None:
         "releases, which would be charged a second time; put the run's checkpoints back, or "
         f"{instead} another run with --earlier {shlex.quote(str(folder.path))} and another --out"
     )
+
+
+def has_rounds(ledger: Ledger) -> bool:
+    """Whether a round was made, and confirmed."""
+    pending = ledger.pending()
+    return any(isinstance(e, Reserve) and e.round and e not in pending for e in ledger.entries)
 
 
 def check_keys(config: RunConfig) -> None:

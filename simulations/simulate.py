@@ -45,7 +45,7 @@ from .recommendations import check_recommendations, write_recommendations
 from .report import write_report
 from .results import run_metrics
 from .run_folder import RunFolder
-from .run_ledger import check_checkpoints, check_keys, earlier_releases, open_ledger
+from .run_ledger import check_checkpoints, check_keys, earlier_releases, has_rounds, open_ledger
 from .splits import Split, make_split
 from .subsample import taking_part
 
@@ -117,7 +117,9 @@ def simulate(config: RunConfig, options: SimulateOptions) -> dict[str, Any]:
         sampling_probability=prepared.plan.training.sampling_probability,
     )
     with _resumable(folder), ledger:
-        progress = Progress.open(folder.progress, log, patience=config.training.patience)
+        progress = Progress.open(
+            folder.progress, log, patience=config.training.patience, begun=has_rounds(ledger)
+        )
         # 4. Run the federation: statistics, then private rounds.
         result = _federate(config, prepared, folder, ledger, layer, progress)
         # 5. Measure it beside baselines on the same split.

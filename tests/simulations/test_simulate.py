@@ -200,15 +200,15 @@ DEATHS = [
     (Progress, "_write", "after", 1),  # nothing is known but the data
     (Checkpoint, "save", "after", 3),  # round 2 is kept, not committed and not measured
     (Progress, "add", "before", 1),
-    (Progress, "_write", "before", 1),  # its weights are kept, its figure isn't
-    (Progress, "add", "after", 1),  # on to round 3
+    (Progress, "_write", "before", 1),  # its weights are kept, with its figure
+    (Ledger, "reserve", "after", 1),  # round 3
     (Ledger, "commit", "after", 2),  # round 4, before it is measured
     (Ledger, "reserve", "after", 1),  # round 5
     (Progress, "_write", "before", 1),
-    (Progress, "_write", "after", 1),
+    (Progress, "_write", "after", 1),  # round 8, which is no better
     (Ledger, "reserve", "after", 2),
     (Progress, "add", "before", 1),
-    (Progress, "add", "after", 2),
+    (Progress, "add", "after", 1),
     (Ledger, "stop", "before", 1),
     (Ledger, "stop", "after", 1),
     (RunFolder, "write_model", "before", 1),
@@ -265,13 +265,27 @@ def test_the_last_round_is_measured_whatever_their_number(tmp_path, rounds):
     assert rounds in measured(found)
 
 
-def test_a_best_model_that_is_lost_is_asked_for(tmp_path):
-    simulate(astray(patience=2), SimulateOptions(out=tmp_path / "a"))
-    (tmp_path / "a/progress.safetensors").unlink()
-    model = (tmp_path / "a/model.safetensors").read_bytes()
-    with pytest.raises(RunFolderError, match=r"progress\.safetensors: not the weights of round"):
-        simulate(astray(patience=2), SimulateOptions(out=tmp_path / "a", resume=True))
-    assert (tmp_path / "a/model.safetensors").read_bytes() == model
+@pytest.mark.parametrize("name", ["progress.json", "progress.safetensors"])
+def test_what_a_best_model_is_known_by_is_asked_for_where_it_is_lost(tmp_path, monkeypatch, name):
+    """Before another round is made, and nothing is changed."""
+
+    def die(self, round_number, *_):
+        if round_number == 8:
+            raise KeyboardInterrupt
+        return add(self, round_number, *_)
+
+    add = Progress.add
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "add", die)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(astray(patience=10), SimulateOptions(out=tmp_path / "a"))
+    (tmp_path / "a" / name).unlink()
+    ledger = (tmp_path / "a/ledger.jsonl").read_bytes()
+    files = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match=rf"{name}: .* back, or start a new run"):
+        simulate(astray(patience=10), SimulateOptions(out=tmp_path / "a", resume=True))
+    assert (tmp_path / "a/ledger.jsonl").read_bytes() == ledger
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 def test_a_validation_part_without_new_items_is_refused_before_anything_is_written(tmp_path):
