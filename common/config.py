@@ -451,8 +451,8 @@ class RunConfig(Section):
         if self.evaluation.refit:
             raise ValueError(
                 "training.patience can't go with evaluation.refit, which trains on the validation part; "
-                "find the best round without refit first, then set training.rounds to it, leave patience "
-                "unset, and set refit = true"
+                "find the best round without refit first, then set training.rounds to it and "
+                "training.averaging to 0, leave patience unset, and set refit = true"
             )
 
     def deciding(self) -> dict[str, Any]:

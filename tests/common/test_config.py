@@ -177,7 +177,7 @@ OPEN = {"privacy": {"enabled": False}, "training": {"patience": 2}}
         ({"privacy": {"enabled": True}}, r"no ε covers.*--no-privacy"),
         ({"training": {"patience": 2, "rounds": 0}}, r"training\.rounds of 1 or more"),
         ({"evaluation": {"split": "none"}}, "choose another split"),
-        ({"evaluation": {"refit": True}}, r"find the best round .* set training\.rounds to it"),
+        ({"evaluation": {"refit": True}}, r"training\.rounds to it and training\.averaging to 0,"),
     ],
 )
 def test_patience_needs_a_validation_part_that_it_may_look_at(change, advice):
