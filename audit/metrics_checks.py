@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import FedprofileError
-from ..common.ledger_entries import Chain, Commit, Reserve
+from ..common.ledger_entries import Chain, Commit, Reserve, Stop
 from ..common.mechanism import Mechanism
 from .bounded import Bounded
 from .findings import Finding, judge
@@ -23,18 +23,27 @@ _ALONG = 1e-3
 """The same of ε on the way, where a run and its audit may compose in another order on a coarse grid."""
 
 
-def check_metrics(path: Path, chain: Chain, cost: Cost) -> Finding:
-    """Whether the metrics tell what the ledger has; measures of quality are none of its business."""
+def check_metrics(path: Path, chain: Chain, cost: Cost, *, chosen: bool | None) -> Finding:
+    """Whether the metrics tell what the ledger has; measures of quality are none of its business.
+
+    Args:
+        path: the file.
+        chain: the ledger.
+        cost: what its releases come to.
+        chosen: whether the configuration has validation choose a round; None: it isn't known.
+    """
     if not path.is_file():
         return Finding("metrics", "not run", "metrics.json is missing: the run isn't finished")
     try:
-        faults = list(_faults(json.loads(path.read_bytes()), chain, cost))
+        faults = list(_faults(json.loads(path.read_bytes()), chain, cost, chosen))
     except (ValueError, KeyError, TypeError) as error:
         return Finding("metrics", "fails", f"{path.name} isn't the metrics of a run ({error!r})")
     return judge("metrics", faults, otherwise=f"{path.name} tells the ledger's ε and releases")
 
 
-def _faults(metrics: Mapping[str, Any], chain: Chain, cost: Cost) -> Iterator[Fault]:
+def _faults(
+    metrics: Mapping[str, Any], chain: Chain, cost: Cost, chosen: bool | None
+) -> Iterator[Fault]:
     told, opening, worked_out = metrics["privacy"], chain.opening, cost.to_dict()
     made = [e for e in chain.entries if isinstance(e, Reserve)]
     declared = worked_out["epsilon_pld"]
@@ -52,15 +61,37 @@ def _faults(metrics: Mapping[str, Any], chain: Chain, cost: Cost) -> Iterator[Fa
     if made and told["enabled"] != all(e.mechanism.private for e in made):
         yield None, "metrics.json and the ledger disagree on whether there was noise"
     yield from _release_faults(told["releases"], chain, made, cost)
-    rounds = max((e.round or 0 for e in made if e.sequence not in chain.pending), default=0)
-    if metrics["run"]["rounds_done"] != rounds:
-        done = metrics["run"]["rounds_done"]
-        yield None, f"metrics.json tells {done} rounds, the ledger has {rounds} committed"
+    yield from _end_faults(metrics["run"], chain, made, chosen)
     after = {(r["round"], r["cohort"]): r["epsilon_after"] for r in told["releases"]}
     for point in metrics["curve"]:
         at = point["round"], point["sampled"]
         if at not in after or point["epsilon"] != after[at]:
             yield None, f"metrics.json tells another ε or cohort in its curve, round {at[0]}"
+
+
+def _end_faults(
+    run: Mapping[str, Any], chain: Chain, made: Sequence[Reserve], chosen: bool | None
+) -> Iterator[Fault]:
+    """Whether they tell after which round and why the run ended, and of which round its model is."""
+    rounds = [e.round for e in made if e.round and e.sequence not in chain.pending]
+    done, best, last = run["rounds_done"], run["best_round"], chain.entries[-1]
+    if done != max(rounds, default=0):
+        last_round = max(rounds, default=0)
+        yield None, f"metrics.json tells {done} rounds, the ledger has {last_round} committed"
+    # A run ends its ledger before it writes its metrics; one without an end tells nothing of it.
+    if isinstance(last, Stop):
+        reason = None if last.reason == "completed" else last.reason
+        if run["stopped"] != reason:
+            line = last.sequence + 1
+            yield line, "metrics.json tells another reason why the run ended than the ledger"
+    if best is not None and (chosen is False or any(e.mechanism.private for e in made)):
+        yield (
+            None,
+            "metrics.json tells of a best round, which validation chooses with training.patience and "
+            "without privacy only",
+        )
+    elif chosen and best not in rounds:
+        yield None, "metrics.json names no round of the ledger as the best"
 
 
 def _release_faults(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,12 +24,15 @@ from .release_checks import Fault
 
 def check_run(folder: Path, chain: Chain, cost: Cost) -> list[Finding]:
     """Findings on configuration, metrics, the last checkpoint, and the model and items to rank with."""
-    checkpoints = folder / "checkpoints"
+    checkpoints, chosen = folder / "checkpoints", _chosen(folder / "config.toml")
     return [
         guarded("configuration", lambda: _check_config(folder / "config.toml", chain)),
-        guarded("metrics", lambda: check_metrics(folder / "metrics.json", chain, cost)),
+        guarded(
+            "metrics",
+            lambda: check_metrics(folder / "metrics.json", chain, cost, chosen=chosen),
+        ),
         guarded("checkpoint", lambda: check_checkpoint(checkpoints, chain)),
-        guarded("model", lambda: _check_model(folder / "model.safetensors", checkpoints, chain)),
+        guarded("model", lambda: _check_model(folder, checkpoints, chain, chosen=bool(chosen))),
         guarded("items", lambda: _check_items(folder / "items.safetensors", chain)),
     ]
 
@@ -153,30 +157,34 @@ def _last_statistics(chain: Chain) -> dict[str, Commit]:
     }
 
 
-def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
+def _check_model(folder: Path, checkpoints: Path, chain: Chain, *, chosen: bool) -> Finding:
     """Whether the released weights are those that the last round led to, or the average that was kept.
 
     The ledger names the weights that each round led to and no average of them, so that can be held
-    against the checkpoint only. With ``training.patience`` the model is that of any one round.
+    against the checkpoint only. Where validation has ``chosen`` the model, it is that of one round.
     """
+    path = folder / "model.safetensors"
     if not path.is_file():
         return Finding("model", "not run", f"{path.name} is missing: the run isn't finished")
     try:
-        held, kept = hash_of_weights(load_file(path)), Checkpoint.last(checkpoints)
+        held = hash_of_weights(load_file(path))
     except (OSError, SafetensorError, ValueError) as error:
         return Finding("model", "fails", f"{path.name} isn't a model ({error})")
+    rounds = {release: made.round for release, made in _committed(chain).items() if made.round}
+    led_to = [
+        (rounds[e.release], e.model_after)
+        for e in chain.entries
+        if isinstance(e, Commit) and e.release in rounds and e.model_after
+    ]
+    if chosen:
+        return _check_chosen(held, folder / "metrics.json", led_to)
+    try:
+        kept = Checkpoint.last(checkpoints)
     except DataError as error:
         return Finding("model", "not run", str(error))
-    rounds = {release for release, made in _committed(chain).items() if made.round}
-    commits = (e for e in chain.entries if isinstance(e, Commit) and e.release in rounds)
-    models = [e.model_after for e in commits if e.model_after]
+    models = [model for _, model in led_to]
     if models and held == models[-1]:
         return Finding("model", "holds", "has the weights that the last round led to")
-    if models and _patient(path.with_name("config.toml")):
-        if held not in models:
-            return Finding("model", "fails", f"{path.name} has other weights than any round led to")
-        what = "has the weights that an earlier round led to, as training.patience may choose"
-        return Finding("model", "holds", what)
     if kept is None:
         return Finding("model", "not run", "no checkpoint to hold the average of rounds against")
     if models and not kept.averaged:
@@ -192,12 +200,33 @@ def _check_model(path: Path, checkpoints: Path, chain: Chain) -> Finding:
     return Finding("model", "holds", f"{what}; not compared with the ledger, which {why}")
 
 
-def _patient(path: Path) -> bool:
+def _check_chosen(held: str, metrics: Path, led_to: Sequence[tuple[int, str]]) -> Finding:
+    """Whether the released weights, of the hash ``held``, are those of the round that metrics name."""
+    if not metrics.is_file():
+        what = f"{metrics.name}, which names the round that validation chose, is missing"
+        return Finding("model", "not run", what)
+    try:
+        best = json.loads(metrics.read_bytes())["run"]["best_round"]
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{metrics.name} isn't the metrics of a run ({error!r})"
+        return Finding("model", "fails", what)
+    # A round that was made again, from an older checkpoint, has led to two.
+    models = [model for number, model in led_to if number == best]
+    if not models:
+        what = f"{metrics.name} names no round of the ledger as the best"
+        return Finding("model", "fails", what)
+    if held not in models:
+        what = f"has other weights than round {best} led to, which {metrics.name} names as the best"
+        return Finding("model", "fails", what)
+    return Finding("model", "holds", f"has the weights that round {best} led to")
+
+
+def _chosen(path: Path) -> bool | None:
     """Whether the configuration has validation choose among the models of the rounds."""
     try:
         return load_config(path).training.patience is not None
-    except ConfigError:
-        return False  # the check of the configuration says so
+    except (ConfigError, *MALFORMED):
+        return None  # the check of the configuration says so
 
 
 def _tells(table: ItemTable) -> bool:

@@ -326,6 +326,9 @@ def _federate(
         )
     if ledger.stopped is None:
         ledger.stop(reason=result.stopped or "completed")
+    elif result.stopped is None and ledger.stopped.reason != "completed":
+        # A statistic that was refused isn't asked for again once there are rounds.
+        result = replace(result, stopped=ledger.stopped.reason)
     if result.stopped:
         remark(f"Stopped before its last round: {result.stopped}")
     if kept.best is None:

@@ -29,11 +29,12 @@ def weights(number):
     return {"a": np.full((2, 3), number, np.float32), "b": np.full(4, number, np.float32)}
 
 
-def begun(forge):
+def begun(forge, **changes):
     """A ledger with the statistics that come before all rounds."""
     writer = forge.Writer().open()
     for task, statistic in STATISTICS.items():
-        release = writer.reserve(task=task, round=None, model_before=None)
+        mechanism = forge.mechanism(**changes)
+        release = writer.reserve(mechanism, task=task, round=None, model_before=None)
         writer.commit(release, model_after=hash_of_weights(statistic))
     return writer
 
@@ -42,12 +43,15 @@ def begun(forge):
 def made(tmp_path, forge):
     """A run folder with its ledger's chain: the model is the mean of the last ``averaged`` rounds."""
 
-    def make(*, rounds=3, averaged=2):
-        writer = begun(forge)
+    def make(*, rounds=3, averaged=2, stop=None, **changes):
+        writer = begun(forge, **changes)
         for number in range(1, rounds + 1):
             before, after = (hash_of_weights(weights(n)) for n in (number - 1, number))
-            release = writer.reserve(round=number, model_before=before)
+            mechanism = forge.mechanism(**changes)
+            release = writer.reserve(mechanism, round=number, model_before=before)
             writer.commit(release, model_after=after)
+        if stop is not None:
+            writer.stop(reason=stop)
         last = range(rounds - averaged + 1, rounds + 1)
         total = weights(sum(last))
         tensors = {f"weights/{name}": t for name, t in weights(rounds).items()}
@@ -123,18 +127,52 @@ def test_an_average_has_nothing_to_be_held_against_without_its_checkpoint(tmp_pa
     assert "isn't finished" in found(tmp_path, chain)["model"].what
 
 
-def test_a_model_that_validation_chose_is_that_of_some_round(tmp_path, made):
+def choosing(folder, *, best_round=2, patience=1, **run):
+    """Have the folder be of a run whose model validation chose, of the round that its metrics name."""
+    training = {} if patience is None else {"patience": patience}
+    config = RunConfig.model_validate({"training": training, "privacy": {"enabled": False}})
+    (folder / "config.toml").write_text(config.to_toml())
+    told = {"rounds_done": 4, "stopped": None, "best_round": best_round, **run}
+    (folder / "metrics.json").write_text(json.dumps({"run": told}))
+
+
+def test_a_model_that_validation_chose_is_that_of_the_round_that_metrics_name(tmp_path, made):
     chain = made(rounds=4, averaged=2)
     save_file(weights(2), tmp_path / "model.safetensors")
     assert found(tmp_path, chain)["model"].outcome == "fails"
-    config = RunConfig.model_validate({"training": {"patience": 1}, "privacy": {"enabled": False}})
-    (tmp_path / "config.toml").write_text(config.to_toml())
+    choosing(tmp_path)
     told = found(tmp_path, chain)["model"]
-    assert (told.outcome, "an earlier round led to" in told.what) == ("holds", True), told
-    for other in (3.5, 9):  # the average, and what no round led to
+    assert (told.outcome, told.what) == ("holds", "has the weights that round 2 led to"), told
+    # Those of another round, the last among them, of none, and the average.
+    for other in (3, 4, 9, 3.5):
         save_file(weights(other), tmp_path / "model.safetensors")
         told = found(tmp_path, chain)["model"]
-        assert (told.outcome, "than any round led to" in told.what) == ("fails", True), told
+        assert (told.outcome, "other weights than round 2 led to" in told.what) == ("fails", True)
+    choosing(tmp_path, best_round=4)
+    save_file(weights(4), tmp_path / "model.safetensors")
+    assert found(tmp_path, chain)["model"].outcome == "holds"
+
+
+@pytest.mark.parametrize("best_round", [None, 0, 5, -1, "2", [2]])
+def test_a_model_of_a_round_that_nobody_made_shows(tmp_path, made, best_round):
+    chain = made(rounds=4, averaged=2)
+    save_file(weights(4), tmp_path / "model.safetensors")
+    choosing(tmp_path, best_round=best_round)
+    told = found(tmp_path, chain)["model"]
+    assert told.outcome == "fails"
+    assert "names no round of the ledger" in told.what
+
+
+def test_without_metrics_it_is_not_known_which_round_validation_chose(tmp_path, made):
+    chain = made(rounds=4, averaged=2)
+    save_file(weights(2), tmp_path / "model.safetensors")
+    choosing(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    assert found(tmp_path, chain)["model"].outcome == "not run"
+    for content in ("", "[]", "{}", '{"run": {}}'):
+        (tmp_path / "metrics.json").write_text(content)
+        told = found(tmp_path, chain)
+        assert (told["model"].outcome, told["metrics"].outcome) == ("fails", "fails")
 
 
 def test_changed_items_show(tmp_path, made):
@@ -280,7 +318,7 @@ def metrics_of(chain, cost):
             "sampler": "poisson",
             "releases": releases,
         },
-        "run": {"rounds_done": 3},
+        "run": {"rounds_done": 3, "stopped": None, "best_round": None},
         "curve": [
             {"round": r["round"], "sampled": 50, "epsilon": r["epsilon_after"]} for r in rounds
         ],
@@ -318,6 +356,8 @@ def metrics_of(chain, cost):
         (("privacy", "releases", 3, "rejected"), {"late": 1}, "another rejected"),
         (("privacy", "releases", 1, "epsilon_after"), 1e-4, "tells ε = 0.0001 after the release"),
         (("run", "rounds_done"), 2, "tells 2 rounds"),
+        (("run", "best_round"), 2, "tells of a best round"),
+        (("run", "stopped"), "it was enough", None),  # a ledger that isn't stopped tells no reason
         (("curve", 1, "epsilon"), 1e-4, "in its curve, round 2"),
         (("curve", 1, "sampled"), 1, "in its curve, round 2"),
     ],
@@ -336,6 +376,68 @@ def test_metrics_that_tell_another_story_show(tmp_path, made, place, value, what
     finding = next(f for f in check_run(tmp_path, chain, cost) if f.check == "metrics")
     assert finding.outcome == ("holds" if what is None else "fails"), finding
     assert (what or "tells the ledger's") in finding.what
+
+
+@pytest.mark.parametrize(
+    ("reason", "stopped", "holds"),
+    [
+        ("completed", None, True),
+        ("completed", "completed", False),
+        ("completed", "validation was best at round 1, 2 measurements ago", False),
+        ("a release, round 4, would bring ε to 9", None, False),
+        ("a release, round 4, would bring ε to 9", "a release, round 4, would bring ε to 8", False),
+        ("a release, round 4, would bring ε to 9", "a release, round 4, would bring ε to 9", True),
+    ],
+)
+def test_metrics_that_tell_another_end_than_the_ledger_show(
+    tmp_path, made, forge, reason, stopped, holds
+):
+    chain = made(stop=reason)
+    metrics = metrics_of(chain, NOTHING)
+    metrics["privacy"]["epsilon"] = metrics["privacy"]["epsilon_rdp"] = None
+    metrics["run"]["stopped"] = stopped
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    told = found(tmp_path, chain)["metrics"]
+    assert told.outcome == ("holds" if holds else "fails"), told
+    if not holds:
+        assert told.line == len(chain.entries)
+        assert "another reason why the run ended" in told.what
+
+
+@pytest.mark.parametrize(
+    ("patience", "best_round", "what"),
+    [
+        (1, 2, None),
+        (1, 3, None),
+        (1, None, "names no round of the ledger as the best"),
+        (1, 4, "names no round of the ledger as the best"),
+        (None, None, None),
+        (None, 2, "tells of a best round"),
+    ],
+)
+def test_metrics_name_a_best_round_where_validation_chooses_and_nowhere_else(
+    tmp_path, made, patience, best_round, what
+):
+    chain = made(noise_multiplier=0.0)
+    choosing(tmp_path, patience=patience)
+    metrics = metrics_of(chain, NOTHING)
+    metrics["privacy"] |= {"enabled": False, "epsilon": None, "epsilon_rdp": None}
+    metrics["run"]["best_round"] = best_round
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    told = found(tmp_path, chain)["metrics"]
+    assert told.outcome == ("holds" if what is None else "fails"), told
+    assert (what or "tells the ledger's") in told.what
+
+
+def test_a_private_run_has_no_best_round_whatever_its_configuration_says(tmp_path, made):
+    chain = made()
+    choosing(tmp_path)
+    metrics = metrics_of(chain, NOTHING)
+    metrics["privacy"] |= {"epsilon": None, "epsilon_rdp": None}
+    metrics["run"]["best_round"] = 2
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    told = found(tmp_path, chain)["metrics"]
+    assert (told.outcome, "tells of a best round" in told.what) == ("fails", True), told
 
 
 def test_a_block_under_another_name_shows(tmp_path, made):

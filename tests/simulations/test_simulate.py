@@ -5,10 +5,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedprofile.common.config import RunConfig
-from fedprofile.common.errors import ConfigError, DataError, RunFolderError
+from fedprofile.common.errors import BudgetError, ConfigError, DataError, RunFolderError
 from fedprofile.common.ledger import Ledger
 from fedprofile.common.ledger_entries import Commit, Reserve, Stop, read_ledger
 from fedprofile.common.weights import hash_of_weights
+from fedprofile.server.app import Federation
 from fedprofile.server.checkpoint import Checkpoint
 from fedprofile.simulations.progress import Progress
 from fedprofile.simulations.run_folder import RunFolder
@@ -125,6 +126,25 @@ def test_a_run_goes_on_with_the_data_it_began_with_only(tmp_path):
         simulate(of_file, SimulateOptions(out=tmp_path / "a", resume=True))
 
 
+def test_a_resumed_run_tells_why_it_ended_as_its_ledger_does(tmp_path, monkeypatch):
+    """What was refused before the first round isn't asked for again, where rounds follow."""
+
+    both = config(
+        privacy={"enabled": False}
+    )  # of so few users co-occurrence isn't asked under noise
+
+    def refuse(*_):
+        raise BudgetError("co-occurrence would bring ε to 9", epsilon_reached=9.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Federation, "_cooccurrence", refuse)
+        first = simulate(both, SimulateOptions(out=tmp_path / "a"))
+    assert first["run"]["stopped"] == "co-occurrence would bring ε to 9"
+    again = simulate(both, SimulateOptions(out=tmp_path / "a", resume=True))
+    assert again["run"]["stopped"] == first["run"]["stopped"]
+    assert [stop.reason for stop in entries(tmp_path / "a", Stop)] == [first["run"]["stopped"]]
+
+
 # --- stopping early ------------------------------------------------------------------------------
 
 # Steps so long that training gets past its best after some rounds.
@@ -182,6 +202,10 @@ def test_training_stops_where_validation_gets_worse_and_keeps_the_best_model(tmp
     assert f"that of round {best} was best: it is the result" in told
     page = (tmp_path / "a/report.html").read_text("utf-8")
     assert f"The result is the model of round {best}" in page
+    # So many rounds and no average are the same model.
+    simulate(astray(rounds=best, averaging=0), SimulateOptions(out=tmp_path / "again"))
+    chosen, again = (load_file(tmp_path / f"{run}/model.safetensors") for run in ("a", "again"))
+    assert hash_of_weights(chosen) == hash_of_weights(again)
 
 
 def test_the_best_model_is_kept_where_training_is_not_stopped(tmp_path):
