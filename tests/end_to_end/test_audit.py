@@ -14,6 +14,16 @@ pytestmark = pytest.mark.xdist_group("audit")  # the run is made once
 
 RUN = Path("run")
 
+PATIENT = """
+seed = 1
+data = { synthetic_users = 60, synthetic_items = 30 }
+items = { dimension = 8 }
+model = { encoder = "mean", width = 8, window = 8 }
+training = { rounds = 6, patience = 1, cohort = 60, negatives = 8, server_learning_rate = 0.1 }
+privacy = { enabled = false }
+evaluation = { bootstrap_samples = 0, baselines = false }
+"""
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -79,6 +89,25 @@ def test_what_was_changed_in_a_run_folder_is_named(run):
     assert set(failed(run)) == {"configuration"}
     (run / "config.toml").write_text(text)
     assert failed(run) == {}
+
+
+@pytest.mark.usefixtures("inline_accountants")
+def test_a_run_whose_model_validation_chose_holds_and_its_best_round_can_not_be_swapped(fedprofile):
+    Path("open.toml").write_text(PATIENT)
+    made = fedprofile("simulate", "--config", "open.toml", "--out", "open")
+    assert made.code == 0, made.err
+    assert failed(Path("open")) == {}
+    assert fedprofile("simulate", "--resume", "--out", "open").code == 0
+    findings = verify(find_evidence(Path("open"))).findings
+    by_check = {finding.check: finding for finding in findings}
+    metrics = json.loads(Path("open/metrics.json").read_bytes())
+    best, done = metrics["run"]["best_round"], metrics["run"]["rounds_done"]
+    assert by_check["model"].what == f"has the weights that round {best} led to"
+    assert by_check["metrics"].outcome == "holds"
+    other = done if best < done else 1
+    changed = {**metrics, "run": {**metrics["run"], "best_round": other}}
+    Path("open/metrics.json").write_text(json.dumps(changed))
+    assert set(failed(Path("open"))) == {"model"}
 
 
 def test_a_run_is_told_on_one_page(fedprofile, run):
