@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch import nn
 
 from fedprofile.common.config import load_config
 from fedprofile.common.items import COOCCURRENCE_BLOCK, ID_BLOCK, ItemTable
@@ -35,7 +36,12 @@ def centrally(monkeypatch):
                 taken.append(histories)
                 yield steps * epoch, epoch
 
-        known = SimpleNamespace(fill=lambda table: table, long_run=None, current=None)
+        known = SimpleNamespace(
+            fill=lambda table: table,
+            begin=lambda weights, _: weights,
+            long_run=None,
+            current=None,
+        )
         monkeypatch.setattr(comparison, "train_centrally", train_centrally)
         monkeypatch.setattr(comparison, "statistics_time", lambda *_: 0)
         monkeypatch.setattr(comparison, "exact_statistics", lambda *_, **__: known)
@@ -46,7 +52,7 @@ def centrally(monkeypatch):
         split = SimpleNamespace(
             validation=None, refitted=refitted, choosing=CHOOSING, validation_time=0
         )
-        ceiling = comparison._central(config, Trained("all"), None, None, split)
+        ceiling = comparison._central(config, Trained("all"), None, nn.Module(), split)
         assert ceiling.settings == f"epoch {ceiling.scorer}"
         assert taken.count("before validation") == (len(taken) - ceiling.scorer) * refitted
         return ceiling.scorer, len(taken)
