@@ -146,7 +146,7 @@ class Progress:
                     raise ValueError(
                         f"it is of round {best.round}, and round {top.round} was better"
                     )
-                return best, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                return best, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (*MALFORMED, OSError, SafetensorError) as error:
             raise RunFolderError(
                 f"{self._weights}: not the weights of the round that was best on validation ({error}); "
