@@ -250,10 +250,10 @@ def _check_items(path: Path, chain: Chain) -> Finding:
     if released is None or released.model_after is None:
         what = f"{own}; not compared with the ledger, which names no vectors of items"
         return Finding("items", "holds", what)
-    if COOCCURRENCE_BLOCK not in table.blocks:
+    if not table.compares:
         what = f"{path.name} lacks the vectors of co-occurrence that were released"
         return Finding("items", "fails", what, released.sequence + 1)
-    start, stop = table.blocks[COOCCURRENCE_BLOCK]
+    start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
     told = {"vectors": table.vectors[:, start:stop]}
     if table.successors is not None:
         told |= table.successors.arrays

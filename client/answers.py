@@ -190,6 +190,14 @@ class ReasonItem:
     likeness: float
 
 
+@dataclass(frozen=True)
+class ReasonPart:
+    """An item held that another one goes with, and its part of the chance that this comes next."""
+
+    item: str
+    share: float
+
+
 @dataclass(slots=True)
 class Recommendation:
     """A ranked item; reasons where they were asked for, those that say most first.
@@ -203,6 +211,7 @@ class Recommendation:
     tags: tuple[ReasonTag, ...] = ()
     follows: tuple[ReasonEvent, ...] = ()  # share: of the chance that the item comes next
     nearest: tuple[ReasonItem, ...] = ()  # one, or none
+    together: tuple[ReasonPart, ...] = ()
 
 
 @dataclass(frozen=True)

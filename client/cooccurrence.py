@@ -1,8 +1,9 @@
-"""A device's part in which items are taken close together: all that is known of items without content.
+"""A device's part in which items are taken together: all that is known of items without content.
 
 What follows shortly on an item is told by many devices that took both, and by no text. The sum over
 devices, denoised on the server, gives every item a vector such that items taken together are alike, and
-the items that follow it more often than that tells.
+the items that follow it more often than that tells. Of goods, which go together for as long as they are
+held, whole histories tell more: what goes with what.
 """
 
 from __future__ import annotations
@@ -77,6 +78,48 @@ def cooccurrence_contribution(
     norms = np.sqrt(np.asarray(parts.multiply(parts).sum(axis=1)).ravel())
     scale = np.divide(clip_norm, norms, out=np.zeros_like(norms), where=norms > 0)
     total = np.asarray(parts.T @ scale, dtype=np.float32)
+    return ClippedUpdate(
+        arrays={"cooccurrence": total}, devices=histories.n_devices, clip_norm=clip_norm
+    )
+
+
+def together_contribution(
+    histories: Histories, *, head: NDArray[np.int64], n_items: int, clip_norm: float
+) -> ClippedUpdate:
+    """Sum over devices of the pairs of head items they hold, scaled per device.
+
+    A device that holds n of the items at all holds n (n − 1) / 2 pairs, and sends the same number for
+    each, C / √(n (n − 1) / 2).
+
+    Sensitivity: a device's part has norm C, or 0 where it holds no two head items; adding or removing
+    the device moves the sum by no more than C.
+
+    Args:
+        histories: n devices.
+        head: int64 [K], distinct items; pairs with any other are left out.
+        n_items: size of the item table.
+        clip_norm: C, finite.
+
+    Raises:
+        ValueError: C is not a positive, finite number.
+
+    Returns:
+        One array, ``cooccurrence``: float32 [K (K − 1) / 2], the sums of all pairs i < j, row by row of
+        the upper triangle.
+    """
+    if not 0 < clip_norm < math.inf:
+        raise ValueError(f"a part is scaled to the clip, which must be finite, not {clip_norm}")
+    place = np.full(n_items, -1, dtype=np.int64)
+    place[head] = np.arange(len(head))
+    known = place[histories.items] >= 0
+    entries = np.ones(known.sum()), (histories.devices[known], place[histories.items[known]])
+    held = sparse.csr_matrix(entries, shape=(histories.n_devices, len(head)))
+    held.data[:] = 1  # what is taken again is added up
+    n_held = held.getnnz(axis=1)
+    n_pairs = n_held * (n_held - 1) / 2
+    scale = np.divide(clip_norm, np.sqrt(n_pairs), out=np.zeros(len(n_held)), where=n_pairs > 0)
+    sums = (held.T @ sparse.diags(scale) @ held).toarray()
+    total = sums[np.triu_indices(len(head), 1)].astype(np.float32)
     return ClippedUpdate(
         arrays={"cooccurrence": total}, devices=histories.n_devices, clip_norm=clip_norm
     )

@@ -31,6 +31,7 @@ from .answers import (
     Interest,
     ReasonEvent,
     ReasonItem,
+    ReasonPart,
     ReasonTag,
     RecentEvent,
     Recommendation,
@@ -475,6 +476,7 @@ class Device:
                     events=told(reasons.events),
                     tags=tuple(ReasonTag(tag, share) for tag, share in reasons.tags),
                     follows=told(reasons.follows),
+                    together=tuple(ReasonPart(ids[held], part) for held, part in reasons.together),
                     nearest=tuple(ReasonItem(ids[held], cosine) for held, cosine in nearest),
                 )
             )

@@ -188,21 +188,31 @@ class ReasonItem(_message.Message):
     likeness: float
     def __init__(self, item: _Optional[str] = ..., likeness: _Optional[float] = ...) -> None: ...
 
+class ReasonPart(_message.Message):
+    __slots__ = ("item", "share")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    item: str
+    share: float
+    def __init__(self, item: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
 class Recommendation(_message.Message):
-    __slots__ = ("item", "score", "events", "tags", "follows", "nearest")
+    __slots__ = ("item", "score", "events", "tags", "follows", "nearest", "together")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     NEAREST_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
     item: str
     score: float
     events: _containers.RepeatedCompositeFieldContainer[ReasonEvent]
     tags: _containers.RepeatedCompositeFieldContainer[ReasonTag]
     follows: _containers.RepeatedCompositeFieldContainer[ReasonEvent]
     nearest: _containers.RepeatedCompositeFieldContainer[ReasonItem]
-    def __init__(self, item: _Optional[str] = ..., score: _Optional[float] = ..., events: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[ReasonTag, _Mapping]]] = ..., follows: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., nearest: _Optional[_Iterable[_Union[ReasonItem, _Mapping]]] = ...) -> None: ...
+    together: _containers.RepeatedCompositeFieldContainer[ReasonPart]
+    def __init__(self, item: _Optional[str] = ..., score: _Optional[float] = ..., events: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., tags: _Optional[_Iterable[_Union[ReasonTag, _Mapping]]] = ..., follows: _Optional[_Iterable[_Union[ReasonEvent, _Mapping]]] = ..., nearest: _Optional[_Iterable[_Union[ReasonItem, _Mapping]]] = ..., together: _Optional[_Iterable[_Union[ReasonPart, _Mapping]]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
     __slots__ = ("model", "items", "unknown_candidates", "rejected_candidates")

@@ -19,7 +19,7 @@ from ..common.histories import Histories
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.messages import CooccurrenceTask, StatisticsTask, TrainTask
 from ..common.updates import ClippedUpdate
-from .cooccurrence import cooccurrence_contribution
+from .cooccurrence import cooccurrence_contribution, together_contribution
 from .examples import build_examples
 from .lifetime import BudgetOf, Charge, no_budget, promised
 from .local_privacy import PrivateTrainer
@@ -77,10 +77,11 @@ class DeviceHost:
             raise MessageError("statistics would go out without event-level noise; ask for none")
         if isinstance(task, CooccurrenceTask):
             self._check_head(task.head)
+            contribution = together_contribution if self._table.whole else cooccurrence_contribution
         with self._charged(task) as answering:
             histories = self._histories.take(answering)
             if isinstance(task, CooccurrenceTask):
-                return cooccurrence_contribution(
+                return contribution(
                     histories,
                     head=task.head,
                     n_items=self._table.n_items,
@@ -129,6 +130,8 @@ class DeviceHost:
             return self._trainer.clipped_sum(task.weights, examples, task.prior, training)
 
     def _check_head(self, head: NDArray[np.int64]) -> None:
+        if len(head) > CooccurrenceTask.largest_head(whole=self._table.whole):
+            raise MessageError(f"the task names {len(head):,} items, more than a device compares")
         inside = (head >= 0) & (head < self._table.n_items)
         if not inside.all() or len(np.unique(head)) != len(head):
             raise MessageError("the task names an item that isn't there, or one twice")

@@ -12,7 +12,7 @@ from ..common.items import ItemTable
 from .nearest import nearest_item, tells_nearest
 from .profile import Event, Profile
 from .scoring import check_candidates
-from .succession import event_chances, tells_next
+from .succession import event_chances, held_chances, tells_next
 
 _ALL = slice(None)
 
@@ -29,12 +29,15 @@ class Reasons:
             first.
         follows: recent events that the item often follows on, and their parts of the chance that it
             comes next, largest first; likewise.
+        together: items held that go with the item, and their parts of the chance that it comes next,
+            largest first.
         nearest: the item held that is most like it, and the cosine; None where nothing tells that.
     """
 
     events: tuple[tuple[Event, float], ...] = ()
     tags: tuple[tuple[str, float], ...] = ()
     follows: tuple[tuple[Event, float], ...] = ()
+    together: tuple[tuple[int, float], ...] = ()
     nearest: tuple[int, float] | None = None
 
 
@@ -54,11 +57,13 @@ def why(
         DataError: the item is not in the table.
     """
     served = served or table
-    likeness = why_alike(profile, table, item, top=top)
+    found = why_alike(profile, table, item, top=top)
+    if tells_next(served):
+        next_ = why_next(profile, served, item, top=top)
+        found = replace(found, follows=next_.follows, together=next_.together)
     asked = tells_nearest(served)
     return replace(
-        likeness,
-        follows=why_next(profile, served, item, top=top) if tells_next(served) else (),
+        found,
         nearest=nearest_item(served, profile.items, item) if asked else None,
     )
 
@@ -103,11 +108,13 @@ def why_alike(
     )
 
 
-def why_next(
-    profile: Profile, served: ItemTable, item: int, *, top: int = 3
-) -> tuple[tuple[Event, float], ...]:
-    """The recent events that an item often follows on; ``served`` tells what follows what."""
-    return _largest(event_chances(profile, served, item), top)
+def why_next(profile: Profile, served: ItemTable, item: int, *, top: int = 3) -> Reasons:
+    """The recent events that an item often follows on, or what is held that it goes with, as ``served``
+    tells either."""
+    if not served.whole:
+        return Reasons(follows=_largest(event_chances(profile, served, item), top))
+    parts = [part for part in held_chances(profile, served, item) if part[1] > 0]
+    return Reasons(together=tuple(sorted(parts, key=lambda part: (-part[1], part[0]))[:top]))
 
 
 def _largest(parts: list[tuple[Event, float]], top: int) -> tuple[tuple[Event, float], ...]:

@@ -1,7 +1,8 @@
 """Ways to make a list from a single part of the score; all of it together is :mod:`.scoring`.
 
     content        ⟨U₀, v⟩, where U₀ is the untrained profile vector, over the columns of public content
-    sequential     what follows on the last events, mixed with popularity (:mod:`.succession`)
+    collaborative  what goes with what is held, mixed with popularity (:mod:`.succession`)
+    sequential     what follows on the last events, likewise
     neural         ⟨U, v⟩ of the encoder's profile vector, without popularity
 
 They are for whoever wants to see, or to show, what one part says. ``fedprofile strategies`` measures the
@@ -84,6 +85,26 @@ class Content(Strategy):
         return content_scores(profile.sums, public)
 
 
+class Collaborative(Strategy):
+    """What goes with what is held, and popularity where nothing does."""
+
+    name = "collaborative"
+
+    def lack(self, public: ItemTable, served: ItemTable) -> str:
+        """See :meth:`Strategy.lack`."""
+        told = served.successors and served.whole
+        return "" if told else "the model doesn't tell what goes with what"
+
+    def why(self, profile: Profile, item: int, public: ItemTable, served: ItemTable) -> Reasons:
+        """See :meth:`Strategy.why`."""
+        return why_next(profile, served, item)
+
+    def _scores(
+        self, profile: Profile, public: ItemTable, served: ItemTable
+    ) -> NDArray[np.float32]:
+        return next_scores(profile, served)
+
+
 class Sequential(Strategy):
     """What follows on the last events, and popularity where nothing does."""
 
@@ -91,16 +112,17 @@ class Sequential(Strategy):
 
     def lack(self, public: ItemTable, served: ItemTable) -> str:
         """See :meth:`Strategy.lack`."""
-        return "" if served.successors else "the model doesn't tell what follows what"
+        told = served.successors and not served.whole
+        return "" if told else "the model doesn't tell what follows what"
 
     def why(self, profile: Profile, item: int, public: ItemTable, served: ItemTable) -> Reasons:
         """See :meth:`Strategy.why`."""
-        return Reasons(follows=why_next(profile, served, item))
+        return why_next(profile, served, item)
 
     def _scores(
         self, profile: Profile, public: ItemTable, served: ItemTable
     ) -> NDArray[np.float32]:
-        return mixed(log_popularity(served), next_chances(profile, served))
+        return next_scores(profile, served)
 
 
 class Neural(Strategy):
@@ -125,7 +147,7 @@ class Neural(Strategy):
         return scores
 
 
-_ALONE: tuple[Strategy, ...] = (Content(), Sequential(), Neural())
+_ALONE: tuple[Strategy, ...] = (Content(), Collaborative(), Sequential(), Neural())
 _TOGETHER = "hybrid"
 
 
@@ -146,6 +168,11 @@ def available(public: ItemTable, served: ItemTable) -> tuple[str, ...]:
     """Names of the strategies that a model has something for, hybrid among them."""
     alone = (one.name for one in _ALONE if not one.lack(public, served))
     return (*alone, _TOGETHER)
+
+
+def next_scores(profile: Profile, served: ItemTable) -> NDArray[np.float32]:
+    """What is told to come next, mixed with popularity, float32 [n_items]."""
+    return mixed(log_popularity(served), next_chances(profile, served))
 
 
 def content_scores(sums: NDArray[np.float32], public: ItemTable) -> NDArray[np.float32]:

@@ -1,11 +1,12 @@
-"""What comes next, by what was taken last: chances that were released, mixed with every other score.
+"""What comes next, by what was taken before: chances that were released, mixed with every other score.
 
     p(j) = q_j + (1 − Σ q) · softmax(s)_j,     q = Σ_e w_e · P(j | i_e)
 
-over the events e that a profile's window holds, with weights w that add up to 1 and halve every one and
-a half steps. A profile
-says what somebody likes; which of it comes now is told by what came just before. Where nothing that is
-known follows on the last events, s stays as it is. It is worked out on the device and costs no ε.
+over events e, with weights w that add up to 1. Where it is told what follows what, they are those that a
+profile's window holds, and w halves every one and a half steps: a profile says what somebody likes; which
+of it comes now is told by what came just before. Where it is told what goes with what is held, they are
+all events, and w fades as habits do. Where nothing is known to follow, s stays as it is. It is worked out
+on the device and costs no ε.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ..common.decay import Scale, decay, event_ages
 from ..common.histories import Histories
 from ..common.items import ItemTable
-from .profile import Event, Profile
+from .profile import HABITS, Event, Profile
 from .serving import TRAINED_BLOCK
 
 SOON = Scale("events", 1.5)
@@ -32,30 +33,42 @@ def tells_next(table: ItemTable) -> bool:
 
 
 def event_chances(profile: Profile, table: ItemTable, item: int) -> list[tuple[Event, float]]:
-    """The recent events, and the part of each in q of one item."""
+    """The recent events, and the part of each in q of one item, where it is told what follows what."""
     assert table.successors is not None, "ask tells_next first"
-    recent, items, weights = _recent(profile)
+    items, weights = _recent(profile)
     parts = weights * table.successors.chances_of(items, item)
-    return list(zip(recent, parts.tolist(), strict=True))
+    return list(zip(profile.window, parts.tolist(), strict=True))
 
 
-def _recent(
-    profile: Profile,
-) -> tuple[tuple[Event, ...], NDArray[np.int32], NDArray[np.float64]]:
-    """The last events, their items, and w of each."""
+def held_chances(profile: Profile, table: ItemTable, item: int) -> list[tuple[int, float]]:
+    """What is held, and the part of each in q of one item, where it is told what goes with what."""
+    assert table.successors is not None, "ask tells_next first"
+    items, weights = _held(profile)
+    parts = weights * table.successors.chances_of(items, item)
+    return list(zip(items.tolist(), parts.tolist(), strict=True))
+
+
+def _held(profile: Profile) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """All items of a profile, and w of each."""
+    rows = np.zeros(len(profile.items), dtype=np.int64)
+    return profile.items, _shares(profile.frequencies.astype(np.float64), rows, 1)
+
+
+def _recent(profile: Profile) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """The items of the last events, and w of each."""
     recent = profile.window
     items = np.array([event.item for event in recent], dtype=np.int32)
     times = np.array([event.time for event in recent], dtype=np.int64)
     # Distinct later times, as the clock of events counts.
     distinct, place = np.unique(times, return_inverse=True)
-    weights = _normalised(len(distinct) - 1 - place, np.zeros(len(recent), dtype=np.int64), 1)
-    return recent, items, weights
+    [weights] = decay([SOON], np.zeros(len(recent)), len(distinct) - 1 - place)
+    return items, _shares(weights, np.zeros(len(recent), dtype=np.int64), 1)
 
 
 def next_chances(profile: Profile, table: ItemTable) -> NDArray[np.float32]:
     """q of one user and all items, float32 [n_items]."""
     assert table.successors is not None, "ask tells_next first"
-    _, items, weights = _recent(profile)
+    items, weights = _held(profile) if table.whole else _recent(profile)
     told: NDArray[np.float32] = table.successors.after(items, weights, n_items=table.n_items)[0]
     return told
 
@@ -70,15 +83,17 @@ def next_matrix(table: ItemTable, histories: Histories, *, window: int) -> NDArr
     """
     assert table.successors is not None, "ask tells_next first"
     devices = histories.devices
-    left = histories.offsets[1:][devices] - np.arange(histories.n_events) - histories.offsets[0]
-    recent = np.flatnonzero(left <= window)
-    _, steps = event_ages(histories, 0)
-    weights = _normalised(steps[recent], devices[recent], histories.n_devices)
+    # The beginning of time lies before every event: ages count from each user's newest one.
+    days, steps = event_ages(histories, np.iinfo(np.int64).min)
+    [weights] = decay([HABITS if table.whole else SOON], days, steps)
+    if not table.whole:
+        left = histories.offsets[1:][devices] - np.arange(histories.n_events) - histories.offsets[0]
+        weights[left > window] = 0
     return table.successors.after(
-        histories.items[recent],
-        weights,
+        histories.items,
+        _shares(weights, devices, histories.n_devices),
         n_items=table.n_items,
-        rows=devices[recent],
+        rows=devices,
         n_rows=histories.n_devices,
     )
 
@@ -105,10 +120,9 @@ def mixed(logits: NDArray[np.float32], chances: NDArray[np.float32]) -> NDArray[
     return found
 
 
-def _normalised(
-    steps: NDArray[np.int64], rows: NDArray[np.int64], n_rows: int
+def _shares(
+    weights: NDArray[np.float64], rows: NDArray[np.int64], n_rows: int
 ) -> NDArray[np.float64]:
-    """w of each event: halved by age, and 1 in all for each row."""
-    [weights] = decay([SOON], np.zeros(len(steps)), steps)
-    normalised: NDArray[np.float64] = weights / np.bincount(rows, weights, n_rows)[rows]
-    return normalised
+    """Of the weights of each row, 1 in all."""
+    shares: NDArray[np.float64] = weights / np.bincount(rows, weights, n_rows)[rows]
+    return shares

@@ -91,8 +91,19 @@ class StatisticsConfig(Section):
         "unset: 64, or none for goods with texts (presets online-retail-ii and shop)",
     )
 
+    whole_histories: bool | None = Field(
+        None,
+        description="release which items are held together at any time, and not what is taken close "
+        "together; unset: so for goods without privacy, where cooccurrence is unset",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> StatisticsConfig:
+        if self.whole_histories and self.cooccurrence is not None:
+            raise ValueError(
+                "cooccurrence is of what is taken close together, and whole_histories in place of it: "
+                "leave one of them unset"
+            )
         if any(days <= 0 for days in self.half_lives_days):
             raise ValueError("half_lives_days must be positive")
         return self

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ class ItemTable:
         tags: interest tags of each item (category values and the like), perhaps none.
         blocks: name → (start, stop) column range of each feature block.
         successors: what is taken soon after what, as released; None in the public table.
+        whole: whether pairs are released of whole histories: ``successors`` then tell what goes with what
+            is held, and there are no vectors of it.
     """
 
     vectors: NDArray[np.float32]
@@ -45,6 +48,7 @@ class ItemTable:
     tags: tuple[tuple[str, ...], ...]
     blocks: dict[str, tuple[int, int]] = field(default_factory=dict)
     successors: Successors | None = None
+    whole: bool = False
 
     @property
     def n_items(self) -> int:
@@ -80,6 +84,11 @@ class ItemTable:
         """Whether vectors say which items are alike: random directions in place of content don't."""
         start, stop = self.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
         return self.has_content or bool(self.vectors[:, start:stop].any())
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a release of what is taken together, of either kind."""
+        return self.whole or self.width_of(COOCCURRENCE_BLOCK) > 0
 
     def width_of(self, name: str) -> int:
         """Columns of a block; 0 where there is none of this name."""
@@ -147,7 +156,9 @@ class ItemTable:
         return digest.hexdigest()
 
     def _description(self) -> str:
-        description = {"ids": self.ids, "tags": self.tags, "blocks": self.blocks}
+        description: dict[str, Any] = {"ids": self.ids, "tags": self.tags, "blocks": self.blocks}
+        if self.whole:
+            description["whole"] = True
         return json.dumps(description, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
     def save(self, path: Path) -> None:
@@ -181,6 +192,7 @@ class ItemTable:
                 # JSON has them by name, but an encoder reads them by place.
                 blocks=dict(sorted(ranges.items(), key=lambda block: block[1])),
                 successors=successors,
+                whole=bool(description.get("whole", False)),
             )
             if successors is not None:
                 successors.check(table.n_items)

@@ -8,6 +8,7 @@ travel is in ``wire_arrays.py``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -80,7 +81,7 @@ class PopularityTask:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CooccurrenceTask:
-    """Ask devices for their clipped part in which items are taken close together.
+    """Ask devices for their clipped part in which items are taken together, in the way of the item table.
 
     Attributes:
         binding: run, round and item table.
@@ -91,7 +92,8 @@ class CooccurrenceTask:
     """
 
     name: ClassVar = "statistics/cooccurrence"
-    largest_head: ClassVar = 2_048  # a device sends 17 MB then
+    most_numbers: ClassVar = 2_048 * 2_047
+    """That a device sends, 17 MB."""
 
     binding: Binding
     devices: NDArray[np.int64]
@@ -105,9 +107,17 @@ class CooccurrenceTask:
         return head * (head - 1) // 2
 
     @classmethod
-    def numbers(cls, head: int) -> int:
-        """Numbers that a device sends of so many items: how often each pair, and in which order."""
-        return 2 * cls.pairs(head)
+    def numbers(cls, head: int, *, whole: bool) -> int:
+        """Numbers that a device sends of so many items: how often each pair, and in which order, or of
+        ``whole`` histories, which pairs they hold."""
+        return cls.pairs(head) if whole else 2 * cls.pairs(head)
+
+    @classmethod
+    def largest_head(cls, *, whole: bool, numbers: int = most_numbers) -> int:
+        """Of how many items a device sends no more than so many numbers: two or more, at most 2,048, or
+        2,896 of ``whole`` histories."""
+        squared = min(numbers, cls.most_numbers) * (8 if whole else 4)
+        return max(2, (1 + math.isqrt(squared + 1)) // 2)
 
 
 StatisticsTask = PopularityTask | CooccurrenceTask
@@ -291,7 +301,7 @@ def read_cooccurrence_task(message: Message) -> CooccurrenceTask:
     """
     try:
         arrays = _read_arrays(message, "arrays")
-        if not 1 < len(arrays["head"]) <= CooccurrenceTask.largest_head:
+        if not 1 < len(arrays["head"]) <= CooccurrenceTask.largest_head(whole=True):
             raise ValueError(f"a head of {len(arrays['head'])} items")
         return CooccurrenceTask(
             devices=arrays["devices"], head=arrays["head"], **_read_settings(message)

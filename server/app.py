@@ -99,7 +99,7 @@ class Federation:
         before_round: called before a round costs anything; it may wait.
         sign: signs the tasks, for devices that ask for it.
         reply_timeout: seconds that a round waits for replies.
-        largest_head: most items whose co-occurrence is asked for.
+        most_numbers: that a device is asked for of pairs, which limits the items compared.
 
     Attributes:
         result: set when the run has ended.
@@ -124,7 +124,7 @@ class Federation:
         before_round: Callable[[], None] = lambda: None,
         sign: Sign | None = None,
         reply_timeout: float = _REPLY_TIMEOUT,
-        largest_head: int = CooccurrenceTask.largest_head,
+        most_numbers: int = CooccurrenceTask.most_numbers,
     ) -> None:
         self.result: FederationResult | None = None
         self._stopped: str | None = None
@@ -144,7 +144,7 @@ class Federation:
         self._before_round = before_round
         self._sign = sign
         self._reply_timeout = reply_timeout
-        self._largest_head = largest_head
+        self._most_numbers = most_numbers
 
     def run(self, grid: Grid) -> None:
         """Run to the end, to where it is enough, or to the last round the budget allows; sets ``result``.
@@ -254,9 +254,13 @@ class Federation:
         checkpoint: Checkpoint,
         mechanism: Mechanism,
     ) -> Checkpoint:
-        """Release which of the most popular items are taken close together, and in which order."""
-        popularity = self._statistics(checkpoint).long_run
-        head = head_of(popularity, min(head_size(len(popularity), mechanism), self._largest_head))
+        """Release which of the most popular items are taken together, close by or in whole histories."""
+        known, whole = self._statistics(checkpoint), self._table.whole
+        size = min(
+            head_size(self._table.n_items, mechanism, whole=whole),
+            CooccurrenceTask.largest_head(whole=whole, numbers=self._most_numbers),
+        )
+        head = head_of(known.long_run, size)
         task = partial(CooccurrenceTask, head=head)
         release, noisy, record = self._release(
             grid,
@@ -266,13 +270,13 @@ class Federation:
             message=lambda node, **common: cooccurrence_message(
                 node, task(**common), sign=self._sign
             ),
-            shape={"cooccurrence": (CooccurrenceTask.numbers(len(head)),)},
+            shape={"cooccurrence": (CooccurrenceTask.numbers(len(head), whole=whole),)},
         )
         relations = item_relations(
             noisy["cooccurrence"].numpy(),
             table=self._table,
             head=head,
-            popularity=popularity,
+            priors=ItemPriors(known.long_run, known.current),
             mechanism=mechanism,
         )
         told = replace(

@@ -212,7 +212,7 @@ def _planned(
     """
     once = _once(mu, population_size)
     rate, rounds = training.rate(population_size), training.rounds
-    head = head_size(sizes.n_items, once) if sizes.cooccurrence else 0
+    head = head_size(sizes.n_items, once, whole=sizes.whole) if sizes.cooccurrence else 0
     found = split(
         popularity=popularity_signal(
             sizes, noise_multiplier=once.noise_multiplier, population_size=population_size

@@ -18,7 +18,7 @@ _FEWEST_ITEMS = 16
 """With fewer, taking off what popularity explains leaves next to nothing."""
 
 
-def head_size(n_items: int, mechanism: Mechanism) -> int:
+def head_size(n_items: int, mechanism: Mechanism, *, whole: bool = False) -> int:
     """K, how many items the noise allows to compare; 0 where they are too few to be worth a release.
 
     Twice as many as get vectors: single pairs stand out of the noise, however many there are. Tuned on
@@ -27,8 +27,9 @@ def head_size(n_items: int, mechanism: Mechanism) -> int:
     Args:
         n_items: of the catalogue.
         mechanism: σ and N.
+        whole: whether pairs are of whole histories.
     """
-    size = min(n_items, CooccurrenceTask.largest_head)
+    size = min(n_items, CooccurrenceTask.largest_head(whole=whole))
     if mechanism.private:
         size = min(size, 2 * _comparable(mechanism))
     return size if vectors_size(size, mechanism) >= min(_FEWEST_ITEMS, n_items) else 0

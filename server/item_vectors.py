@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -55,11 +56,14 @@ def with_room(
     population_size: int,
     goods: bool = False,
 ) -> ItemTable:
-    """``table`` with a block of zeros for what the release of co-occurrence will tell, if there is one.
+    """``table`` with room for what the release of co-occurrence will tell, if there is one: a block of
+    zeros, or the mark that it is of whole histories.
 
     Where it is left open, what kind of items they are decides, which is public: names of goods tell what
     is taken together, and the release isn't worth its part of the budget; titles and names of other
-    things tell little of it. There is none where it would get no part of the budget, or the whole budget
+    things tell little of it. Without privacy there is no budget to be saved, and what goes with what in
+    whole histories of goods is worth more than what is taken close together: a basket has no order, and
+    what one has goes on to matter. There is none where it would get no part of the budget, or the whole budget
     of so few users would be too little for it.
 
     Args:
@@ -72,14 +76,18 @@ def with_room(
     Raises:
         ConfigError: the population is too small for a default δ.
     """
-    columns = statistics.cooccurrence
+    columns, whole = statistics.cooccurrence, statistics.whole_histories
+    if whole is None:
+        whole = goods and columns is None and not privacy.enabled
     if columns is None:
         columns = 0 if goods and "text" in table.blocks else _COOCCURRENCE_COLUMNS
     # Of one item there is no pair.
-    if not columns or table.n_items < 2:
+    if not (whole or columns) or table.n_items < 2:
         return table
     if not compares(privacy, n_items=table.n_items, population_size=population_size):
         return table
+    if whole:
+        return replace(table, whole=True)
     return table.with_block(COOCCURRENCE_BLOCK, np.zeros((table.n_items, columns), np.float32))
 
 

@@ -1,4 +1,4 @@
-"""What the co-occurrence release tells of the items: which are alike, and what follows what."""
+"""What the co-occurrence release tells of the items: which are alike, what follows what or goes with it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ..common.mechanism import Mechanism
 from ..common.successors import Successors
 from .beyond_content import beyond_content
 from .cooccurrence import item_vectors, vectors_size
+from .neighbours import neighbours_of
+from .popularity import ItemPriors
 from .successors import successors_of
 
 
@@ -21,7 +23,8 @@ class Relations:
 
     Attributes:
         vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`.
-        successors: see :func:`.successors.successors_of`; chances count by ``beyond_content``.
+        successors: see :func:`.successors.successors_of`, whose chances count by ``beyond_content``; of
+            whole histories :func:`.neighbours.neighbours_of`.
         beyond_content: see :func:`.beyond_content.beyond_content`; how much the vectors count beside
             content before anything is trained.
     """
@@ -36,19 +39,30 @@ def item_relations(
     *,
     table: ItemTable,
     head: NDArray[np.int64],
-    popularity: NDArray[np.float32],
+    priors: ItemPriors,
     mechanism: Mechanism,
 ) -> Relations:
-    """From the release as it left the mechanism, by how much of it content doesn't tell already.
+    """From the release as it left the mechanism. Of pairs taken close together, what content tells already
+    counts less; of whole histories it counts beside content, for it tells of other items.
 
     Args:
-        noisy: float64 [K (K − 1)], sums of all pairs and differences by order.
+        noisy: float64 [K (K − 1)], sums of all pairs and differences by order; of whole histories
+            [K (K − 1) / 2], sums alone.
         table: public; with room for vectors of r columns.
         head: int64 [K], the items, most popular first.
-        popularity: float32 [n_items], log popularity.
+        priors: log popularity.
         mechanism: of the release.
     """
-    size = len(head)
+    if table.whole:
+        neighbours = neighbours_of(
+            noisy,
+            head=head,
+            priors=priors,
+            stddev=mechanism.noise_stddev,
+            population_size=mechanism.population_size,
+        )
+        return Relations(np.zeros((table.n_items, 0), dtype=np.float32), neighbours)
+    size, popularity = len(head), priors.long_run
     low, high = np.triu_indices(size, 1)
     # Only of the first ones is the noise on all pairs together small enough for vectors.
     first = vectors_size(size, mechanism)

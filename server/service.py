@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import sys
 import threading
 import time
@@ -144,16 +143,17 @@ class Service:
         """An update, or statistics: nothing that a device sends has more."""
         weights = [weight.numel() for weight in load_file(self._folder.model).values()]
         popularity = (1 + len(self._config.statistics.half_lives_days)) * table.n_items
-        most = min(self._largest_head, table.n_items) if plan.cooccurrence else 0
-        return ReplySize.of([*weights, popularity, CooccurrenceTask.numbers(most)])
+        head = CooccurrenceTask.largest_head(whole=table.whole, numbers=self._most_numbers)
+        compared = min(head, table.n_items) if plan.cooccurrence else 0
+        pairs = CooccurrenceTask.numbers(compared, whole=table.whole)
+        return ReplySize.of([*weights, popularity, pairs])
 
     @property
-    def _largest_head(self) -> int:
-        """Items whose pairs may be asked for, so that what all devices send at once is taken in time."""
+    def _most_numbers(self) -> int:
+        """That a device may be asked for of pairs, so that what all send at once is taken in time."""
         federation = self._config.federation
         most = _TAKEN_A_SECOND * federation.round_timeout_seconds
-        each = most / (4 * federation.population_size)
-        return min(CooccurrenceTask.largest_head, max(2, math.isqrt(int(each))))
+        return int(most / (4 * federation.population_size))
 
     def _train(
         self,
@@ -202,7 +202,7 @@ class Service:
             before_round=before_round,
             sign=self._key.sign,
             reply_timeout=config.federation.round_timeout_seconds,
-            largest_head=self._largest_head,
+            most_numbers=self._most_numbers,
         )
         federation.run(grid)
         result = federation.result

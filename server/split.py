@@ -17,7 +17,7 @@ import numpy as np
 
 from ..common.config import StatisticsConfig
 from ..common.encoder import Encoder
-from ..common.items import COOCCURRENCE_BLOCK, ItemTable
+from ..common.items import ItemTable
 from ..common.mechanism import Mechanism
 
 COHERENT = 0.1
@@ -35,12 +35,14 @@ class Sizes:
         scales: time scales of popularity, all time among them.
         weights: of the shared encoder.
         cooccurrence: whether what is taken together is released, too.
+        whole: whether that is of whole histories.
     """
 
     n_items: int
     scales: int
     weights: int
     cooccurrence: bool = False
+    whole: bool = False
 
     @classmethod
     def of(cls, encoder: Encoder, statistics: StatisticsConfig, table: ItemTable) -> Sizes:
@@ -49,7 +51,8 @@ class Sizes:
             n_items=table.n_items,
             scales=1 + len(statistics.half_lives_days),
             weights=sum(p.numel() for p in encoder.parameters()),
-            cooccurrence=table.width_of(COOCCURRENCE_BLOCK) > 0,
+            cooccurrence=table.compares,
+            whole=table.whole,
         )
 
 

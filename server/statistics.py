@@ -33,11 +33,12 @@ class ItemStatistics:
     beyond_content: float = 1.0
 
     def fill(self, table: ItemTable) -> ItemTable:
-        """The public table with what was released of co-occurrence, where it has room for it."""
-        if COOCCURRENCE_BLOCK not in table.blocks:
+        """The public table with what was released of co-occurrence, where there is such a release."""
+        if not table.compares:
             return table
-        filled = table.with_values(COOCCURRENCE_BLOCK, self.vectors)
-        return replace(filled, successors=self.successors)
+        if COOCCURRENCE_BLOCK in table.blocks:
+            table = table.with_values(COOCCURRENCE_BLOCK, self.vectors)
+        return replace(table, successors=self.successors)
 
     def begin(self, weights: Mapping[str, Tensor], table: ItemTable) -> dict[str, Tensor]:
         """An untrained encoder's weights as training begins with them: the gain of what is taken together

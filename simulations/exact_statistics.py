@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..client.cooccurrence import cooccurrence_contribution
+from ..client.cooccurrence import cooccurrence_contribution, together_contribution
 from ..client.popularity import popularity_contribution
 from ..common.config import StatisticsConfig
 from ..common.items import COOCCURRENCE_BLOCK
@@ -39,22 +39,23 @@ def exact_statistics(
     priors = item_priors(popular.arrays["popularity"].astype(np.float64), stddev=0.0)
     columns = table.width_of(COOCCURRENCE_BLOCK)
     relations = Relations(np.zeros((table.n_items, columns), dtype=np.float32), Successors.none())
-    if columns:
+    if table.compares:
         exact = Mechanism(
             clip_norm=STATISTICS_CLIP,
             noise_multiplier=0.0,
             sampling_probability=1.0,
             population_size=population.size,
         )
-        head = head_of(priors.long_run, head_size(table.n_items, exact))
-        together = cooccurrence_contribution(
+        head = head_of(priors.long_run, head_size(table.n_items, exact, whole=table.whole))
+        contribution = together_contribution if table.whole else cooccurrence_contribution
+        together = contribution(
             histories, head=head, n_items=table.n_items, clip_norm=STATISTICS_CLIP
         )
         relations = item_relations(
             together.arrays["cooccurrence"].astype(np.float64),
             table=table,
             head=head,
-            popularity=priors.long_run,
+            priors=priors,
             mechanism=exact,
         )
     return ItemStatistics(**priors._asdict(), **vars(relations))

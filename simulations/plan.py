@@ -135,12 +135,11 @@ def _releases(
         numbers = sizes.scales * sizes.n_items
         found.append((PopularityTask.name, planned.popularity, 1, numbers, signal))
     if planned.cooccurrence is not None:
-        head = head_size(sizes.n_items, planned.cooccurrence)
+        head = head_size(sizes.n_items, planned.cooccurrence, whole=sizes.whole)
         compared = vectors_size(head, planned.cooccurrence)
         signal = cooccurrence_signal(compared, planned.cooccurrence)
-        found.append(
-            (CooccurrenceTask.name, planned.cooccurrence, 1, CooccurrenceTask.numbers(head), signal)
-        )
+        numbers = CooccurrenceTask.numbers(head, whole=sizes.whole)
+        found.append((CooccurrenceTask.name, planned.cooccurrence, 1, numbers, signal))
     if rounds:
         signal = training_signal(
             sizes,
@@ -165,8 +164,8 @@ def _shares(split: BudgetSplit | None) -> dict[str, float] | None:
 
 def _compared(prepared: Prepared) -> int | None:
     """Items among which pairs are told; None where the release isn't made."""
-    mechanism = prepared.plan.cooccurrence
-    return None if mechanism is None else head_size(prepared.population.table.n_items, mechanism)
+    mechanism, table = prepared.plan.cooccurrence, prepared.population.table
+    return None if mechanism is None else head_size(table.n_items, mechanism, whole=table.whole)
 
 
 def _bytes(size: int) -> str:

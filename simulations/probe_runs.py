@@ -19,7 +19,6 @@ from ..client.local_training import Trainer
 from ..common.config import RunConfig
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import BudgetError, ConfigError
-from ..common.items import COOCCURRENCE_BLOCK
 from ..common.ledger_entries import Reserve, read_ledger
 from ..common.mechanism import Mechanism
 from ..common.messages import CooccurrenceTask, PopularityTask, TrainTask
@@ -106,7 +105,7 @@ class Probed:
             )
         except BudgetError as error:
             raise ConfigError(str(error)) from error
-        if plan.popularity and table.width_of(COOCCURRENCE_BLOCK):
+        if plan.popularity and table.compares:
             together = _comparing(plan.popularity, table.n_items)
             plan = replace(plan, cooccurrence=together)
         trainer = busy.trainer(threads=config.engine.threads, compiled=False)

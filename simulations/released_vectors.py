@@ -6,6 +6,7 @@ import numpy as np
 
 from ..common.items import ItemTable
 from ..common.messages import CooccurrenceTask
+from ..server.popularity import ItemPriors
 from ..server.relations import item_relations
 from ..server.statistics import ItemStatistics
 from .probe_observed import Release, flat
@@ -15,7 +16,7 @@ def strayed(released: Release, statistics: ItemStatistics, table: ItemTable) -> 
     """Largest difference, over pairs of items, between what is told and what follows from it.
 
     It is of the cosines between vectors, for those are told up to a rotation among directions that weigh
-    the same, and of the chances that one comes after the other.
+    the same, and of the chances that one comes after the other, or goes with it.
 
     Args:
         released: the release of co-occurrence.
@@ -29,7 +30,7 @@ def strayed(released: Release, statistics: ItemStatistics, table: ItemTable) -> 
         flat(released.total),
         table=table,
         head=task.head,
-        popularity=statistics.long_run,
+        priors=ItemPriors(statistics.long_run, statistics.current),
         mechanism=released.declared,
     )
     follow = relations.vectors.astype(np.float64)

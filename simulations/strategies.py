@@ -158,7 +158,7 @@ class EncoderAlone:
 
 @dataclass(frozen=True, eq=False)
 class Following:
-    """What follows on the last events, as it was released, and popularity where nothing does.
+    """What follows on the last events or goes with what is held, as released, and popularity elsewhere.
 
     Attributes:
         scorer: of the run.
@@ -247,8 +247,8 @@ def _strategies(
     yield "collaborative", False, neighbours
     assert isinstance(neighbours, ItemKNN), "what else goes by that name"
     yield "collaborative, normalised", False, WeightedSum(neighbours)
-    if scorer.table.successors:
-        yield "sequential", True, Following(scorer)
+    if table.successors:
+        yield "collaborative, released" if table.whole else "sequential", True, Following(scorer)
     yield "neural", True, EncoderAlone(scorer)
     yield "hybrid", True, scorer
     for aim in aims:
