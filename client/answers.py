@@ -28,8 +28,8 @@ class RecommendRequest:
         explain: give reasons.
         diversity: how much it counts that a list's items differ, 0 to 1; with ``top_k`` only.
         calibration: how much it counts that a list has the profile's shares of tags, 0 to 1; likewise.
-        strategy: what ranks: a part of the score alone (content, sequential, neural), or hybrid, all of
-            it; empty: hybrid.
+        strategy: what ranks: a part of the score alone (content, collaborative, sequential, neural), or
+            hybrid, all of it; empty: hybrid.
     """
 
     candidates: Candidates | None = None

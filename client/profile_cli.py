@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .api_client import DeviceClient
     from .device import Device
 
-_Strategy = Literal["content", "sequential", "neural", "hybrid"]
+_Strategy = Literal["content", "collaborative", "sequential", "neural", "hybrid"]
 _SHOWN = 15  # tags, events and items that are shown to a person
 _DEFAULT_LENGTH = 10
 _CHANGES = ("profile_change", "list_change")  # told only where they are asked for
@@ -95,8 +95,9 @@ Examples:
 Candidates are item ids, one a line. The score is the logarithm of a probability, up to a constant; with
 --include-seen it is a probability.
 --strategy ranks by a part of the score alone. content: what is like your interests by its public content;
-its score is about six times a cosine. sequential: what often comes after the last events, and what is
-popular. neural: what the encoder makes of the profile. hybrid: all of it.
+its score is about six times a cosine. collaborative: what goes with what you have, and what is popular.
+sequential: what often comes after the last events, likewise; a model tells one of the two. neural: what
+the encoder makes of the profile. hybrid: all of it.
 --diversity keeps items apart that are alike, --calibration gives each of the profile's tags its share of
 the list; what the two leave of 1 is the weight of the score.
 
@@ -293,7 +294,7 @@ def recommend(
     if as_json:
         tell(found)
     else:
-        popular = strategy in ("sequential", "hybrid")
+        popular = strategy in ("collaborative", "sequential", "hybrid")
         silent = ("popular" if popular else "nothing in particular") if explain else None
         _show_ranking(found, silent, Console(highlight=False))
 

@@ -86,14 +86,14 @@ def next_matrix(table: ItemTable, histories: Histories, *, window: int) -> NDArr
     # The beginning of time lies before every event: ages count from each user's newest one.
     days, steps = event_ages(histories, np.iinfo(np.int64).min)
     [weights] = decay([HABITS if table.whole else SOON], days, steps)
-    if not table.whole:
-        left = histories.offsets[1:][devices] - np.arange(histories.n_events) - histories.offsets[0]
-        weights[left > window] = 0
+    left = histories.offsets[1:][devices] - np.arange(histories.n_events) - histories.offsets[0]
+    counted = np.flatnonzero((left <= window) | table.whole)
+    rows = devices[counted]
     return table.successors.after(
-        histories.items,
-        _shares(weights, devices, histories.n_devices),
+        histories.items[counted],
+        _shares(weights[counted], rows, histories.n_devices),
         n_items=table.n_items,
-        rows=devices,
+        rows=rows,
         n_rows=histories.n_devices,
     )
 

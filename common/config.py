@@ -93,8 +93,8 @@ class StatisticsConfig(Section):
 
     whole_histories: bool | None = Field(
         None,
-        description="release which items are held together at any time, and not what is taken close "
-        "together; unset: so for goods without privacy, where cooccurrence is unset",
+        description="release which items are held together in whole histories, and not what is taken close "
+        "together; unset: so for goods, under privacy only for those without texts",
     )
 
     @model_validator(mode="after")

@@ -60,10 +60,9 @@ def with_room(
     zeros, or the mark that it is of whole histories.
 
     Where it is left open, what kind of items they are decides, which is public: names of goods tell what
-    is taken together, and the release isn't worth its part of the budget; titles and names of other
-    things tell little of it. Without privacy there is no budget to be saved, and what goes with what in
-    whole histories of goods is worth more than what is taken close together: a basket has no order, and
-    what one has goes on to matter. There is none where it would get no part of the budget, or the whole budget
+    is taken together, and under privacy the release isn't worth its part of the budget; titles and names
+    of other things tell little of it. Of goods it is of whole histories: a basket has no order, and what
+    one has goes on to matter. There is none where it would get no part of the budget, or the whole budget
     of so few users would be too little for it.
 
     Args:
@@ -78,7 +77,8 @@ def with_room(
     """
     columns, whole = statistics.cooccurrence, statistics.whole_histories
     if whole is None:
-        whole = goods and columns is None and not privacy.enabled
+        worth_it = not privacy.enabled or "text" not in table.blocks
+        whole = goods and columns is None and worth_it
     if columns is None:
         columns = 0 if goods and "text" in table.blocks else _COOCCURRENCE_COLUMNS
     # Of one item there is no pair.

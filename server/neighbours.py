@@ -12,9 +12,6 @@ from .popularity import ItemPriors
 
 _NEIGHBOURS = 30
 """Of each item, those that say most of it; 30 to 60 are level on a shop's log."""
-_VOICE = 0.5
-"""What the regression says counts half, for nothing is known of how well the other scores do; a third to
-two thirds are level on that log."""
 
 
 def neighbours_of(
@@ -22,6 +19,7 @@ def neighbours_of(
     *,
     head: NDArray[np.int64],
     priors: ItemPriors,
+    voice: float,
     stddev: float,
     population_size: int,
 ) -> Successors:
@@ -33,13 +31,14 @@ def neighbours_of(
     s² + u·G_ij on each pair, 2·√(K·s² + u·maxᵢ Σ_j G_ij) (Bandeira & van Handel 2016, §1, up to a factor).
     Where there is noise by the mechanism, eigenvalues are shrunk, too (Gavish & Donoho 2017, eq. 7).
 
-    To who holds i, j then comes next with a chance of ½·B_ij·√t_j, where t_j is its popularity now, of that
+    To who holds i, j then comes next with a chance of v·B_ij·√t_j, where t_j is its popularity now, of that
     of all time. Of each j the 30 items count that say most of it.
 
     Args:
         noisy: float64 [K (K − 1) / 2], the release, row by row of the upper triangle.
         head: int64 [K], the items.
         priors: log popularity.
+        voice: v, how much what the regression says counts beside every other score, in (0, 1].
         stddev: s of the noise on each pair; 0 without privacy.
         population_size: N.
     """
@@ -56,7 +55,7 @@ def neighbours_of(
     ridge = 2 * math.sqrt(size * stddev**2 + one * rows.max())
     weights = _regression(pairs, ridge=ridge, edge=2 * stddev * math.sqrt(size))
     trend = np.exp(0.5 * (priors.current - priors.long_run)[head].astype(np.float64))
-    chances = _VOICE * np.maximum(weights, 0.0) * trend
+    chances = voice * np.maximum(weights, 0.0) * trend
     if size > _NEIGHBOURS:
         least = np.partition(chances, size - _NEIGHBOURS, axis=0)[size - _NEIGHBOURS]
         chances[chances < least] = 0.0

@@ -36,7 +36,7 @@ _SHARES = (0.2, 0.5)
 _HELP = """Measure ways to make a list from a run's model, on new items of its test users.
 
 content: cosine with the decayed profile. collaborative: from co-occurrence neighbours, pooled in one place,
-and normalised, as ratings are predicted.
+and normalised, as ratings are predicted; released: what goes with what is held, as devices know it.
 sequential: what follows on the last events, as released. neural: the encoder's profile vector alone.
 hybrid: all of it with popularity and the nearest item, as devices do; and the last re-ranked for diversity
 (maximal marginal relevance) and for calibration to the profile's tags. What a run has nothing for is left

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprofile.client.cooccurrence import cooccurrence_contribution
+from fedprofile.client.cooccurrence import cooccurrence_contribution, together_contribution
 from fedprofile.common.histories import Histories
 from fedprofile.common.messages import CooccurrenceTask
 
@@ -74,7 +74,7 @@ def test_a_pair_is_told_where_any_two_of_the_head_are_close():
     assert contribution([[0, 1, 1, 1, 1, 1, 4]]).max() == pytest.approx(1 / math.hypot(1, 0.3))
     assert not contribution([[0, 1, 1, 1, 1, 1, 1, 4]]).any()
     assert not contribution([[0], [4], [], [0, 0, 3, 1]]).any()
-    assert len(contribution([[0, 4]])) == CooccurrenceTask.numbers(len(HEAD)) == 20
+    assert len(contribution([[0, 4]])) == CooccurrenceTask.numbers(len(HEAD), whole=False) == 20
 
 
 def test_the_order_within_a_pair_is_told_beside_it():
@@ -104,3 +104,44 @@ def test_events_of_one_time_have_no_order(basket):
 def test_nothing_is_sent_unclipped():
     with pytest.raises(ValueError, match="scaled to the clip"):
         contribution([[0, 4]], clip_norm=math.inf)
+
+
+# --- whole histories
+
+
+def together(population, clip_norm=1.0):
+    return together_contribution(
+        histories_of(population), head=HEAD, n_items=N_ITEMS, clip_norm=clip_norm
+    ).arrays["cooccurrence"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(populations, st.sampled_from([0.01, 1.0, 3.0]))
+def test_of_whole_histories_each_pair_that_is_held_counts_the_same(population, clip_norm):
+    pairs = [(i, j) for i in range(len(HEAD)) for j in range(i + 1, len(HEAD))]
+    total = np.zeros(len(pairs))
+    for device in population:
+        part = np.array([HEAD[i] in device and HEAD[j] in device for i, j in pairs], dtype=float)
+        if part.any():
+            total += clip_norm * part / np.linalg.norm(part)
+    found = together(population, clip_norm)
+    np.testing.assert_allclose(found, total, rtol=1e-5, atol=1e-7)
+    assert len(found) == CooccurrenceTask.numbers(len(HEAD), whole=True) == 10
+
+
+@settings(max_examples=150, deadline=None)
+@given(populations, st.lists(st.integers(0, N_ITEMS - 1), max_size=40), st.integers(0, 5))
+def test_of_whole_histories_no_device_moves_the_sum_by_more_than_the_clip(
+    population, device, place
+):
+    more = [*population[:place], device, *population[place:]]
+    moved = together(more).astype(np.float64) - together(population)
+    assert np.linalg.norm(moved) <= 1 + 1e-5
+    held = set(device) & set(HEAD.tolist())
+    assert np.linalg.norm(moved) == pytest.approx(float(len(held) > 1), abs=1e-5)
+
+
+def test_of_whole_histories_nothing_is_sent_unclipped_either():
+    for clip_norm in (math.inf, 0.0, math.nan):
+        with pytest.raises(ValueError, match="scaled to the clip"):
+            together([[0, 4]], clip_norm=clip_norm)

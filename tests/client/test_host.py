@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedprofile.client.app import build_client_app
+from fedprofile.client.cooccurrence import together_contribution
 from fedprofile.client.lifetime import LifetimeBudget, Terms
 from fedprofile.client.local_training import Trainer
 from fedprofile.common.errors import MessageError, ReplyRejected
@@ -160,6 +161,30 @@ def test_another_item_table_is_refused(town, host):
 def test_pairs_of_items_that_are_not_there_or_there_twice_are_refused(town, host, head):
     with pytest.raises(MessageError, match="an item that isn't there, or one twice"):
         host.contribute(cooccurrence_task(town, [11], head=np.array(head, dtype=np.int64)))
+
+
+def test_a_table_of_whole_histories_is_answered_by_them(build_town):
+    town = build_town(statistics={"whole_histories": True})
+    told = host_of(town, 0, 20).contribute(cooccurrence_task(town, [3, 5, 7]))
+    expected = together_contribution(
+        town.population.histories.take(np.array([3, 5, 7])),
+        head=np.arange(3, 20),
+        n_items=town.population.table.n_items,
+        clip_norm=1.0,
+    )
+    np.testing.assert_allclose(flat(told), flat(expected), rtol=1e-6)
+    assert len(flat(told)) == CooccurrenceTask.numbers(17, whole=True)
+
+
+@pytest.mark.parametrize(("whole", "most"), [(False, 2_048), (True, 2_896)])
+def test_more_items_than_a_device_compares_are_refused(build_town, whole, most):
+    statistics = {"whole_histories": True} if whole else {"cooccurrence": 5}
+    town = build_town(statistics=statistics)
+    host = host_of(town, 0, 20)
+    with pytest.raises(MessageError, match=f"names {most + 1:,} items, more than"):
+        host.contribute(cooccurrence_task(town, [3], head=np.arange(most + 1)))
+    with pytest.raises(MessageError, match="isn't there"):
+        host.contribute(cooccurrence_task(town, [3], head=np.arange(most)))
 
 
 @pytest.mark.parametrize("clip_norm", [float("nan"), -1.0])

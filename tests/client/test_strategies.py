@@ -10,7 +10,7 @@ import pytest
 from fedprofile.client.answers import Candidates, RecommendRequest
 from fedprofile.client.interactions import Interaction
 from fedprofile.client.profile import build
-from fedprofile.client.reasons import why
+from fedprofile.client.reasons import Reasons, why
 from fedprofile.client.scoring import score
 from fedprofile.client.serving import serving_table
 from fedprofile.client.strategies import available, strategy_of
@@ -31,7 +31,9 @@ FOLLOWS = Successors.of(
 PRIOR = np.log(np.random.default_rng(4).dirichlet(np.ones(N_ITEMS))).astype(np.float32)
 
 
-def make_tables(*, together=1.0, prior=PRIOR, successors=FOLLOWS, trained=None, content=True):
+def make_tables(
+    *, together=1.0, prior=PRIOR, successors=FOLLOWS, trained=None, content=True, whole=False
+):
     """Public table and table to rank with; ``together`` scales what is told of co-occurrence."""
     vectors = np.random.default_rng(7).standard_normal((N_ITEMS, 9)).astype(np.float32)
     vectors[:, 4:7] *= together
@@ -43,7 +45,7 @@ def make_tables(*, together=1.0, prior=PRIOR, successors=FOLLOWS, trained=None, 
         vectors = vectors[:, :7]
     names = tuple(f"商品{item}" for item in range(N_ITEMS))
     tags = tuple((("tea", "red"), ("茶",), ())[item % 3] for item in range(N_ITEMS))
-    public = ItemTable(vectors, names, tags, blocks, successors)
+    public = ItemTable(vectors, names, tags, blocks, successors, whole)
     return public, serving_table(public, prior=prior, ids=trained)
 
 
@@ -95,6 +97,23 @@ def test_sequential_is_the_mixture_of_what_follows_and_of_popularity():
     np.testing.assert_array_equal(nothing, PRIOR)
 
 
+def test_collaborative_is_the_mixture_of_what_goes_with_what_is_held_and_of_popularity():
+    public, served = make_tables(whole=True)
+    # Far more events than a window of 9 holds: what goes with the first of them still counts.
+    profile = profile_of(public, served, (1, *range(20, 40)))
+    ages = np.arange(20, -1, -1.0)
+    share = 2 ** (-ages / 180)
+    share /= share.sum()
+    told = np.zeros(N_ITEMS)
+    told[[9, 11]] = 0.5 * share[0], 0.3 * share[0]
+    expected = np.log(told + (1 - told.sum()) * np.exp(PRIOR.astype(float)))
+    found = strategy_of("collaborative").scores(profile, public, served)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    reasons = strategy_of("collaborative").why(profile, 9, public, served)
+    assert vars(reasons) == vars(Reasons(together=reasons.together))
+    assert reasons.together == ((1, pytest.approx(told[9], rel=1e-5)),)
+
+
 @pytest.mark.parametrize("trained", [None, np.ones((N_ITEMS, 2), np.float32)])
 def test_neural_is_the_profile_vector_without_popularity(trained):
     public, served = make_tables(trained=trained)
@@ -131,11 +150,24 @@ def test_what_a_model_has_nothing_for_is_refused_and_what_there_is_named():
     everything = make_tables()
     bare = make_tables(content=False, successors=None)
     none_kept = make_tables(successors=Successors.none())
+    whole = make_tables(whole=True)
+    assert available(*whole) == ("content", "collaborative", "neural", "hybrid")
     assert available(*everything) == (*ALONE, "hybrid")
     assert available(*bare) == ("neural", "hybrid")
     assert available(*none_kept) == ("content", "neural", "hybrid")
     for tables, name, message in (
         (bare, "content", "nothing but their ids; ask for neural or hybrid"),
+        (
+            whole,
+            "sequential",
+            "what follows what; ask for content or collaborative or neural or hybrid",
+        ),
+        (bare, "collaborative", "what goes with what; ask for neural or hybrid"),
+        (
+            make_tables(),
+            "collaborative",
+            "with what; ask for content or sequential or neural or hybrid",
+        ),
         (bare, "sequential", "what follows what; ask for neural or hybrid"),
         (none_kept, "sequential", "what follows what; ask for content or neural or hybrid"),
     ):
@@ -145,7 +177,9 @@ def test_what_a_model_has_nothing_for_is_refused_and_what_there_is_named():
 
 @pytest.mark.parametrize("name", ["hybrid", "", "Content", "popular"])
 def test_there_is_no_other(name):
-    with pytest.raises(ConfigError, match=f"'{name}'.*content, sequential, neural or hybrid"):
+    with pytest.raises(
+        ConfigError, match=f"'{name}'.*content, collaborative, sequential, neural or hybrid"
+    ):
         strategy_of(name)
 
 

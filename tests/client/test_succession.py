@@ -21,11 +21,11 @@ FOLLOWS = Successors.of(
 PRIOR = np.log(np.float32([0.3, 0.25, 0.2, 0.15, 0.06, 0.04]))
 
 
-def table(successors=FOLLOWS):
+def table(successors=FOLLOWS, whole=False):
     vectors = np.abs(np.random.default_rng(3).normal(size=(N_ITEMS, 4))).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = tuple(f"商品{i}" for i in range(N_ITEMS))
-    public = ItemTable(vectors, names, ((),) * N_ITEMS, {"text": (0, 4)}, successors)
+    public = ItemTable(vectors, names, ((),) * N_ITEMS, {"text": (0, 4)}, successors, whole)
     return public, serving_table(public, prior=PRIOR, ids=None)
 
 
@@ -69,6 +69,17 @@ def test_a_basket_has_no_order():
     public, _ = table()
     chances = next_chances(profile_of([(1, 20), (0, 20)]), public)
     np.testing.assert_allclose(chances, [0, 0, 0, 0.25, 0.125, 0.375], rtol=1e-6)
+
+
+def test_of_whole_histories_all_that_is_held_counts_by_how_often_and_how_lately():
+    public, _ = table(whole=True)
+    day, year = 86_400, 365
+    user = [(0, 0), (1, 0), (1, 180 * day), (5, year * day), (5, year * day)]
+    chances = next_chances(profile_of(user, window=2), public)
+    weights = {0: 2 ** (-year / 180), 1: 2 ** (-year / 180) + 2 ** (-(year - 180) / 180), 5: 2.0}
+    shares = {item: weight / sum(weights.values()) for item, weight in weights.items()}
+    expected = [0, 0, 0, 0.5 * shares[0], 0.25 * shares[0], 0.75 * shares[1]]
+    np.testing.assert_allclose(chances, expected, rtol=1e-5)
 
 
 def test_scores_are_those_of_the_mixture():
@@ -141,9 +152,9 @@ def test_a_few_candidates_are_ranked_by_scores_that_are_known():
 
 
 @settings(deadline=None)
-@given(users, st.sampled_from([2, 5, 32]))
-def test_a_simulated_user_is_ranked_as_a_device_ranks(population, window):
-    public, served = table()
+@given(users, st.sampled_from([2, 5, 32]), st.booleans())
+def test_a_simulated_user_is_ranked_as_a_device_ranks(population, window, whole):
+    public, served = table(whole=whole)
     profiles = [profile_of(user, window) for user in population]
     log = histories(*population)
     for row, profile in enumerate(profiles):
@@ -182,3 +193,22 @@ def test_reasons_name_what_an_item_follows_on_and_what_it_is_most_like():
     # An item held isn't like itself, and a table that tells nothing gives no reasons of the kind.
     assert why(profile, public, 0, served=served).nearest[0] in (1, 2)
     assert why(profile, public, 3, served=table(None)[1]).follows == ()
+
+
+def test_reasons_name_what_is_held_that_an_item_goes_with():
+    goes_with = Successors.of(
+        np.array([0, 1, 2, 4]), np.array([3, 3, 3, 3]), np.array([0.1, 0.4, 0.25, 0.3])
+    )
+    public, served = table(goes_with, whole=True)
+    profile = profile_of([(1, 10), (2, 15), (0, 20), (0, 30), (5, 40)], window=2)
+    reasons = why(profile, public, 3, served=served, top=2)
+    assert reasons.follows == ()
+    assert [item for item, _ in reasons.together] == [1, 2]
+    everything = why(profile, public, 3, served=served, top=9).together
+    assert sum(part for _, part in everything) == pytest.approx(
+        float(next_chances(profile, served)[3]), rel=1e-5
+    )
+    assert {item for item, _ in everything} == {0, 1, 2}
+    assert why(profile, public, 5, served=served).together == ()
+    # Where it is told what follows what, held items alone speak for nothing.
+    assert why(profile, public, 3, served=table(goes_with)[1]).together == ()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,6 +28,17 @@ def test_a_saved_table_comes_back_the_same(table, tmp_path):
     # In the order of the columns, by which an encoder reads them.
     assert list(again.blocks.items()) == list(table.blocks.items())
     assert again.content_hash == table.content_hash
+
+
+def test_what_its_pairs_are_of_is_part_of_it(table, tmp_path):
+    whole = replace(table, whole=True)
+    assert (table.compares, whole.compares) == (False, True)
+    assert whole.content_hash != table.content_hash
+    whole.save(tmp_path / "items.safetensors")
+    again = ItemTable.load(tmp_path / "items.safetensors")
+    assert again.whole
+    assert again.content_hash == whole.content_hash
+    assert again.with_block("more", np.ones((3, 1), np.float32)).whole
 
 
 def test_a_changed_byte_is_noticed(table, tmp_path):

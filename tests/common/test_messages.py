@@ -216,7 +216,7 @@ def test_a_round_takes_few_objects_each_way_whatever_the_encoder_has():
     assert len(get_all_nested_objects(update_reply(message, BINDING, update))) == 6
 
 
-@pytest.mark.parametrize("head", [[], [3], range(2_049)])
+@pytest.mark.parametrize("head", [[], [3], range(2_897)])
 def test_a_head_that_asks_for_too_much_or_nothing_is_refused(head):
     message = over_the_wire(cooccurrence_message(9, cooccurrence_task(head=np.array(head, int))))
     with pytest.raises(MessageError, match="a head of"):
@@ -464,3 +464,13 @@ def test_malformed_hosting_is_refused(record):
         read_hosting(over_the_wire(message))
     with pytest.raises(ReplyRejected, match="malformed"):
         read_hosting(Message(RecordDict(), reply_to=over_the_wire(hosting_query(4))))
+
+
+@pytest.mark.parametrize(("whole", "most"), [(False, 2_048), (True, 2_896)])
+def test_a_head_is_as_large_as_the_numbers_allow(whole, most):
+    assert CooccurrenceTask.largest_head(whole=whole) == most
+    for numbers in (1, 2, 3, 6, 7, 10, 1_000, CooccurrenceTask.most_numbers, 1 << 40):
+        head = CooccurrenceTask.largest_head(whole=whole, numbers=numbers)
+        allowed = min(numbers, CooccurrenceTask.most_numbers)
+        assert head == 2 or CooccurrenceTask.numbers(head, whole=whole) <= allowed
+        assert CooccurrenceTask.numbers(head + 1, whole=whole) > allowed

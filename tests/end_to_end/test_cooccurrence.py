@@ -159,7 +159,7 @@ def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(
 ):
     # Of three devices nothing would be left but noise.
     for module in (app, budget, lifetimes):
-        monkeypatch.setattr(module, "head_size", lambda n_items, _: n_items)
+        monkeypatch.setattr(module, "head_size", lambda n_items, _, **__: n_items)
     monkeypatch.setattr(budget, "vectors_size", lambda head, _: head)
 
     def exactly(noisy, *, mechanism, **known):
@@ -238,6 +238,7 @@ def test_names_of_goods_tell_it_and_titles_do_not(tmp_path, preset, columns):
     _, _, population = read(RunConfig.model_validate(settings))
     assert "text" in population.table.blocks
     assert population.table.width_of(COOCCURRENCE_BLOCK) == columns
+    assert population.table.whole == (preset == "shop")
 
 
 @pytest.mark.slow
@@ -281,3 +282,84 @@ def test_what_follows_what_is_told_by_a_release_and_ranked_by_on_a_device(fedpro
     checkpoint = Checkpoint.last(tmp_path / "run" / "checkpoints")
     faults = [what for _, what in _checkpoint_faults(checkpoint, empty)]
     assert "it holds statistics/cooccurrence, and the ledger has no release of it" in faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [False, True])
+def test_what_goes_with_what_is_told_of_goods_and_ranked_by_on_a_device(
+    fedprofile, tmp_path, private
+):
+    """Pairs of things that are held together for years, and hardly ever taken one after the other."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for user in range(400):
+        kinds = rng.choice(20, 4, replace=False)
+        wanted = [*(f"cup-{kind}" for kind in kinds), *(f"皿-{kind}" for kind in kinds)]
+        for visit, item in enumerate(rng.permutation(wanted)):
+            rows.append(f"u{user},{item},{1_700_000_000 + 9_000_000 * visit + 60 * user},buy")
+    log = tmp_path / "goods.csv"
+    log.write_text("user_id,item_id,timestamp,event\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "goods.toml").write_text(
+        """
+[data]
+path = "goods.csv"
+preset = "shop"
+[model]
+width = 8
+window = 8
+half_lives_days = [30]
+[items]
+dimension = 8
+[statistics]
+whole_histories = true
+[training]
+rounds = 0
+[privacy]
+epsilon = 30
+delta = 1e-4
+[evaluation]
+bootstrap_samples = 0
+split = "none"
+""",
+        encoding="utf-8",
+    )
+    open_run = () if private else ("--no-privacy",)
+    planned = told(fedprofile("simulate", "--config", "goods.toml", *open_run, "--plan", "--json"))
+    assert planned["releases"][1]["upload_bytes"] == 4 * 40 * 39 // 2
+    ran = fedprofile("simulate", "--config", "goods.toml", *open_run, "--out", "run", "--json")
+    told(ran)
+    path = tmp_path / "run" / "items.safetensors"
+    served = ItemTable.load(path)
+    assert served.whole
+    place = {item: number for number, item in enumerate(served.ids)}
+    chances = np.zeros((40, 40))
+    chances[tuple(served.successors.pairs.T)] = served.successors.chances
+    twins = [(place[f"cup-{kind}"], place[f"皿-{kind}"]) for kind in range(20)]
+    assert np.mean([chances[one].argmax() == other for one, other in twins]) > 0.9
+    verified = fedprofile("audit", "verify", "run", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(verified.out)["findings"]}
+    assert findings["items"]["outcome"] == "holds"
+
+    assert fedprofile("device", "init", "phone", "--model", "run").code == 0
+    # The first thing is far behind a window of eight events.
+    taken = ["cup-3", *(f"{kind}-{n}" for n in (5, 6, 7, 8, 9) for kind in ("cup", "皿"))]
+    for number, item in enumerate(taken):
+        when = ("--time", str(1_700_000_000 + 86_400 * number))
+        told(fedprofile("device", "record", "phone", "--item", item, *when, "--json"))
+    asked = ("device", "recommend", "phone", "--top-k", "3", "--explain")
+    for strategy in ("collaborative", "hybrid"):
+        ranking = told(fedprofile(*asked, "--strategy", strategy, "--json"))["items"]
+        [twin] = [entry for entry in ranking if entry["item"] == "皿-3"]
+        assert twin["together"][0]["item"] == "cup-3"
+        assert not twin["follows"]
+    shown = fedprofile(*asked, "--strategy", "collaborative")
+    assert "goes with cup-3" in " ".join(shown.out.split())
+    refused = fedprofile(*asked, "--strategy", "sequential")
+    assert refused.code != 0
+    assert "ask for collaborative" in " ".join(refused.err.split())
+
+    # Told of close pairs, the same numbers are another table.
+    replace(served, whole=False).save(path)
+    found = fedprofile("audit", "verify", "run", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(found.out)["findings"]}
+    assert findings["items"]["outcome"] == "fails"

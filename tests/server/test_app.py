@@ -7,7 +7,7 @@ import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedprofile.client import host
-from fedprofile.client.cooccurrence import cooccurrence_contribution
+from fedprofile.client.cooccurrence import cooccurrence_contribution, together_contribution
 from fedprofile.client.examples import build_examples
 from fedprofile.client.popularity import popularity_contribution
 from fedprofile.common.errors import BudgetError, ConfigError, LedgerError, RunFolderError
@@ -25,7 +25,8 @@ from fedprofile.common.signing import SigningKey
 from fedprofile.server import app as server_app
 from fedprofile.server.app import find_hosts
 from fedprofile.server.cooccurrence import head_of
-from fedprofile.server.popularity import item_priors
+from fedprofile.server.neighbours import neighbours_of
+from fedprofile.server.popularity import ItemPriors, item_priors
 from fedprofile.server.relations import item_relations
 from fedprofile.simulations.grid import InProcessGrid
 
@@ -146,7 +147,9 @@ def test_popularity_carries_the_noise_of_its_mechanism(build_town, tmp_path):
 
 
 def test_hosts_that_fail_cost_the_statistics_their_part(build_town, tmp_path):
-    town = build_town(privacy=OPEN, training=NOTHING, devices_per_host=10)
+    town = build_town(
+        privacy=OPEN, training=NOTHING, statistics={"cooccurrence": 0}, devices_per_host=10
+    )
     honest = town.client_app()
 
     def app(message, context):
@@ -194,7 +197,7 @@ def test_what_is_taken_together_becomes_vectors_that_training_goes_by(build_town
         exact_cooccurrence(town, head),
         table=town.population.table,
         head=head,
-        popularity=popularity,
+        priors=ItemPriors(popularity, result.statistics.current),
         mechanism=town.plan.cooccurrence,
     )
     expected = relations.vectors
@@ -238,8 +241,47 @@ def test_training_begins_with_what_is_taken_together_by_what_content_does_not_te
     assert torch.equal(again.weights["gains.weight"], result.weights["gains.weight"])
 
 
+WHOLE = {"whole_histories": True}
+
+
+def exact_pairs(town, head):
+    return together_contribution(
+        town.population.histories, head=head, n_items=town.population.table.n_items, clip_norm=1.0
+    ).arrays["cooccurrence"]
+
+
+def test_what_is_held_together_is_told_of_whole_histories(build_town, tmp_path):
+    town = build_town(statistics=WHOLE, privacy=OPEN, devices_per_host=7)
+    assert not town.plan.cooccurrence.private
+    result = town.run(tmp_path)
+    known = result.statistics
+    head = head_of(known.long_run, 30)
+    priors = ItemPriors(known.long_run, known.current)
+    expected = neighbours_of(
+        exact_pairs(town, head), head=head, priors=priors, voice=0.5, stddev=0.0, population_size=40
+    )
+    assert len(expected)
+    np.testing.assert_array_equal(known.successors.pairs, expected.pairs)
+    np.testing.assert_allclose(known.successors.chances, expected.chances, rtol=1e-3)
+    assert known.vectors.shape == (30, 0)
+    table = town.population.table
+    filled = known.fill(table)
+    assert filled.successors is known.successors
+    np.testing.assert_array_equal(filled.vectors, table.vectors)
+    # Without privacy it is what is done for goods unasked; with some, it has noise like any other.
+    assert build_town(privacy=OPEN).population.table.whole
+    # Gone on with, nothing is asked twice.
+    again = town.run(tmp_path)
+    np.testing.assert_array_equal(again.statistics.successors.chances, known.successors.chances)
+
+
 @pytest.mark.usefixtures("few_items_suffice")
-def test_it_carries_the_noise_of_its_mechanism(build_town, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("statistics", "exact"), [(TOGETHER, exact_cooccurrence), (WHOLE, exact_pairs)]
+)
+def test_it_carries_the_noise_of_its_mechanism(
+    build_town, tmp_path, monkeypatch, statistics, exact
+):
     seen = []
 
     def keep(noisy, **settings):
@@ -248,10 +290,10 @@ def test_it_carries_the_noise_of_its_mechanism(build_town, tmp_path, monkeypatch
 
     monkeypatch.setattr(server_app, "head_size", lambda *_, **__: 300)
     monkeypatch.setattr(server_app, "item_relations", keep)
-    town = build_town(n_items=400, statistics=TOGETHER, training=NOTHING)
+    town = build_town(n_items=400, statistics=statistics, training=NOTHING)
     town.run(tmp_path)
     [(noisy, settings)] = seen
-    noise = noisy - exact_cooccurrence(town, settings["head"])
+    noise = noisy - exact(town, settings["head"])
     stddev = town.plan.cooccurrence.noise_stddev
     assert settings["mechanism"].noise_stddev == stddev
     assert noise.std() == pytest.approx(stddev, rel=4.5 / np.sqrt(2 * noise.size))

@@ -256,7 +256,8 @@ def test_sentence_vectors_are_reduced_and_items_without_text_stay_zero(monkeypat
     [
         (True, True, {}, {}, 0),
         (False, True, {}, {}, 64),
-        (True, False, {}, {}, 64),
+        (True, False, {"whole_histories": False}, {}, 64),
+        (True, False, {"cooccurrence": 64}, {}, 64),
         (True, True, {"cooccurrence": 8}, {}, 8),
         (False, False, {"cooccurrence": 0}, {}, 0),
         (False, False, {"cooccurrence": 8}, {"split": {"popularity": 0.0}}, 0),
@@ -273,7 +274,7 @@ def test_there_is_room_for_what_is_taken_together(goods, texts, statistics, priv
         population_size=5_000,
         goods=goods,
     )
-    assert room.width_of(COOCCURRENCE_BLOCK) == columns
+    assert (room.width_of(COOCCURRENCE_BLOCK), room.whole) == (columns, False)
     assert not room.vectors[:, table.dimension :].any()
     np.testing.assert_array_equal(room.vectors[:, : table.dimension], table.vectors)
 
@@ -290,6 +291,34 @@ def test_there_is_no_room_where_the_whole_budget_compares_no_items():
     assert found(321, epsilon=epsilon)
     assert not found(319, epsilon=epsilon)
     assert found(5, epsilon=epsilon, enabled=False)
+
+
+@pytest.mark.parametrize(
+    ("goods", "statistics", "privacy", "whole"),
+    [
+        (True, {}, {"enabled": False}, True),
+        (True, {}, {}, None),
+        (False, {}, {"enabled": False}, False),
+        (True, {"cooccurrence": 8}, {"enabled": False}, False),
+        (True, {"cooccurrence": 0}, {"enabled": False}, False),
+        (True, {"whole_histories": False}, {"enabled": False}, False),
+        (False, {"whole_histories": True}, {}, True),
+        (False, {"whole_histories": True}, {"split": {"popularity": 0.0}}, False),
+    ],
+)
+@pytest.mark.parametrize("texts", [True, False])
+def test_whole_histories_are_released_of_goods_without_privacy(
+    goods, statistics, privacy, whole, texts
+):
+    named = {"text": ["red mug", "blue mug"]} if texts else {"item_id": ["a", "b"]}
+    table = build_item_table(catalogue(**named), SMALL)
+    settings = StatisticsConfig(**statistics), PrivacyConfig(**privacy)
+    room = with_room(table, *settings, population_size=5_000, goods=goods)
+    # Unless it is said, under privacy names of goods do without.
+    assert room.whole == ((not texts) if whole is None else whole)
+    if room.whole:
+        assert room.compares
+        np.testing.assert_array_equal(room.vectors, table.vectors)
 
 
 def test_one_item_has_no_pair():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,8 @@ from fedprofile.common.mechanism import Mechanism
 from fedprofile.server import relations
 from fedprofile.server.beyond_content import beyond_content
 from fedprofile.server.cooccurrence import item_vectors
+from fedprofile.server.neighbours import neighbours_of
+from fedprofile.server.popularity import ItemPriors
 from fedprofile.server.relations import item_relations
 from fedprofile.server.successors import successors_of
 
@@ -35,9 +39,8 @@ def table_of(content, name="text"):
 
 
 def made(table):
-    return item_relations(
-        release(), table=table, head=HEAD, popularity=POPULARITY, mechanism=MECHANISM
-    )
+    priors = ItemPriors(POPULARITY, POPULARITY)
+    return item_relations(release(), table=table, head=HEAD, priors=priors, mechanism=MECHANISM)
 
 
 def alone():
@@ -81,3 +84,27 @@ def test_vectors_are_made_of_the_items_that_noise_leaves(monkeypatch):
     assert told.vectors[HEAD[: SIZE // 2]].any(axis=1).all()
     assert not told.vectors[HEAD[SIZE // 2 :]].any()
     assert np.isin(told.successors.pairs, HEAD[SIZE // 2 :]).any()
+
+
+def test_of_whole_histories_neighbours_are_told_whatever_content_says():
+    ids = tuple(f"商品{item}" for item in range(N_ITEMS))
+    content = words(0.0)
+    table = ItemTable(content, ids, ((),) * N_ITEMS, {"text": (0, content.shape[1])}, whole=True)
+    rising = POPULARITY + np.linspace(-1, 1, N_ITEMS, dtype=np.float32)
+    priors = ItemPriors(long_run=POPULARITY, current=rising)
+    sums = release()[: SIZE * (SIZE - 1) // 2]
+    noisy = Mechanism(
+        clip_norm=1.0, noise_multiplier=0.3, sampling_probability=1.0, population_size=2_000
+    )
+    told = item_relations(sums, table=table, head=HEAD, priors=priors, mechanism=noisy)
+    settings = {"priors": priors, "stddev": 0.3, "population_size": 2_000}
+    alone = neighbours_of(sums, head=HEAD, voice=0.5, **settings)
+    assert told.beyond_content == 1
+    assert told.vectors.shape == (N_ITEMS, 0)
+    np.testing.assert_array_equal(told.successors.pairs, alone.pairs)
+    np.testing.assert_array_equal(told.successors.chances, alone.chances)
+    # Beside nothing but ids it has no other to share with.
+    bare = replace(table, blocks={ID_BLOCK: (0, content.shape[1])})
+    told = item_relations(sums, table=bare, head=HEAD, priors=priors, mechanism=noisy)
+    alone = neighbours_of(sums, head=HEAD, voice=1.0, **settings)
+    np.testing.assert_array_equal(told.successors.chances, alone.chances)
