@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..client.local_training import Trainer
-from ..common.config import RunConfig
+from ..common.config import RunConfig, StatisticsConfig
 from ..common.encoder import Encoder, build_encoder
 from ..common.errors import BudgetError, ConfigError
 from ..common.ledger_entries import Reserve, read_ledger
@@ -30,6 +30,7 @@ from ..server.split import COHERENT, Sizes
 from ..server.statistics import ItemStatistics
 from .federate import run_federation
 from .population import Population
+from .presets import PRESETS
 from .probe_ledger import Key, Told, open_ledger, reserved
 from .probe_observed import Floats, Observed, Release
 from .probe_populations import busy_histories, idle_histories, population_of
@@ -90,7 +91,8 @@ class Probed:
         if items.text_encoder == "sentence":
             items = items.model_copy(update={"text_encoder": "tfidf"})
         table = build_item_table(log.catalogue, items)
-        table = with_room(table, config.statistics, config.privacy, population_size=size)
+        statistics = _as_released(config)
+        table = with_room(table, statistics, config.privacy, population_size=size)
         busy = population_of(busy_histories(log.histories), table, config)
         encoder = build_encoder(
             config.model, blocks=table.blocks, n_items=table.n_items, n_types=1, seed=0
@@ -294,6 +296,16 @@ class Probed:
                 grid=watched,
             )
         return grids[-1], result.statistics
+
+
+def _as_released(config: RunConfig) -> StatisticsConfig:
+    """What decides which pairs are released; made-up items have texts, those of a shop may have none."""
+    kind, statistics = PRESETS.get(config.data.preset), config.statistics
+    if kind is None or not kind.goods or statistics.cooccurrence is not None:
+        return statistics
+    if statistics.whole_histories is not None:
+        return statistics
+    return statistics.model_copy(update={"whole_histories": True})
 
 
 def _comparing(popularity: Mechanism, n_items: int) -> Mechanism:

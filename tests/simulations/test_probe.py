@@ -104,7 +104,10 @@ VARIANTS = {
         "training": {"server_optimizer": "fedavg", "server_momentum": 0.0},
         "privacy": {"split": {"popularity": 0.0}},
     },
-    "everyone, always": {"training": {"sampling_probability": 1.0}},
+    "everyone, always, whole histories": {
+        "training": {"sampling_probability": 1.0},
+        "statistics": {"whole_histories": True},
+    },
     "few, no co-occurrence": {
         "training": {"sampling_probability": 0.005},
         "statistics": {"cooccurrence": 0},
@@ -128,6 +131,22 @@ def test_without_a_fault_every_probe_holds(variant):
     if config.privacy.split.popularity != 0:
         expected |= {"popularity"} if config.statistics.cooccurrence == 0 else set(STATISTICS)
     assert areas == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "statistics", "whole"),
+    [
+        ("shop", {}, True),
+        ("shop", {"whole_histories": False}, False),
+        ("shop", {"cooccurrence": 5}, False),
+        ("video", {}, False),
+        ("auto", {"whole_histories": True}, True),
+    ],
+)
+def test_pairs_are_probed_of_what_the_preset_releases(preset, statistics, whole):
+    probed = Probed.of(config_of(data={"preset": preset}, statistics=statistics))
+    assert probed.busy.table.whole == probed.idle.table.whole == whole
+    assert probed.plan.cooccurrence is not None
 
 
 @pytest.mark.slow
