@@ -333,9 +333,10 @@ def _because(one: Recommendation) -> str:
     events = [f"{e.event} of {e.item} on {moment(e.time)[:10]}" for e in one.events]
     tags = [f"{t.tag} ({t.share:.0%} of your interests)" for t in one.tags]
     follows = dict.fromkeys(f"often comes after {e.item}" for e in one.follows)
-    together = [f"goes with {part.item}" for part in one.together]
+    held = [part.item for part in one.together]
+    together = [f"goes with {', '.join(held)}"] if held else []
     # Of what is named already, that it is most like it goes without saying.
-    named = {e.item for e in (*one.events, *one.follows)} | {part.item for part in one.together}
+    named = {e.item for e in (*one.events, *one.follows)} | set(held)
     nearest = [f"similar to {n.item}" for n in one.nearest if n.item not in named]
     return "; ".join([*follows, *together, *events, *nearest, *tags])
 

@@ -76,6 +76,7 @@ def run_metrics(
         local: what the event-level layer came to, None where there was none.
     """
     releases, told = _releases(ledger), result.statistics
+    paired = told.successors is not None
     spent = {r["round"]: r["epsilon_after"] for r in releases if r["round"] is not None}
     document = {
         "run": {
@@ -90,8 +91,9 @@ def run_metrics(
             "rounds_done": result.checkpoint.round,
             "stopped": result.stopped,
             "best_round": best_round,
-            # Of co-occurrence; what content tells already counts once.
-            "beyond_content": told.beyond_content if told.successors is not None else None,
+            # What goes with what has a voice of its own; of close pairs, what content tells counts once.
+            "whole_histories": paired and table.whole,
+            "beyond_content": told.beyond_content if paired and not table.whole else None,
             "dataset": config.data.path,
         },
         "data": {**_data(log, split, config), "content": table.has_content},

@@ -145,6 +145,7 @@ def example(rounds=30):
             "stopped": None,
             "best_round": None,
             "beyond_content": None,
+            "whole_histories": False,
             "command": "fedprofile simulate --data online-retail-ii --epsilon 2",
             "dataset": "online-retail-ii",
         },
@@ -433,6 +434,13 @@ def test_how_much_co_occurrence_counts_beside_content_is_told(metrics):
     assert told in read(metrics).text
     metrics["data"].update(content=False)
     assert "Of what is taken together" not in read(metrics).text
+
+
+def test_that_whole_histories_were_compared_is_told(metrics):
+    told = "What goes with what is told of whole histories"
+    assert told not in read(metrics).text
+    metrics["run"].update(whole_histories=True)
+    assert told in read(metrics).text
 
 
 def test_a_model_that_validation_chose_is_told(without_privacy):

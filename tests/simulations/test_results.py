@@ -30,7 +30,7 @@ def mechanism(noise_multiplier, sampling_probability):
     )
 
 
-def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None, successors=None):
+def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None, successors=None, whole=False):
     """Of a run with a release of popularity and ``rounds`` rounds, the last of them cut off."""
     config = RunConfig.model_validate(
         {"privacy": {"enabled": noise > 0}, "evaluation": {"split": "none"}}
@@ -63,7 +63,7 @@ def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None, successors=Non
             seconds=1.25,
             log=log,
             split=make_split(log.histories, config.evaluation),
-            table=SimpleNamespace(n_items=20, has_content=True),
+            table=SimpleNamespace(n_items=20, has_content=True, whole=whole),
             encoder=SimpleNamespace(parameters=list),
             result=SimpleNamespace(
                 checkpoint=SimpleNamespace(round=rounds - 1, rounds=records),
@@ -79,9 +79,13 @@ def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None, successors=Non
 
 def test_how_much_co_occurrence_counts_is_told_where_it_was_released(log, tmp_path):
     (tmp_path / "without").mkdir()
-    assert metrics(log, tmp_path / "without")["run"]["beyond_content"] is None
-    released = metrics(log, tmp_path, successors=Successors.none())
-    assert released["run"]["beyond_content"] == 0.625
+    (tmp_path / "whole").mkdir()
+    without = metrics(log, tmp_path / "without")["run"]
+    assert (without["beyond_content"], without["whole_histories"]) == (None, False)
+    released = metrics(log, tmp_path, successors=Successors.none())["run"]
+    assert (released["beyond_content"], released["whole_histories"]) == (0.625, False)
+    whole = metrics(log, tmp_path / "whole", successors=Successors.none(), whole=True)["run"]
+    assert (whole["beyond_content"], whole["whole_histories"]) == (None, True)
 
 
 def test_every_release_has_its_cost_and_the_last_is_the_exact_total(log, tmp_path):
