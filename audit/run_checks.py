@@ -251,7 +251,7 @@ def _check_items(path: Path, chain: Chain) -> Finding:
         what = f"{own}; not compared with the ledger, which names no vectors of items"
         return Finding("items", "holds", what)
     if not table.compares:
-        what = f"{path.name} lacks the vectors of co-occurrence that were released"
+        what = f"{path.name} lacks what was released of co-occurrence"
         return Finding("items", "fails", what, released.sequence + 1)
     start, stop = table.blocks.get(COOCCURRENCE_BLOCK, (0, 0))
     told = {"vectors": table.vectors[:, start:stop]}

@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ..common.histories import Histories
+from ..common.items import ItemTable
 from ..common.messages import CooccurrenceTask
 from ..common.successors import ORDER_SHARE
 from ..common.updates import ClippedUpdate
 
 _LAGS = 6
 """Events that a pair may lie apart; each further one counts half as much as the one before."""
+
+
+def pairs_contribution(
+    histories: Histories, *, table: ItemTable, head: NDArray[np.int64], clip_norm: float
+) -> ClippedUpdate:
+    """What devices send of pairs, of the kind that the item table says."""
+    contribution = together_contribution if table.whole else cooccurrence_contribution
+    return contribution(histories, head=head, n_items=table.n_items, clip_norm=clip_norm)
 
 
 def cooccurrence_contribution(

@@ -19,7 +19,7 @@ from ..common.histories import Histories
 from ..common.items import COOCCURRENCE_BLOCK, ItemTable
 from ..common.messages import CooccurrenceTask, StatisticsTask, TrainTask
 from ..common.updates import ClippedUpdate
-from .cooccurrence import cooccurrence_contribution, together_contribution
+from .cooccurrence import pairs_contribution
 from .examples import build_examples
 from .lifetime import BudgetOf, Charge, no_budget, promised
 from .local_privacy import PrivateTrainer
@@ -77,15 +77,11 @@ class DeviceHost:
             raise MessageError("statistics would go out without event-level noise; ask for none")
         if isinstance(task, CooccurrenceTask):
             self._check_head(task.head)
-            contribution = together_contribution if self._table.whole else cooccurrence_contribution
         with self._charged(task) as answering:
             histories = self._histories.take(answering)
             if isinstance(task, CooccurrenceTask):
-                return contribution(
-                    histories,
-                    head=task.head,
-                    n_items=self._table.n_items,
-                    clip_norm=task.clip_norm,
+                return pairs_contribution(
+                    histories, table=self._table, head=task.head, clip_norm=task.clip_norm
                 )
             return popularity_contribution(
                 histories,

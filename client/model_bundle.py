@@ -117,7 +117,7 @@ def _public(served: ItemTable, blocks: dict[str, tuple[int, int]], folder: Path)
     stop = max(stop for _, stop in blocks.values())
     if not np.isfinite(served.vectors).all():
         raise DataError(f"{folder / ITEMS}: vectors that aren't finite; get it again")
-    return ItemTable(served.vectors[:, :stop], served.ids, served.tags, blocks)
+    return ItemTable(served.vectors[:, :stop], served.ids, served.tags, blocks, whole=served.whole)
 
 
 def install_bundle(folder: DeviceFolder, source: Path) -> ModelBundle:

@@ -127,7 +127,7 @@ def keep_release(folder: DeviceFolder, bundle: ServerBundle, release: Release) -
 def _read_statistics(
     content: bytes, items: ItemTable
 ) -> tuple[NDArray[np.float32], Successors | None]:
-    """Numbers of each item, float32 [n_items, 1 + r], and what follows what, where that is told."""
+    """Numbers of each item, float32 [n_items, 1 + r], and what follows or goes with what, where told."""
     shape = (items.n_items, 1 + items.width_of(COOCCURRENCE_BLOCK))
     count = shape[0] * shape[1]
     if len(content) < 4 * count:

@@ -15,6 +15,8 @@ from .scoring import check_candidates
 from .succession import event_chances, held_chances, tells_next
 
 _ALL = slice(None)
+_SPEAKS = 0.05
+"""Share of an item's chance that what it goes with has at least: it goes a little with nearly anything."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def why_next(profile: Profile, served: ItemTable, item: int, *, top: int = 3) ->
     tells either."""
     if not served.whole:
         return Reasons(follows=_largest(event_chances(profile, served, item), top))
-    parts = [part for part in held_chances(profile, served, item) if part[1] > 0]
+    parts = held_chances(profile, served, item)
+    least = _SPEAKS * sum(part for _, part in parts)
+    parts = [part for part in parts if part[1] > least]
     return Reasons(together=tuple(sorted(parts, key=lambda part: (-part[1], part[0]))[:top]))
 
 

@@ -38,7 +38,7 @@ class ItemTable:
         ids: original item ids, n_items of them.
         tags: interest tags of each item (category values and the like), perhaps none.
         blocks: name → (start, stop) column range of each feature block.
-        successors: what is taken soon after what, as released; None in the public table.
+        successors: what is taken soon after what, or goes with it, as released; None in the public table.
         whole: whether pairs are released of whole histories: ``successors`` then tell what goes with what
             is held, and there are no vectors of it.
     """
@@ -194,6 +194,8 @@ class ItemTable:
                 successors=successors,
                 whole=bool(description.get("whole", False)),
             )
+            if table.whole and COOCCURRENCE_BLOCK in table.blocks:
+                raise DataError("it has pairs of whole histories, and vectors of close ones")
             if successors is not None:
                 successors.check(table.n_items)
             same = table.content_hash == metadata["content_hash"]

@@ -1,4 +1,4 @@
-"""Which items are taken soon after which: few pairs out of all, with their direction."""
+"""Which items are taken soon after which, or go with which: few pairs out of all, with their direction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BYTES = 12
 
 @dataclass(frozen=True, eq=False)
 class Successors:
-    """For some pairs of items, the chance that the second comes next after the first.
+    """For some pairs of items, the chance that the second comes next after the first, or where it is held.
 
     Attributes:
         pairs: int32 [m, 2], item and successor, ascending by both; each pair once.

@@ -278,6 +278,7 @@ class Federation:
             head=head,
             priors=ItemPriors(known.long_run, known.current),
             mechanism=mechanism,
+            devices=record["trained"],
         )
         told = replace(
             checkpoint,

@@ -55,6 +55,7 @@ def with_room(
     *,
     population_size: int,
     goods: bool = False,
+    trained: bool = False,
 ) -> ItemTable:
     """``table`` with room for what the release of co-occurrence will tell, if there is one: a block of
     zeros, or the mark that it is of whole histories.
@@ -71,14 +72,21 @@ def with_room(
         privacy: the budget.
         population_size: N.
         goods: whether items are things that a shop sells.
+        trained: whether items get trained vectors, too, by which they are ranked alone.
 
     Raises:
-        ConfigError: the population is too small for a default δ.
+        ConfigError: the population is too small for a default δ, or whole histories are asked for where
+            nothing would go by them.
     """
     columns, whole = statistics.cooccurrence, statistics.whole_histories
     if whole is None:
         worth_it = not privacy.enabled or "text" not in table.blocks
-        whole = goods and columns is None and worth_it
+        whole = goods and columns is None and worth_it and not trained
+    if whole and trained:
+        raise ConfigError(
+            "statistics.whole_histories: with model.item_ids lists go by trained vectors alone, and the "
+            "release would be paid for in vain; unset one of the two"
+        )
     if columns is None:
         columns = 0 if goods and "text" in table.blocks else _COOCCURRENCE_COLUMNS
     # Of one item there is no pair.

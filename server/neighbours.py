@@ -12,6 +12,8 @@ from .popularity import ItemPriors
 
 _NEIGHBOURS = 30
 """Of each item, those that say most of it; 30 to 60 are level on a shop's log."""
+_LEAST = 1e-6
+"""A chance; less is rounding."""
 
 
 def neighbours_of(
@@ -21,13 +23,14 @@ def neighbours_of(
     priors: ItemPriors,
     voice: float,
     stddev: float,
-    population_size: int,
+    devices: int,
 ) -> Successors:
     """How much each item speaks for each other one, beside all others that are held.
 
     Ridge regression of each item on all others, B_ij = −P_ij / P_jj with P = (G + λI)⁻¹ and zeros on the
     diagonal (EASE: Steck 2019, eq. 8). G are the sums of pairs; one of n pairs gives each 1/√n, so that all
-    N devices give W = N·√n, and one counts u = N/W. λ is the edge of the noise on G: with variance
+    of m devices give W = m·√n, and one counts u = m/W. An item gives itself as much as any other that is
+    held, of which there are √(2n) = √2/u. λ is the edge of the noise on G: with variance
     s² + u·G_ij on each pair, 2·√(K·s² + u·maxᵢ Σ_j G_ij) (Bandeira & van Handel 2016, §1, up to a factor).
     Where there is noise by the mechanism, eigenvalues are shrunk, too (Gavish & Donoho 2017, eq. 7).
 
@@ -38,9 +41,11 @@ def neighbours_of(
         noisy: float64 [K (K − 1) / 2], the release, row by row of the upper triangle.
         head: int64 [K], the items.
         priors: log popularity.
-        voice: v, how much what the regression says counts beside every other score, in (0, 1].
+        voice: v, how much what the regression says counts beside every other score, in (0, 1]; all that
+            goes with an item has a chance of 0.9 at most, as with successors.
         stddev: s of the noise on each pair; 0 without privacy.
-        population_size: N.
+        devices: m, how many answered; of those that never do nothing is known, and too large an m makes
+            the regression timid.
     """
     size, whole = len(head), float(noisy.sum())
     # What all give together must show, or there is nothing to regress on.
@@ -49,8 +54,7 @@ def neighbours_of(
     pairs = np.zeros((size, size))
     pairs[np.triu_indices(size, 1)] = noisy
     pairs += pairs.T
-    one, rows = population_size / whole, np.maximum(pairs.sum(axis=1), 0.0)
-    # A device that holds an item gives it as much as each pair with another; of n of these there are √2/u.
+    one, rows = devices / whole, np.maximum(pairs.sum(axis=1), 0.0)
     np.fill_diagonal(pairs, rows * one / math.sqrt(2))
     ridge = 2 * math.sqrt(size * stddev**2 + one * rows.max())
     weights = _regression(pairs, ridge=ridge, edge=2 * stddev * math.sqrt(size))
@@ -60,7 +64,7 @@ def neighbours_of(
         least = np.partition(chances, size - _NEIGHBOURS, axis=0)[size - _NEIGHBOURS]
         chances[chances < least] = 0.0
     chances /= np.maximum(chances.sum(axis=1, keepdims=True) / MOST_CERTAIN, 1)
-    first, second = np.nonzero(chances > np.finfo(np.float32).tiny)
+    first, second = np.nonzero(chances > _LEAST)
     return Successors.of(head[first], head[second], chances[first, second])
 
 

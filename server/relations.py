@@ -23,7 +23,7 @@ shop's log a third to three quarters are level. Bare ids say nothing, and it cou
 
 @dataclass(frozen=True, eq=False)
 class Relations:
-    """Both, denoised.
+    """What was released of pairs, denoised.
 
     Attributes:
         vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`.
@@ -45,6 +45,7 @@ def item_relations(
     head: NDArray[np.int64],
     priors: ItemPriors,
     mechanism: Mechanism,
+    devices: int,
 ) -> Relations:
     """From the release as it left the mechanism. Of pairs taken close together, what content tells already
     counts less; what goes with what has a voice of its own.
@@ -52,10 +53,11 @@ def item_relations(
     Args:
         noisy: float64 [K (K − 1)], sums of all pairs and differences by order; of whole histories
             [K (K − 1) / 2], sums alone.
-        table: public; with room for vectors of r columns.
+        table: public; with room for vectors of r columns, or of whole histories.
         head: int64 [K], the items, most popular first.
         priors: log popularity.
         mechanism: of the release.
+        devices: that answered.
     """
     if table.whole:
         neighbours = neighbours_of(
@@ -64,7 +66,7 @@ def item_relations(
             priors=priors,
             voice=_VOICE if table.has_content else 1.0,
             stddev=mechanism.noise_stddev,
-            population_size=mechanism.population_size,
+            devices=devices,
         )
         return Relations(np.zeros((table.n_items, 0), dtype=np.float32), neighbours)
     size, popularity = len(head), priors.long_run

@@ -3,7 +3,7 @@
 releases/000012/manifest.json      what it is, what it cost, what it comes from; signed
 releases/000012/model.safetensors  the encoder, as a simulation writes it
 releases/000012/statistics.f32     of the items: log popularity, vectors; little-endian float32;
-                                   then what follows what: pairs (int32) and chances (float32)
+                                   then what follows or goes with what: pairs (int32) and chances (float32)
 releases/latest                    name of the newest
 """
 

@@ -38,7 +38,13 @@ def create_server(path: Path, config: ServerConfig, *, items: Path | None) -> Se
     # What may fail for a reason that has nothing to do with the disk comes first.
     table = build_item_table(read_catalogue(items), config.items)
     population = config.federation.population_size
-    table = with_room(table, config.statistics, config.privacy, population_size=population)
+    table = with_room(
+        table,
+        config.statistics,
+        config.privacy,
+        population_size=population,
+        trained=config.model.item_ids,
+    )
     encoder = _untrained(config, table)
     earlier = spent_before(path, path / "ledger.jsonl", config.federation)
     plan_federation(

@@ -22,7 +22,7 @@ class ItemStatistics:
         long_run: float32 [n_items], log popularity over all time, see :class:`.popularity.ItemPriors`.
         current: float32 [n_items], log popularity in recent weeks.
         vectors: float32 [n_items, r], see :func:`.cooccurrence.item_vectors`; r = 0 without.
-        successors: see :func:`.successors.successors_of`; None without.
+        successors: see :class:`.relations.Relations`; None without.
         beyond_content: see :func:`.beyond_content.beyond_content`.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..client.cooccurrence import cooccurrence_contribution, together_contribution
+from ..client.cooccurrence import pairs_contribution
 from ..client.popularity import popularity_contribution
 from ..common.config import StatisticsConfig
 from ..common.items import COOCCURRENCE_BLOCK
@@ -47,15 +47,13 @@ def exact_statistics(
             population_size=population.size,
         )
         head = head_of(priors.long_run, head_size(table.n_items, exact, whole=table.whole))
-        contribution = together_contribution if table.whole else cooccurrence_contribution
-        together = contribution(
-            histories, head=head, n_items=table.n_items, clip_norm=STATISTICS_CLIP
-        )
+        together = pairs_contribution(histories, table=table, head=head, clip_norm=STATISTICS_CLIP)
         relations = item_relations(
             together.arrays["cooccurrence"].astype(np.float64),
             table=table,
             head=head,
             priors=priors,
             mechanism=exact,
+            devices=together.devices,
         )
     return ItemStatistics(**priors._asdict(), **vars(relations))

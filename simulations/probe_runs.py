@@ -92,7 +92,13 @@ class Probed:
             items = items.model_copy(update={"text_encoder": "tfidf"})
         table = build_item_table(log.catalogue, items)
         statistics = _as_released(config)
-        table = with_room(table, statistics, config.privacy, population_size=size)
+        table = with_room(
+            table,
+            statistics,
+            config.privacy,
+            population_size=size,
+            trained=config.model.item_ids,
+        )
         busy = population_of(busy_histories(log.histories), table, config)
         encoder = build_encoder(
             config.model, blocks=table.blocks, n_items=table.n_items, n_types=1, seed=0
@@ -301,9 +307,9 @@ class Probed:
 def _as_released(config: RunConfig) -> StatisticsConfig:
     """What decides which pairs are released; made-up items have texts, those of a shop may have none."""
     kind, statistics = PRESETS.get(config.data.preset), config.statistics
-    if kind is None or not kind.goods or statistics.cooccurrence is not None:
+    if kind is None or not kind.goods or config.model.item_ids:
         return statistics
-    if statistics.whole_histories is not None:
+    if statistics.cooccurrence is not None or statistics.whole_histories is not None:
         return statistics
     return statistics.model_copy(update={"whole_histories": True})
 

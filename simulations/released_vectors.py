@@ -32,6 +32,7 @@ def strayed(released: Release, statistics: ItemStatistics, table: ItemTable) -> 
         head=task.head,
         priors=ItemPriors(statistics.long_run, statistics.current),
         mechanism=released.declared,
+        devices=released.contributed()[1],
     )
     follow = relations.vectors.astype(np.float64)
     chances = [np.zeros((len(told), len(told))) for _ in range(2)]

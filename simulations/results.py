@@ -92,7 +92,7 @@ def run_metrics(
             "stopped": result.stopped,
             "best_round": best_round,
             # What goes with what has a voice of its own; of close pairs, what content tells counts once.
-            "whole_histories": paired and table.whole,
+            "whole_histories": bool(told.successors) and table.whole,
             "beyond_content": told.beyond_content if paired and not table.whole else None,
             "dataset": config.data.path,
         },

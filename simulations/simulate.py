@@ -195,6 +195,7 @@ def read(config: RunConfig) -> tuple[InteractionLog, Split, Population]:
         config.privacy,
         population_size=population.size,
         goods=kind is not None and kind.goods,
+        trained=config.model.item_ids,
     )
     return log, split, replace(population, table=table)
 

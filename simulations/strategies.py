@@ -1,9 +1,9 @@
-"""Ways to make a list, side by side: by content, from neighbours, by what follows what, by the encoder,
-and all of it together.
+"""Ways to make a list, side by side: by content, from neighbours, by what follows or goes with what, by the
+encoder, and all of it together.
 
 The last is what devices do, and it is measured again with lists re-ranked for diversity and calibration.
-Lists by content, by what follows what and by the encoder are those that a device makes when it is asked
-for that strategy (:mod:`fedprofile.client.strategies`).
+Lists by content, by what was released of pairs and by the encoder are those that a device makes when it
+is asked for that strategy (:mod:`fedprofile.client.strategies`).
 Everything is measured on new items of the run's test users. It's the researcher's own measurement:
 nothing is released.
 """

@@ -446,7 +446,7 @@ def test_a_block_under_another_name_shows(tmp_path, made):
     blocks = {"text": (0, 2), "sold-together": (2, 4)}
     replace(table, blocks=blocks).save(tmp_path / "items.safetensors")
     told = found(tmp_path, chain)["items"]
-    assert (told.outcome, "lacks the vectors" in told.what) == ("fails", True)
+    assert (told.outcome, "lacks what was released" in told.what) == ("fails", True)
 
 
 def test_statistics_that_were_not_released_show(tmp_path, made):

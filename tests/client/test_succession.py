@@ -197,7 +197,7 @@ def test_reasons_name_what_an_item_follows_on_and_what_it_is_most_like():
 
 def test_reasons_name_what_is_held_that_an_item_goes_with():
     goes_with = Successors.of(
-        np.array([0, 1, 2, 4]), np.array([3, 3, 3, 3]), np.array([0.1, 0.4, 0.25, 0.3])
+        np.array([0, 1, 2, 4, 5]), np.array([3, 3, 3, 3, 3]), np.array([0.1, 0.4, 0.25, 0.3, 0.01])
     )
     public, served = table(goes_with, whole=True)
     profile = profile_of([(1, 10), (2, 15), (0, 20), (0, 30), (5, 40)], window=2)
@@ -205,9 +205,9 @@ def test_reasons_name_what_is_held_that_an_item_goes_with():
     assert reasons.follows == ()
     assert [item for item, _ in reasons.together] == [1, 2]
     everything = why(profile, public, 3, served=served, top=9).together
-    assert sum(part for _, part in everything) == pytest.approx(
-        float(next_chances(profile, served)[3]), rel=1e-5
-    )
+    # Next to nothing of it is that of the last one, which goes a little with anything.
+    chance = float(next_chances(profile, served)[3])
+    assert sum(part for _, part in everything) == pytest.approx(chance - 0.01 / 5, rel=1e-3)
     assert {item for item, _ in everything} == {0, 1, 2}
     assert why(profile, public, 5, served=served).together == ()
     # Where it is told what follows what, held items alone speak for nothing.

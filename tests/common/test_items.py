@@ -41,6 +41,13 @@ def test_what_its_pairs_are_of_is_part_of_it(table, tmp_path):
     assert again.with_block("more", np.ones((3, 1), np.float32)).whole
 
 
+def test_pairs_are_of_one_kind(table, tmp_path):
+    both = replace(table.with_block("cooccurrence", np.ones((3, 1), np.float32)), whole=True)
+    both.save(tmp_path / "items.safetensors")
+    with pytest.raises(DataError, match="whole histories, and vectors of close"):
+        ItemTable.load(tmp_path / "items.safetensors")
+
+
 def test_a_changed_byte_is_noticed(table, tmp_path):
     path = tmp_path / "items.safetensors"
     table.save(path)

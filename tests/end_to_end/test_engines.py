@@ -50,7 +50,7 @@ def test_many_devices_a_host_or_one(build_town, tmp_path, encoder, privacy):
         (tmp_path / str(size)).mkdir()
         found.append(town.run(tmp_path / str(size)))
         assert [record.sampled for record, _ in town.rounds] == [
-            record["sampled"] for record in found[0].checkpoint.rounds[1:]
+            record["sampled"] for record in found[0].checkpoint.rounds if record["round"]
         ]
         assert all(record.sampled == record.trained for record, _ in town.rounds)
     start = town.initial()

@@ -199,6 +199,7 @@ def test_what_is_taken_together_becomes_vectors_that_training_goes_by(build_town
         head=head,
         priors=ItemPriors(popularity, result.statistics.current),
         mechanism=town.plan.cooccurrence,
+        devices=40,
     )
     expected = relations.vectors
     assert np.linalg.norm(expected, axis=1).mean() > 0.9
@@ -250,6 +251,24 @@ def exact_pairs(town, head):
     ).arrays["cooccurrence"]
 
 
+def test_neighbours_are_of_the_devices_that_answered(build_town, tmp_path, monkeypatch):
+    town = build_town(statistics=WHOLE, privacy=OPEN, training=NOTHING, devices_per_host=10)
+    honest, seen = town.client_app(), []
+
+    def keep(noisy, **settings):
+        seen.append(settings["devices"])
+        return item_relations(noisy, **settings)
+
+    def app(message, context):
+        if message.metadata.message_type == COOCCURRENCE and context.node_config["partition-id"]:
+            return Message(Error(code=2, reason="died"), reply_to=message)
+        return honest(message, context)
+
+    monkeypatch.setattr(server_app, "item_relations", keep)
+    town.run(tmp_path, town.grid(app))
+    assert seen == [10]
+
+
 def test_what_is_held_together_is_told_of_whole_histories(build_town, tmp_path):
     town = build_town(statistics=WHOLE, privacy=OPEN, devices_per_host=7)
     assert not town.plan.cooccurrence.private
@@ -258,7 +277,7 @@ def test_what_is_held_together_is_told_of_whole_histories(build_town, tmp_path):
     head = head_of(known.long_run, 30)
     priors = ItemPriors(known.long_run, known.current)
     expected = neighbours_of(
-        exact_pairs(town, head), head=head, priors=priors, voice=0.5, stddev=0.0, population_size=40
+        exact_pairs(town, head), head=head, priors=priors, voice=0.5, stddev=0.0, devices=40
     )
     assert len(expected)
     np.testing.assert_array_equal(known.successors.pairs, expected.pairs)

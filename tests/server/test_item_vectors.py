@@ -321,6 +321,15 @@ def test_whole_histories_are_released_of_goods_without_privacy(
         np.testing.assert_array_equal(room.vectors, table.vectors)
 
 
+def test_whole_histories_are_not_paid_for_where_trained_vectors_rank_alone():
+    table = build_item_table(catalogue(item_id=["a", "b"]), SMALL)
+    known = {"population_size": 5_000, "goods": True, "trained": True}
+    room = with_room(table, StatisticsConfig(), PrivacyConfig(), **known)
+    assert (room.whole, room.width_of(COOCCURRENCE_BLOCK)) == (False, 64)
+    with pytest.raises(ConfigError, match=r"whole_histories: with model\.item_ids"):
+        with_room(table, StatisticsConfig(whole_histories=True), PrivacyConfig(), **known)
+
+
 def test_one_item_has_no_pair():
     table = build_item_table(catalogue(item_id=["a"]), SMALL)
     assert with_room(table, StatisticsConfig(), PrivacyConfig(), population_size=9_999) is table

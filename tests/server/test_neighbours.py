@@ -34,9 +34,7 @@ def released(held):
 
 def chances(noisy, *, priors=EVEN, voice=0.5, stddev=0.0, users=3_000, head=HEAD, n_items=N_ITEMS):
     """As a matrix [item held, item that goes with it]."""
-    told = neighbours_of(
-        noisy, head=head, priors=priors, voice=voice, stddev=stddev, population_size=users
-    )
+    told = neighbours_of(noisy, head=head, priors=priors, voice=voice, stddev=stddev, devices=users)
     told.check(n_items)
     found = np.zeros((n_items, n_items))
     found[tuple(told.pairs.T)] = told.chances
@@ -87,13 +85,42 @@ def test_what_goes_together_is_found_without_noise_and_under_some_and_not_under_
     assert not chances(noisy + 1e4 * rng.normal(size=noisy.shape), stddev=1e4).any()
 
 
-def test_noise_alone_tells_nothing_to_speak_of():
-    rng = np.random.default_rng(3)
-    held = rng.random((3_000, N_ITEMS)) < 0.2
-    noise = 5.0
-    found = chances(released(held) + noise * rng.normal(size=len(PAIRS[0])), stddev=noise)
-    together = chances(released(twins()) + noise * rng.normal(size=len(PAIRS[0])), stddev=noise)
-    assert found.max() < 0.5 * together.max()
+def test_under_noise_they_are_regressed_on_what_noise_leaves():
+    """By formula, with another decomposition: eigenvalues below the edge are nothing, others are shrunk."""
+    noise, users = 14.0, 3_000
+    noisy = released(twins()) + noise * np.random.default_rng(6).normal(size=len(PAIRS[0]))
+    gram = np.zeros((N_ITEMS, N_ITEMS))
+    gram[PAIRS] = noisy
+    gram += gram.T
+    unit = users / noisy.sum()
+    spread = math.sqrt(N_ITEMS * noise**2 + unit * gram.sum(axis=1).max())
+    gram += np.diag(gram.sum(axis=1) * unit / math.sqrt(2))
+    left, values, _ = np.linalg.svd(gram)
+    values *= np.sign(np.einsum("ij,ij->j", left, gram @ left))
+    edge = 2 * noise * math.sqrt(N_ITEMS)
+    assert 2 < (values > edge).sum() < N_ITEMS
+    kept = np.where(values > edge, np.sqrt(np.maximum(values**2 - edge**2, 0)), 0)
+    smooth = np.linalg.inv((left * kept) @ left.T + 2 * spread * np.eye(N_ITEMS))
+    expected = np.maximum(-smooth / np.diag(smooth), 0)
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(chances(noisy, stddev=noise), 0.5 * expected, rtol=1e-3, atol=2e-6)
+
+
+def test_of_what_noise_drowns_nothing_is_told():
+    noise = 0.1
+    doubt = noise * math.sqrt(len(PAIRS[0]))  # of the sum of all pairs
+    single = np.zeros(len(PAIRS[0]))
+    single[7] = 1
+    assert not chances(2.9 * doubt * single, stddev=noise, users=5).any()
+    assert chances(3.1 * doubt * single, stddev=noise, users=5).any()
+
+
+def test_of_how_many_answered_the_sums_are_is_part_of_what_they_say():
+    noisy = released(twins())
+    even = np.arange(0, N_ITEMS, 2)
+    assert chances(noisy, users=3_000)[even, even + 1].mean() > 1.3 * (
+        chances(noisy, users=30_000)[even, even + 1].mean()
+    )
 
 
 def test_what_is_sought_now_counts_more():

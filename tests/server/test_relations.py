@@ -40,7 +40,9 @@ def table_of(content, name="text"):
 
 def made(table):
     priors = ItemPriors(POPULARITY, POPULARITY)
-    return item_relations(release(), table=table, head=HEAD, priors=priors, mechanism=MECHANISM)
+    return item_relations(
+        release(), table=table, head=HEAD, priors=priors, mechanism=MECHANISM, devices=2_000
+    )
 
 
 def alone():
@@ -96,8 +98,10 @@ def test_of_whole_histories_neighbours_are_told_whatever_content_says():
     noisy = Mechanism(
         clip_norm=1.0, noise_multiplier=0.3, sampling_probability=1.0, population_size=2_000
     )
-    told = item_relations(sums, table=table, head=HEAD, priors=priors, mechanism=noisy)
-    settings = {"priors": priors, "stddev": 0.3, "population_size": 2_000}
+    told = item_relations(
+        sums, table=table, head=HEAD, priors=priors, mechanism=noisy, devices=1_500
+    )
+    settings = {"priors": priors, "stddev": 0.3, "devices": 1_500}
     alone = neighbours_of(sums, head=HEAD, voice=0.5, **settings)
     assert told.beyond_content == 1
     assert told.vectors.shape == (N_ITEMS, 0)
@@ -105,6 +109,8 @@ def test_of_whole_histories_neighbours_are_told_whatever_content_says():
     np.testing.assert_array_equal(told.successors.chances, alone.chances)
     # Beside nothing but ids it has no other to share with.
     bare = replace(table, blocks={ID_BLOCK: (0, content.shape[1])})
-    told = item_relations(sums, table=bare, head=HEAD, priors=priors, mechanism=noisy)
+    told = item_relations(
+        sums, table=bare, head=HEAD, priors=priors, mechanism=noisy, devices=1_500
+    )
     alone = neighbours_of(sums, head=HEAD, voice=1.0, **settings)
     np.testing.assert_array_equal(told.successors.chances, alone.chances)

@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fedprofile.common import accounting
@@ -28,6 +29,9 @@ def mechanism(noise_multiplier, sampling_probability):
         sampling_probability=sampling_probability,
         population_size=30,
     )
+
+
+ONE_PAIR = Successors.of(np.array([1]), np.array([2]), np.array([0.5]))
 
 
 def metrics(log, tmp_path, *, rounds=3, noise=2.0, rejected=None, successors=None, whole=False):
@@ -84,8 +88,11 @@ def test_how_much_co_occurrence_counts_is_told_where_it_was_released(log, tmp_pa
     assert (without["beyond_content"], without["whole_histories"]) == (None, False)
     released = metrics(log, tmp_path, successors=Successors.none())["run"]
     assert (released["beyond_content"], released["whole_histories"]) == (0.625, False)
-    whole = metrics(log, tmp_path / "whole", successors=Successors.none(), whole=True)["run"]
+    whole = metrics(log, tmp_path / "whole", successors=ONE_PAIR, whole=True)["run"]
     assert (whole["beyond_content"], whole["whole_histories"]) == (None, True)
+    (tmp_path / "noise").mkdir()
+    drowned = metrics(log, tmp_path / "noise", successors=Successors.none(), whole=True)["run"]
+    assert drowned["whole_histories"] is False
 
 
 def test_every_release_has_its_cost_and_the_last_is_the_exact_total(log, tmp_path):
