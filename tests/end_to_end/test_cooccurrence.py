@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from fedprofile.audit.checkpoints import Checkpoint
 from fedprofile.audit.run_checks import _check_items, _checkpoint_faults
+from fedprofile.client.answers import RecommendRequest
 from fedprofile.client.device import Device
 from fedprofile.client.device_config import DeviceConfig
 from fedprofile.client.device_folder import DeviceFolder
@@ -28,6 +29,7 @@ from fedprofile.common.messages import Binding, TrainTask, read_update, train_me
 from fedprofile.common.server_bundle import ServerBundle
 from fedprofile.common.signing import SigningKey
 from fedprofile.common.successors import Successors
+from fedprofile.common.user_level_optimizer import release_sum
 from fedprofile.common.weights import hash_of_weights
 from fedprofile.server import app, budget, lifetimes
 from fedprofile.server.relations import item_relations
@@ -154,18 +156,56 @@ def test_a_run_over_bare_ids_is_ranked_by_what_goes_together(fedprofile, tmp_pat
     assert len(ranking["items"]) == 3
 
 
-def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(
-    tmp_path, made_server, serve, monkeypatch
-):
-    # Of three devices nothing would be left but noise.
+@pytest.fixture
+def exactly(monkeypatch):
+    """What is made of a release is as if it had no noise: of three devices nothing else would be left."""
     for module in (app, budget, lifetimes):
         monkeypatch.setattr(module, "head_size", lambda n_items, _, **__: n_items)
     monkeypatch.setattr(budget, "vectors_size", lambda head, _: head)
 
-    def exactly(noisy, *, mechanism, **known):
+    def without_noise(noisy, *, mechanism, **known):
         return item_relations(noisy, mechanism=replace(mechanism, noise_multiplier=0.0), **known)
 
-    monkeypatch.setattr(app, "item_relations", exactly)
+    monkeypatch.setattr(app, "item_relations", without_noise)
+
+
+@pytest.mark.usefixtures("exactly")
+def test_a_server_tells_what_goes_with_what_and_a_device_ranks_by_it(
+    tmp_path, made_server, serve, monkeypatch
+):
+    def without_noise(summed, *, mechanism, noise):
+        found = release_sum(summed, mechanism=mechanism, noise=noise)
+        return {name: summed[name].double() for name in found}
+
+    monkeypatch.setattr(app, "release_sum", without_noise)
+    statistics = StatisticsConfig(as_of=dt.date(2026, 1, 1), whole_histories=True)
+    config = made_server.config.model_copy(update={"statistics": statistics})
+    folder = create_server(tmp_path / "server", config, items=None)
+    serve(folder)
+    device = DeviceFolder.create(tmp_path / "device", DeviceConfig(name="device"))
+    join_server(device, folder.bundle)
+    before = current_bundle(device)
+    assert before.public.whole
+    assert not before.served.successors
+    release = Releases(folder, SigningKey.load(folder.signing_key)).load()
+    keep_release(device, ServerBundle.load(device.server), release)
+    model = current_bundle(device)
+    assert (model.public.whole, model.served.whole) == (True, True)
+    first, second = model.served.successors.pairs[model.served.successors.chances.argmax()]
+    with Device(device) as opened:
+        taken = Interaction(
+            id="1", item=model.public.ids[first], time=1_700_000_000, event=model.event_types[0]
+        )
+        opened.record([taken])
+        request = RecommendRequest(top_k=9, explain=True, strategy="collaborative")
+        told = opened.recommend(request).items
+        [twin] = [one for one in told if one.item == model.public.ids[second]]
+        assert [part.item for part in twin.together] == [model.public.ids[first]]
+        assert all(not one.follows for one in told)
+
+
+@pytest.mark.usefixtures("exactly")
+def test_a_server_hands_the_vectors_on_and_a_device_ranks_by_them(tmp_path, made_server, serve):
     statistics = StatisticsConfig(as_of=dt.date(2026, 1, 1), cooccurrence=6)
     config = made_server.config.model_copy(update={"statistics": statistics})
     folder = create_server(tmp_path / "server", config, items=None)

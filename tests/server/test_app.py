@@ -28,6 +28,7 @@ from fedprofile.server.cooccurrence import head_of
 from fedprofile.server.neighbours import neighbours_of
 from fedprofile.server.popularity import ItemPriors, item_priors
 from fedprofile.server.relations import item_relations
+from fedprofile.simulations.exact_statistics import exact_statistics
 from fedprofile.simulations.grid import InProcessGrid
 
 NOTHING = {"rounds": 0}
@@ -249,6 +250,19 @@ def exact_pairs(town, head):
     return together_contribution(
         town.population.histories, head=head, n_items=town.population.table.n_items, clip_norm=1.0
     ).arrays["cooccurrence"]
+
+
+@pytest.mark.parametrize("statistics", [TOGETHER, WHOLE])
+def test_models_that_see_everything_know_what_the_federation_knows(
+    build_town, tmp_path, statistics
+):
+    town = build_town(statistics=statistics, privacy=OPEN, training=NOTHING)
+    told = town.run(tmp_path).statistics
+    known = exact_statistics(town.population, town.config.statistics, now=town.now)
+    np.testing.assert_allclose(known.current, told.current, rtol=1e-4)
+    assert len(known.successors) or statistics != WHOLE
+    np.testing.assert_array_equal(known.successors.pairs, told.successors.pairs)
+    np.testing.assert_allclose(known.successors.chances, told.successors.chances, rtol=1e-3)
 
 
 def test_neighbours_are_of_the_devices_that_answered(build_town, tmp_path, monkeypatch):

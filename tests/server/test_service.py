@@ -1,6 +1,7 @@
 """What the service bounds before it asks devices for anything."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,15 @@ def test_what_all_devices_send_of_one_statistic_is_taken_in_time(server, devices
     numbers = service._most_numbers
     assert CooccurrenceTask.largest_head(whole=False, numbers=numbers) == most
     assert devices * 4 * numbers <= 5e6 * federation.round_timeout_seconds
+
+
+@pytest.mark.parametrize(("whole", "numbers"), [(False, 2_048 * 2_047), (True, 2_896 * 2_895 // 2)])
+def test_the_largest_reply_has_the_pairs_of_the_kind_that_is_asked_for(server, whole, numbers):
+    service = Service(server, threading.Event())
+    table = SimpleNamespace(n_items=3_000, whole=whole)
+    found = service._largest_reply(SimpleNamespace(cooccurrence=object()), table)
+    without = service._largest_reply(SimpleNamespace(cooccurrence=None), table)
+    assert found.bytes - without.bytes == 8 * numbers
 
 
 @pytest.fixture
