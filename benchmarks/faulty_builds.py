@@ -360,13 +360,13 @@ def popularity_not_clipped(patch: pytest.MonkeyPatch) -> None:
 
 
 def cooccurrence_not_clipped(patch: pytest.MonkeyPatch) -> None:
-    contribution = host.cooccurrence_contribution
+    contribution = host.pairs_contribution
 
     def more_of_it(histories, *, clip_norm, **settings):
         update = contribution(histories, clip_norm=5 * clip_norm, **settings)
         return updates.ClippedUpdate(update.arrays, update.devices, clip_norm)
 
-    patch.setattr(host, "cooccurrence_contribution", more_of_it)
+    patch.setattr(host, "pairs_contribution", more_of_it)
 
 
 def cooccurrence_not_clipped_nor_checked(patch: pytest.MonkeyPatch) -> None:

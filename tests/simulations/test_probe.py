@@ -79,6 +79,18 @@ def test_a_faulty_build_is_caught(name, probed, seen, tmp_path):
     assert PROBED[name].caught_by <= fired(probed, seen, PROBED[name], tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same of whole histories, and what is seen of them without a fault."""
+    probed = Probed.of(config_of(statistics={"whole_histories": True}))
+    return probed, faultless(probed, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("name", [n for n in PROBED if "occurrence" in n or "pair" in n])
+def test_a_faulty_build_is_caught_over_whole_histories(name, whole, tmp_path):
+    assert PROBED[name].caught_by <= fired(*whole, PROBED[name], tmp_path)
+
+
 # --- no fault --------------------------------------------------------------------------------------
 
 
