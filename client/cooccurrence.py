@@ -59,11 +59,8 @@ def cooccurrence_contribution(
         One array, ``cooccurrence``: float32 [K (K − 1)], the sums of all pairs i < j, row by row of the
         upper triangle, and then the differences.
     """
-    if not 0 < clip_norm < math.inf:
-        raise ValueError(f"a part is scaled to the clip, which must be finite, not {clip_norm}")
-    place = np.full(n_items, -1, dtype=np.int64)
-    place[head] = np.arange(len(head))
-    places, device = place[histories.items], histories.devices
+    _check_clip(clip_norm)
+    places, device = _places(histories, head, n_items), histories.devices
     n_pairs = CooccurrenceTask.pairs(len(head))
     owners, columns, weights = [], [], []
     for lag in range(1, _LAGS + 1):
@@ -116,12 +113,10 @@ def together_contribution(
         One array, ``cooccurrence``: float32 [K (K − 1) / 2], the sums of all pairs i < j, row by row of
         the upper triangle.
     """
-    if not 0 < clip_norm < math.inf:
-        raise ValueError(f"a part is scaled to the clip, which must be finite, not {clip_norm}")
-    place = np.full(n_items, -1, dtype=np.int64)
-    place[head] = np.arange(len(head))
-    known = place[histories.items] >= 0
-    entries = np.ones(known.sum()), (histories.devices[known], place[histories.items[known]])
+    _check_clip(clip_norm)
+    places = _places(histories, head, n_items)
+    known = places >= 0
+    entries = np.ones(known.sum()), (histories.devices[known], places[known])
     held = sparse.csr_matrix(entries, shape=(histories.n_devices, len(head)))
     held.data[:] = 1  # what is taken again is added up
     n_held = held.getnnz(axis=1)
@@ -132,3 +127,16 @@ def together_contribution(
     return ClippedUpdate(
         arrays={"cooccurrence": total}, devices=histories.n_devices, clip_norm=clip_norm
     )
+
+
+def _check_clip(clip_norm: float) -> None:
+    if not 0 < clip_norm < math.inf:
+        raise ValueError(f"a part is scaled to the clip, which must be finite, not {clip_norm}")
+
+
+def _places(histories: Histories, head: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
+    """Place of each event's item in the head, −1 where it isn't there."""
+    place = np.full(n_items, -1, dtype=np.int64)
+    place[head] = np.arange(len(head))
+    found: NDArray[np.int64] = place[histories.items]
+    return found

@@ -85,44 +85,42 @@ class Content(Strategy):
         return content_scores(profile.sums, public)
 
 
-class Collaborative(Strategy):
+class _Next(Strategy):
+    """What was released of pairs, and popularity where that tells nothing; a model tells one kind of them.
+
+    Attributes:
+        whole: of whole histories, as :class:`ItemTable` has it.
+        tells: what that says.
+    """
+
+    whole: ClassVar[bool]
+    tells: ClassVar[str]
+
+    def lack(self, public: ItemTable, served: ItemTable) -> str:
+        """See :meth:`Strategy.lack`."""
+        told = served.successors and served.whole == self.whole
+        return "" if told else f"the model doesn't tell {self.tells}"
+
+    def why(self, profile: Profile, item: int, public: ItemTable, served: ItemTable) -> Reasons:
+        """See :meth:`Strategy.why`."""
+        return why_next(profile, served, item)
+
+    def _scores(
+        self, profile: Profile, public: ItemTable, served: ItemTable
+    ) -> NDArray[np.float32]:
+        return mixed(log_popularity(served), next_chances(profile, served))
+
+
+class Collaborative(_Next):
     """What goes with what is held, and popularity where nothing does."""
 
-    name = "collaborative"
-
-    def lack(self, public: ItemTable, served: ItemTable) -> str:
-        """See :meth:`Strategy.lack`."""
-        told = served.successors and served.whole
-        return "" if told else "the model doesn't tell what goes with what"
-
-    def why(self, profile: Profile, item: int, public: ItemTable, served: ItemTable) -> Reasons:
-        """See :meth:`Strategy.why`."""
-        return why_next(profile, served, item)
-
-    def _scores(
-        self, profile: Profile, public: ItemTable, served: ItemTable
-    ) -> NDArray[np.float32]:
-        return next_scores(profile, served)
+    name, whole, tells = "collaborative", True, "what goes with what"
 
 
-class Sequential(Strategy):
+class Sequential(_Next):
     """What follows on the last events, and popularity where nothing does."""
 
-    name = "sequential"
-
-    def lack(self, public: ItemTable, served: ItemTable) -> str:
-        """See :meth:`Strategy.lack`."""
-        told = served.successors and not served.whole
-        return "" if told else "the model doesn't tell what follows what"
-
-    def why(self, profile: Profile, item: int, public: ItemTable, served: ItemTable) -> Reasons:
-        """See :meth:`Strategy.why`."""
-        return why_next(profile, served, item)
-
-    def _scores(
-        self, profile: Profile, public: ItemTable, served: ItemTable
-    ) -> NDArray[np.float32]:
-        return next_scores(profile, served)
+    name, whole, tells = "sequential", False, "what follows what"
 
 
 class Neural(Strategy):
@@ -168,11 +166,6 @@ def available(public: ItemTable, served: ItemTable) -> tuple[str, ...]:
     """Names of the strategies that a model has something for, hybrid among them."""
     alone = (one.name for one in _ALONE if not one.lack(public, served))
     return (*alone, _TOGETHER)
-
-
-def next_scores(profile: Profile, served: ItemTable) -> NDArray[np.float32]:
-    """What is told to come next, mixed with popularity, float32 [n_items]."""
-    return mixed(log_popularity(served), next_chances(profile, served))
 
 
 def content_scores(sums: NDArray[np.float32], public: ItemTable) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fedprofile.common.config import RunConfig, load_config
 from fedprofile.common.errors import ConfigError
@@ -205,3 +206,11 @@ def test_a_wrong_option_is_not_laid_to_the_file(tmp_path):
         load_config(path, {"privacy": {"enabled": False}, "evaluation": {"split": "none"}})
     with pytest.raises(ConfigError, match=r"run\.toml: training\.patience .*no ε"):
         load_config(path, {"training": {"rounds": 3}})
+
+
+@pytest.mark.parametrize("columns", [0, 8])
+def test_pairs_of_two_kinds_are_not_released_together(columns):
+    with pytest.raises(ValidationError, match="leave one of them unset"):
+        RunConfig(statistics={"whole_histories": True, "cooccurrence": columns})
+    for alone in ({"whole_histories": True}, {"whole_histories": False, "cooccurrence": columns}):
+        assert RunConfig(statistics=alone).statistics.cooccurrence == alone.get("cooccurrence")

@@ -133,6 +133,17 @@ def test_what_is_sought_now_counts_more():
     np.testing.assert_allclose(np.delete(found, 5, axis=1), np.delete(plain, 5, axis=1), rtol=1e-5)
 
 
+def test_rounding_tells_of_no_pair():
+    group = np.arange(N_ITEMS) % 3
+    rng = np.random.default_rng(8)
+    # Nobody holds items of two groups.
+    held = (rng.random((900, N_ITEMS)) < 0.5) & (group == rng.integers(3, size=900)[:, None])
+    found = chances(released(held), users=900)
+    apart = group[:, None] != group
+    assert not found[apart].any()
+    assert found[~apart].any()
+
+
 def test_only_what_says_most_of_an_item_is_told():
     n_items, users = 80, 4_000
     rng = np.random.default_rng(4)
